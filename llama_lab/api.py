@@ -1,0 +1,58 @@
+"""The suite in Python: `compose`, `train`, `load`, as a script or a notebook calls them.
+
+This is also where the layers meet: training is handed the functions of inference that it calls.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llama_lab.config.compose import compose
+from llama_lab.config.schema import RunConfig
+
+if TYPE_CHECKING:
+    from llama_lab.inference.load import LoadedRun
+    from llama_lab.training.launch import TrainResult
+    from llama_lab.training.loop import Observers
+
+__all__ = ["compose", "load", "train"]
+
+
+def train(
+    run: RunConfig, *, handle_signals: bool = False, command: list[str] | None = None, extra_slug: str | None = None
+) -> "TrainResult":
+    """Train a run to its end, or go on with it where it stands.
+
+    Args:
+        run: what `compose` returned.
+        handle_signals: whether SIGTERM, SIGINT and SIGUSR1 end the run politely after the current update, as on the command
+            line. False leaves the caller's handlers alone.
+        command: what was typed, if anything; kept in the run's meta.json.
+        extra_slug: what a sweep adds to the folder's name for values outside the science.
+
+    Returns:
+        Folder, status, counts and the last values of every metric.
+
+    Raises:
+        ConfigError: this machine, the data or an existing folder do not allow the run.
+        Diverged: the loss is no longer finite.
+    """
+    from llama_lab.training.launch import launch
+
+    return launch(run, _load_observers, handle_signals=handle_signals, command=command, extra_slug=extra_slug)
+
+
+def load(run_folder: str | Path) -> "LoadedRun":
+    """Open a run's newest checkpoint: its model, tokenizer and config.
+
+    Raises:
+        ConfigError: the folder holds no run, or no checkpoint yet.
+    """
+    from llama_lab.inference.load import load_run
+
+    return load_run(Path(run_folder))
+
+
+def _load_observers() -> "Observers":
+    from llama_lab.inference.observers import OBSERVERS
+
+    return OBSERVERS

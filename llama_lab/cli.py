@@ -1,0 +1,272 @@
+"""The command line: which command, with which flags and overrides, and what its exit code says.
+
+Each command imports what it needs when it runs, so that help, completion and a refused config never wait for torch.
+"""
+
+import difflib
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from io import TextIOWrapper
+from pathlib import Path
+
+DONE, FAILED, CONFIG, PREEMPTED = 0, 1, 2, 75
+"""Exit codes. 75 is EX_TEMPFAIL of sysexits.h: stopped on request with its state saved; type the same command to go on."""
+
+EXIT_CODES = """\
+Exit codes: 0 done, 1 failed, 2 the request has a mistake (nothing was started), 75 stopped by a signal with its state saved
+(the same command goes on from there)."""
+
+OVERRIDES = """\
+Overrides, in any order:
+  group=option            swap a whole part            optim=muon
+  group.field=value       set one field                optim.max_lr=1e-3
+  node=null               leave a part out             eval=null  wandb=null
+  experiment=preset       start from a preset          experiment=smoke"""
+
+TRAIN_EXAMPLES = """\
+Examples:
+  llama-lab train                                           a small Llama on the documentation in your Python
+  llama-lab train experiment=smoke                          the whole path in seconds
+  llama-lab train optim.max_lr=3e-3 schedule=wsd            a variant; it gets a folder of its own
+  llama-lab train data=text data.path=book.txt              your own text
+  llama-lab train -m seed.init=0,1,2                        three runs, one after another, and a table
+  llama-lab train -m 'model.n_layers=range(2,9,2)'          the same with Hydra's range, choice and glob"""
+
+
+PLAN_HELP = """\
+usage: llama-lab plan [overrides...] [-m] [--config-dir DIR]
+
+What `llama-lab train` would do with the same words, without starting it: size, compute, budget, files. Text is prepared and cached
+on the way, so that tokens and epochs are counted, not guessed."""
+
+
+class UsageError(Exception):
+    """A mistake in commands or flags; the text says what to type instead."""
+
+
+@dataclass
+class Arguments:
+    """What stands after a command."""
+
+    overrides: list[str] = field(default_factory=list)
+    multirun: bool = False
+    show_config: bool = False
+    config_dir: Path | None = None
+    help: bool = False
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: how it is explained, what it accepts beside overrides, and what it runs."""
+
+    summary: str
+    words: list[str]
+    run: Callable[[list[str]], int]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        argv: the words after the program's name; default: those of this process.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):
+        # Samples are any text at all; a console with a small code page shows `?` for what it lacks instead of failing the run.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        return _dispatch(words)
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return CONFIG
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        from llama_lab.config.errors import ConfigError
+
+        if not isinstance(error, ConfigError):
+            raise
+        print(f"ConfigError: {error}", file=sys.stderr)
+        return CONFIG
+
+
+def _dispatch(words: list[str]) -> int:
+    name = words[0] if words else "--help"
+    if name in ("-h", "--help", "help"):
+        print(_overview())
+        return DONE
+    if name in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"llama-lab {version('llama_lab')}")
+        return DONE
+    if name == "__complete":
+        from llama_lab.completion import complete
+
+        print("\n".join(complete(" ".join(words[1:]), {command: COMMANDS[command].words for command in COMMANDS})))
+        return DONE
+    if name == "__job":
+        from llama_lab.lab.job import answer_job
+
+        return answer_job(Path(words[1]))
+    if name not in COMMANDS:
+        raise UsageError(_unknown_command(name, words[1:]))
+    return COMMANDS[name].run(words[1:])
+
+
+def _train(words: list[str]) -> int:
+    arguments = parse(words, "train")
+    if arguments.help:
+        print(_train_help(arguments.config_dir))
+        return DONE
+    from llama_lab.lab import sweep
+
+    jobs = sweep.expand(arguments.overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
+    if jobs is not None:
+        if arguments.show_config:
+            print(sweep.describe(jobs))
+            return DONE
+        return sweep.run_sweep(jobs)
+    from llama_lab.config.compose import compose
+
+    run = compose(arguments.overrides, config_dir=arguments.config_dir)
+    if arguments.show_config:
+        from llama_lab.config.identity import to_yaml
+        from llama_lab.config.resolve import resolve
+
+        print(to_yaml(resolve(run)), end="")
+        return DONE
+    from llama_lab.api import train
+
+    result = train(run, handle_signals=True, command=["llama-lab", "train", *words])
+    return PREEMPTED if result.status == "preempted" else DONE
+
+
+def _plan(words: list[str]) -> int:
+    arguments = parse(words, "plan")
+    if arguments.help:
+        print(f"{PLAN_HELP}\n\n{OVERRIDES}")
+        return DONE
+    from llama_lab.lab.plan import show
+
+    show(arguments.overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
+    return DONE
+
+
+def _cache(words: list[str]) -> int:
+    from llama_lab.data.cache import run_cache_command
+
+    return run_cache_command(words)
+
+
+def _completion(words: list[str]) -> int:
+    from llama_lab.completion import SCRIPTS
+
+    if words == ["--help"] or words == ["-h"]:
+        print("usage: llama-lab completion bash|zsh|fish\n\nPrints a script for your shell; its first lines say how to load it.")
+        return DONE
+    if len(words) != 1 or words[0] not in SCRIPTS:
+        raise UsageError(f"llama-lab completion takes one of {', '.join(SCRIPTS)}, not {' '.join(words) or 'nothing'}")
+    print(SCRIPTS[words[0]], end="")
+    return DONE
+
+
+FLAGS = {
+    "train": ["--multirun", "--cfg", "--config-dir", "--help"],
+    "plan": ["--multirun", "--config-dir", "--help"],
+}
+SHORT = {"-m": "--multirun", "-h": "--help"}
+
+COMMANDS = {
+    "train": Command("train a model, or with -m several", FLAGS["train"], _train),
+    "plan": Command("say what a run would take, without starting it", FLAGS["plan"], _plan),
+    "cache": Command("list or clean prepared data", ["list", "clean"], _cache),
+    "completion": Command("print a completion script for bash, zsh or fish", ["bash", "zsh", "fish"], _completion),
+}
+
+
+def parse(words: list[str], command: str) -> Arguments:
+    """Sort flags from overrides; flags may stand anywhere.
+
+    Raises:
+        UsageError: a flag that the command lacks, or one without its value.
+    """
+    arguments = Arguments()
+    rest = iter(words)
+    for word in rest:
+        flag, equals, value = word.partition("=")
+        flag = SHORT.get(flag, flag)
+        if not word.startswith("-"):
+            arguments.overrides.append(word)
+        elif flag not in FLAGS[command]:
+            raise UsageError(_unknown_flag(word, command))
+        elif flag == "--config-dir":
+            value = value or next(rest, "")
+            if not Path(value).is_dir() or not value:
+                raise UsageError(f"--config-dir needs a folder with groups of options in it; {value!r} is none")
+            arguments.config_dir = Path(value).absolute()
+        elif equals:
+            raise UsageError(f"{flag} takes no value; type it alone, without ={value}")
+        elif flag == "--multirun":
+            arguments.multirun = True
+        elif flag == "--cfg":
+            arguments.show_config = True
+        else:
+            arguments.help = True
+    return arguments
+
+
+def _unknown_command(name: str, rest: list[str]) -> str:
+    if "=" in name or name in FLAGS["train"] or name in SHORT:
+        return f"llama-lab needs a command before {name}; try: {shlex.join(['llama-lab', 'train', name, *rest])}"
+    close = difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
+    return f"llama-lab has no command {name!r}; {hint} (llama-lab --help lists them)"
+
+
+def _unknown_flag(word: str, command: str) -> str:
+    bare = word.lstrip("-")
+    key = bare.partition("=")[0]
+    close = difflib.get_close_matches(word.partition("=")[0], [*FLAGS[command], *SHORT], n=1)
+    if "=" in bare or "." in bare:
+        hint = f"fields are set without dashes: {bare if '=' in bare else key + '=VALUE'}"
+    elif close:
+        hint = f"did you mean {close[0]}?"
+    else:
+        hint = f"it takes {', '.join(FLAGS[command])}, and fields as key=value without dashes"
+    return f"llama-lab {command} has no flag {word.partition('=')[0]}; {hint}"
+
+
+def _overview() -> str:
+    lines = [
+        "usage: llama-lab COMMAND [overrides and flags...]",
+        "",
+        "Train Llama models: composed configs, sweeps, curves.",
+        "",
+        "Commands:",
+    ]
+    lines += [f"  {name:<12}{command.summary}" for name, command in COMMANDS.items()]
+    lines += ["", "  --version   print the version", "", "llama-lab train --help lists groups, options and presets."]
+    lines += ["", TRAIN_EXAMPLES, "", EXIT_CODES]
+    return "\n".join(lines)
+
+
+def _train_help(config_dir: Path | None) -> str:
+    from llama_lab.vocabulary import groups, presets
+
+    questions = presets(config_dir)
+    width = max(map(len, questions), default=0) + 2
+    lines = ["usage: llama-lab train [overrides...] [-m] [--cfg] [--config-dir DIR]", ""]
+    lines += ["  -m, --multirun    one run for each combination of the comma lists among the overrides, one after another"]
+    lines += ["  --cfg             print the whole config, checked and resolved, and start nothing"]
+    lines += ["  --config-dir DIR  further options and presets: DIR/<group>/<option>.yaml, DIR/experiment/<preset>.yaml"]
+    lines += ["", OVERRIDES, "", "Groups and their options:"]
+    lines += [f"  {group:<12}{'  '.join(options)}" for group, options in groups(config_dir).items()]
+    lines += ["", "Presets (experiment=...):"]
+    lines += [f"  {preset:<{width}}{question}".rstrip() for preset, question in questions.items()]
+    lines += ["", TRAIN_EXAMPLES, "", EXIT_CODES]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Schema, composition, validation and identity of a run. No torch here."""

@@ -1,0 +1,216 @@
+"""From what was typed to a run: choices -> typed tree -> values -> plain dataclasses, checked.
+
+Hydra composes the choices, options and presets alike; `overrides.py` then sets each value by itself, so that every mistake is found
+and named, not only the first. Hydra's global state is put back as it was: this works in a notebook, many times in a process, and
+inside another Hydra application.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Override
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobRuntime
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from hydra.version import VersionBase
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException, ValidationError
+from yaml import MarkedYAMLError, YAMLError
+
+from llama_lab.config import paths
+from llama_lab.config.errors import ConfigError
+from llama_lab.config.identity import SCIENCE, values
+from llama_lab.config.overrides import (
+    PRESET,
+    Typed,
+    any_shape,
+    missing_values,
+    no_option,
+    node_type,
+    set_value,
+    sort_overrides,
+    unknown_field,
+)
+from llama_lab.config.preset import label, swap_problems
+from llama_lab.config.schema import GROUPS, SHAPES, Origin, Problem, RunConfig, shown
+from llama_lab.config.validate import problems as problems_of
+
+
+@dataclass(frozen=True)
+class Request:
+    """What overrides ask for, before any value is looked at.
+
+    Attributes:
+        overrides: parsed, in the order typed.
+        choices: option of each group, and the preset as `experiment` if there is one. A swept group has its default.
+        is_sweep: whether the preset, or `hydra.mode=MULTIRUN`, makes this a sweep.
+        sweep_params: key -> values that the preset sweeps over, as text in Hydra's sweep grammar.
+    """
+
+    overrides: list[Override]
+    choices: dict[str, str]
+    is_sweep: bool
+    sweep_params: dict[str, str]
+
+
+def compose(overrides: list[str], *, config_dir: Path | None = None) -> RunConfig:
+    """The run that these overrides describe, checked as far as it can be without looking at the machine.
+
+    Args:
+        overrides: `group=option`, `group.field=value`, `experiment=preset`, as on the command line.
+        config_dir: a folder with more options and presets.
+
+    Raises:
+        ConfigError: everything wrong with the overrides and with the run that they make.
+    """
+    typed = sort_overrides(overrides, config_dir)
+    found = typed.problems
+    swaps = swap_problems(typed, config_dir)
+    found += swaps.values()
+    typed.unclear |= set(swaps)
+    config = _compose_choices(typed, config_dir)
+    choices = _choices(config)
+    base = _base_values(config)
+    for override in typed.values:
+        key = override.key_or_group
+        if key.partition(".")[0] not in typed.unclear:
+            found += set_value(config, choices, override)
+        elif key not in any_shape():
+            found.append((f"{key}={shown(override.value())}", unknown_field(key, any_shape(), {})))
+    found += missing_values(config, typed.unclear)
+    run = None if typed.unclear else _build(config, Origin(choices=choices, label=label(choices, config_dir), base=base), found)
+    if run is not None:
+        found += problems_of(run)
+    if found or run is None:
+        raise ConfigError(list(dict.fromkeys(found)))
+    return run
+
+
+def read_request(overrides: list[str], *, config_dir: Path | None = None) -> Request:
+    """What overrides ask for, without looking at values: enough to tell a sweep from a run.
+
+    Raises:
+        ConfigError: overrides that cannot be parsed, or options that do not exist.
+    """
+    typed = sort_overrides(overrides, config_dir, allow_sweeps=True)
+    if typed.problems:
+        raise ConfigError(typed.problems)
+    config = _compose_choices(typed, config_dir)
+    sweep = OmegaConf.to_container(OmegaConf.create(config.hydra.sweeper.get("params") or {}), resolve=True)
+    assert isinstance(sweep, dict)
+    params = {str(key): shown(value) for key, value in sweep.items()}
+    return Request(typed.parsed, _choices(config), config.hydra.mode == RunMode.MULTIRUN, params)
+
+
+def _compose_choices(typed: Typed, config_dir: Path | None) -> DictConfig:
+    """The typed tree of the options and the preset, before any value. What is unclear has its default.
+
+    Raises:
+        ConfigError: a file among the options or presets is wrong in itself.
+    """
+    lines = [f"{group}={_quoted(option)}" for group, option in typed.choices.items() if group not in typed.unclear]
+    searched = ",".join(_quoted(f"file://{folder.as_posix()}") for folder in paths.search_folders(config_dir)[1:])
+    try:
+        with _own_hydra():
+            return hydra.compose("config", [f"hydra.searchpath=[{searched}]", *lines, *typed.settings], return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError([*typed.problems, _file_problem(error)]) from None
+
+
+def _build(config: DictConfig, origin: Origin, found: list[Problem]) -> RunConfig | None:
+    """Plain dataclasses of the tree; none if it cannot be had, and then `found` says why."""
+    parts: dict[str, Any] = {}
+    for item in fields(RunConfig):
+        if item.name == "origin":
+            continue
+        try:
+            node = config[item.name]
+            parts[item.name] = _plain_node(node) if isinstance(node, DictConfig) else node
+        except OmegaConfBaseException as error:
+            key = error.full_key or item.name
+            if (f"{key}=???") not in {subject for subject, _ in found}:
+                found.append((key, f"cannot be read: {str(error).splitlines()[0]}"))
+    return RunConfig(**parts, origin=origin) if len(parts) == len(fields(RunConfig)) - 1 else None
+
+
+def _plain_node(node: DictConfig) -> Any:
+    """A node as its dataclass. A text that is missing, and named so already, gets a stand-in, so that the rest is checked too."""
+    for name in node:
+        if OmegaConf.is_missing(node, name):
+            with contextlib.suppress(ValidationError):
+                node[name] = "missing"
+        node[name]  # an interpolation that leads nowhere, or a number that is missing, fails here, where its key is known
+    OmegaConf.resolve(node)
+    # Merged again into its own type, so that a stray key of a YAML file is refused.
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(node_type(node)), node))
+
+
+def _base_values(config: DictConfig) -> dict[str, Any]:
+    """Every value of the science as the choices give it; null where they leave it to the user."""
+    tree = {
+        name: OmegaConf.to_container(config[name], enum_to_str=True) if OmegaConf.is_config(config[name]) else config[name]
+        for name in SCIENCE
+    }
+    return {key: None if value == MISSING else value for key, value in values(tree).items()}
+
+
+def _choices(config: DictConfig) -> dict[str, str]:
+    chosen = config.hydra.runtime.choices
+    return {group: str(chosen[group]) for group in (*GROUPS, PRESET) if chosen.get(group) is not None}
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _file_problem(error: Exception) -> Problem:
+    """A mistake inside a YAML file, as Hydra, OmegaConf or the YAML parser reports it, in our words."""
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        return error.problem_mark.name, f"is no YAML: {error.problem} in line {error.problem_mark.line + 1}"
+    text = f"{error}\n{error.__cause__ or ''}"
+    if missing := re.search(r"Could not find '(\w+)/([^']+)'", text):
+        return f"{missing[1]}={missing[2]}", f"{no_option(missing[1], missing[2], None)} (a preset or an option asks for it)"
+    key = re.search(r"full_key: (\S+)", text)
+    file = re.search(r"In '([^']+)'", text)
+    subject = " in ".join([*([key[1]] if key else []), *([f"{file[1]}.yaml"] if file else [])]) or "a config file"
+    if key and re.search(r"Key '[^']*' not in '", text):
+        if key[1] == PRESET:
+            return subject, "is no field; the first line of a preset is # @package _global_"
+        return subject, unknown_field(key[1], any_shape(), {})
+    lines = [line.strip() for line in text.splitlines() if line.strip() and "raised while composing" not in line]
+    return subject, f"is wrong: {lines[0] if lines else type(error).__name__}"
+
+
+@contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Hydra on our folders and types, with whatever another application set up put back afterwards."""
+    store, states = ConfigStore.instance(), Singleton._instances
+    kinds = (GlobalHydra, JobRuntime, VersionBase)
+    before, types = {kind: states.pop(kind) for kind in kinds if kind in states}, store.repo
+    try:
+        store.repo = {name: group for name, group in types.items() if name != "schema"}
+        _register_types(store)
+        with hydra.initialize_config_dir(str(paths.config_folder("conf")), job_name="llama_lab", version_base="1.3"):
+            yield
+    finally:
+        store.repo = types
+        for kind in kinds:
+            states.pop(kind, None)
+        states.update(before)
+
+
+def _register_types(store: ConfigStore) -> None:
+    """Put the types where `conf/` finds them: `schema/run` and `schema/<group>/<shape>`."""
+    store.store(group="schema", name="run", node=RunConfig, provider="llama_lab")
+    for group, shapes in SHAPES.items():
+        for name, shape in shapes.items():
+            store.store(group=f"schema/{group}", name=name, node=shape, provider="llama_lab")

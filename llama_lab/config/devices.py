@@ -1,0 +1,97 @@
+"""What this machine computes on, found without importing torch: that would cost seconds before a mistake is answered.
+
+CUDA is asked through the driver's own library, which honours CUDA_VISIBLE_DEVICES as torch does. Whether the installed torch can
+use it is read from the files it came with.
+"""
+
+import ctypes
+import functools
+import importlib.util
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+COMPUTE_CAPABILITY_MAJOR = 75
+"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR of the driver's interface."""
+BF16_CAPABILITY = 8
+"""First major compute capability (Ampere) with bf16 in its tensor cores."""
+MPS_MACOS = 14
+"""First macOS whose Metal torch supports."""
+CPU_BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
+
+
+@dataclass(frozen=True)
+class Cuda:
+    """What CUDA offers here.
+
+    Attributes:
+        devices: visible GPUs that torch can use.
+        has_bf16: whether each of them has bf16 in hardware.
+        reason: why there are none.
+    """
+
+    devices: int = 0
+    has_bf16: bool = False
+    reason: str = ""
+
+
+def probe_cuda() -> Cuda:
+    """Visible GPUs, or why there are none."""
+    if not torch_has_cuda():
+        return Cuda(reason="the installed torch is a build without CUDA; install one with it (pytorch.org/get-started)")
+    return _driver_devices(os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def torch_has_cuda() -> bool:
+    """Whether the installed torch was built with CUDA."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    library = "torch_cuda.dll" if sys.platform == "win32" else "libtorch_cuda.so"
+    return (Path(spec.origin).parent / "lib" / library).is_file()
+
+
+def has_mps() -> bool:
+    """Whether this is a Mac whose GPU torch can use."""
+    if sys.platform != "darwin" or platform.machine() != "arm64":
+        return False
+    return int(platform.mac_ver()[0].partition(".")[0] or 0) >= MPS_MACOS
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 in hardware; without it bf16 is slower than fp32."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
+    return not CPU_BF16_FLAGS.isdisjoint(flags.split())
+
+
+@functools.cache
+def _driver_devices(visible: str | None) -> Cuda:
+    """Ask the driver once a process; it fixes what is visible at the first call anyway."""
+    if visible is not None and visible.strip() in ("", "-1"):
+        return Cuda(reason=f"CUDA_VISIBLE_DEVICES={visible!r} hides every GPU; unset it")
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return Cuda(reason="no NVIDIA driver is installed (its library was not found)")
+    count = ctypes.c_int(0)
+    if (code := driver.cuInit(0)) != 0 or (code := driver.cuDeviceGetCount(ctypes.byref(count))) != 0:
+        return Cuda(reason=f"the NVIDIA driver finds no GPU that it can use (error {code}); see nvidia-smi")
+    majors = [_capability(driver, ordinal) for ordinal in range(count.value)]
+    if not majors:
+        return Cuda(reason="the NVIDIA driver finds no GPU; see nvidia-smi and CUDA_VISIBLE_DEVICES")
+    return Cuda(len(majors), min(majors) >= BF16_CAPABILITY)
+
+
+def _capability(driver: ctypes.CDLL, ordinal: int) -> int:
+    """Major compute capability of one GPU; 0 if the driver does not say."""
+    device, major = ctypes.c_int(0), ctypes.c_int(0)
+    if driver.cuDeviceGet(ctypes.byref(device), ordinal) != 0:
+        return 0
+    failed = driver.cuDeviceGetAttribute(ctypes.byref(major), COMPUTE_CAPABILITY_MAJOR, device)
+    return 0 if failed else major.value

@@ -1,0 +1,35 @@
+"""Where options and presets lie: beside the package in a checkout, inside it in an installed wheel.
+
+Read as plain files, so that every list of options is exactly what `llama-lab` would accept.
+"""
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def config_folder(name: str) -> Path:
+    """Absolute path of `conf` or `experiments`."""
+    inside = PACKAGE / name
+    return inside if inside.is_dir() else PACKAGE.parent / name
+
+
+def search_folders(config_dir: Path | None = None) -> list[Path]:
+    """Folders searched for `<group>/<option>.yaml`, in order.
+
+    Args:
+        config_dir: the user's own options and presets, searched last.
+    """
+    own = [] if config_dir is None else [config_dir.resolve()]
+    return [config_folder("conf"), config_folder("experiments"), *own]
+
+
+def options(group: str, config_dir: Path | None = None) -> list[str]:
+    """Options of a group, or the presets where `group` is `experiment`, sorted."""
+    return sorted({file.stem for folder in search_folders(config_dir) for file in folder.glob(f"{group}/*.yaml")})
+
+
+def option_file(group: str, option: str, config_dir: Path | None = None) -> Path | None:
+    """The file that an option is read from; none if there is no such option."""
+    files = (folder / group / f"{option}.yaml" for folder in search_folders(config_dir))
+    return next((file for file in files if file.is_file()), None)

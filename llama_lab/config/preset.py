@@ -1,0 +1,109 @@
+"""What a preset and the primary config say themselves, read from their files: choices, values, and what a run is called after."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from yaml import YAMLError
+
+from llama_lab.config import paths
+from llama_lab.config.overrides import PRESET, Typed
+from llama_lab.config.schema import GROUPS, Problem, shown
+
+LABELLED = ("model", "data", "tokenizer", "optim", "schedule")
+"""Groups whose options appear in a run's name, in this order."""
+
+
+@dataclass
+class Preset:
+    """A preset's own delta.
+
+    Attributes:
+        choices: group -> option.
+        values: key path -> value, for keys below a group.
+    """
+
+    choices: dict[str, str] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def read_preset(name: str, config_dir: Path | None = None) -> Preset:
+    """What a preset sets, those it builds on included."""
+    file = paths.option_file(PRESET, name, config_dir)
+    preset = Preset()
+    try:
+        content = OmegaConf.load(file) if file is not None else None
+    except YAMLError:
+        content = None  # said in full when it is composed
+    if not isinstance(content, DictConfig):
+        return preset
+    for entry in content.get("defaults") or []:
+        if isinstance(entry, str) and entry != "_self_":
+            base = read_preset(entry.rpartition("/")[2], config_dir)
+            preset.choices |= base.choices
+            preset.values |= base.values
+        elif isinstance(entry, DictConfig):
+            preset.choices |= _choices(entry)
+    for group in GROUPS:
+        if isinstance(content.get(group), DictConfig):
+            preset.values |= _leaves(OmegaConf.to_container(content[group], resolve=False), f"{group}.")
+    return preset
+
+
+def default_choices() -> dict[str, str]:
+    """Option of each group in a run that nothing was typed for."""
+    content = OmegaConf.load(paths.config_folder("conf") / "config.yaml")
+    assert isinstance(content, DictConfig) and isinstance(content.defaults, ListConfig)
+    found: dict[str, str] = {}
+    for entry in content.defaults:
+        if isinstance(entry, DictConfig):
+            found |= _choices(entry)
+    return found
+
+
+def label(choices: dict[str, str], config_dir: Path | None = None) -> str:
+    """What was chosen, in a few words: the model and the data, or the preset; then what differs from the default or the preset."""
+    usual = default_choices()
+    words = [choices["model"], choices["data"]]
+    preset = choices.get(PRESET)
+    if preset is not None:
+        usual |= read_preset(preset, config_dir).choices
+        words = [preset]
+    said = () if preset is not None else ("model", "data")
+    return "-".join(words + [choices[group] for group in LABELLED if group not in said and choices[group] != usual[group]])
+
+
+def swap_problems(typed: Typed, config_dir: Path | None = None) -> dict[str, Problem]:
+    """Group -> why its option cannot be swapped: the preset's values were made for another option and would stay silently."""
+    name = typed.choices.get(PRESET)
+    if name is None:
+        return {}
+    preset = read_preset(name, config_dir)
+    own = {override.key_or_group for override in typed.values}
+    usual = default_choices() | preset.choices
+    found: dict[str, Problem] = {}
+    for group in GROUPS:
+        option = typed.choices.get(group, usual[group])
+        left = {key: value for key, value in preset.values.items() if key.startswith(f"{group}.") and key not in own}
+        if option != usual[group] and left:
+            kept = " ".join(f"{key}={shown(value)}" for key, value in left.items())
+            works = " ".join(f"{key}=…" for key in left)
+            rule = (
+                f"would keep what {PRESET}={name} sets for {group}={usual[group]}: {kept}; "
+                f"type your own values as well ({works}), or start without the preset"
+            )
+            found[group] = (f"{group}={option}", rule)
+    return found
+
+
+def _choices(entry: DictConfig) -> dict[str, str]:
+    """Choices of one line of a defaults list: `model: x` or `override /model: x`."""
+    pairs = [(str(key).rpartition(" ")[2].lstrip("/"), value) for key, value in entry.items()]
+    return {group: str(option) for group, option in pairs if group in GROUPS}
+
+
+def _leaves(tree: Any, prefix: str) -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix.rstrip("."): tree}
+    return {key: value for name, item in tree.items() for key, value in _leaves(item, f"{prefix}{name}.").items()}

@@ -1,0 +1,107 @@
+"""What a run leaves to the machine made concrete: device, processes, micro-batch, compile, precision. Torch-free."""
+
+import os
+import sys
+from dataclasses import replace
+
+from llama_lab.config import devices
+from llama_lab.config.errors import ConfigError
+from llama_lab.config.schema import Compile, Device, Precision, Problem, RunConfig, nearest_multiples
+
+CPU_MICRO_BATCH_TOKENS = 4096
+GPU_MICRO_BATCH_TOKENS = 16384
+
+
+def resolve(run: RunConfig) -> RunConfig:
+    """The same run with every `auto` and derived null of `hardware` and `precision` replaced by what this machine makes of it.
+
+    Under torchrun or srun (WORLD_SIZE is set) the processes are those that were started.
+
+    Returns:
+        A new config; `run` is unchanged. Resolving it again changes nothing.
+
+    Raises:
+        ConfigError: this machine cannot run it as it says.
+    """
+    cuda = devices.probe_cuda()
+    device, found = _device(run, cuda)
+    processes, more = _processes(run, device, cuda)
+    found += more
+    precision = _precision(run, device, cuda, found)
+    micro_batch = _micro_batch(run, device, processes, found)
+    if found:
+        raise ConfigError(found)
+    compiles = run.hardware.compile is Compile.always
+    if run.hardware.compile is Compile.auto:
+        compiles = device is Device.cuda and sys.platform == "linux"
+    hardware = replace(
+        run.hardware,
+        device=device,
+        processes=processes,
+        micro_batch=micro_batch,
+        compile=Compile.always if compiles else Compile.never,
+    )
+    return replace(run, precision=precision, hardware=hardware)
+
+
+def _device(run: RunConfig, cuda: devices.Cuda) -> tuple[Device, list[Problem]]:
+    asked = run.hardware.device
+    if asked is Device.auto:
+        return (Device.cuda if cuda.devices else Device.mps if devices.has_mps() else Device.cpu), []
+    if asked is Device.cuda and not cuda.devices:
+        return asked, [("hardware.device=cuda", f"is not possible: {cuda.reason}; hardware=cpu works without")]
+    if asked is Device.mps and not devices.has_mps():
+        rule = f"needs a Mac with Apple silicon and macOS {devices.MPS_MACOS} or later; hardware=auto takes what is here"
+        return asked, [("hardware.device=mps", rule)]
+    return asked, []
+
+
+def _processes(run: RunConfig, device: Device, cuda: devices.Cuda) -> tuple[int, list[Problem]]:
+    asked, started = run.hardware.processes, _started_processes()
+    processes = started or asked or (max(cuda.devices, 1) if device is Device.cuda else 1)
+    subject = f"hardware.processes={processes}"
+    if started and asked not in (None, 1, started):
+        return started, [(f"hardware.processes={asked}", f"contradicts the {started} processes that were started; leave it out")]
+    if processes == 1:
+        return 1, []
+    if sys.platform == "win32":
+        return processes, [(subject, "needs Linux or macOS; on Windows hardware.processes=1 works")]
+    if device is Device.mps:
+        return processes, [(subject, "cannot share the one GPU of a Mac; hardware.processes=1, or hardware.device=cpu as well")]
+    # Under torchrun each machine brings GPUs of its own.
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) if started else processes
+    if device is Device.cuda and 0 < cuda.devices < here:
+        gpus = "1 GPU is" if cuda.devices == 1 else f"{cuda.devices} GPUs are"
+        return processes, [(subject, f"is more than there are GPUs: {gpus} visible; hardware.processes={cuda.devices} works")]
+    return processes, []
+
+
+def _started_processes() -> int | None:
+    """Processes of the launcher that started this one; none if there is no launcher."""
+    return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ and "WORLD_SIZE" in os.environ else None
+
+
+def _precision(run: RunConfig, device: Device, cuda: devices.Cuda, found: list[Problem]) -> Precision:
+    """bf16 on a CPU without it in hardware is allowed when typed: slow, but how a GPU's curve is repeated without one."""
+    if run.precision is Precision.auto:
+        has_bf16 = {Device.cuda: cuda.has_bf16, Device.cpu: devices.cpu_has_bf16()}.get(device, False)
+        return Precision.bf16 if has_bf16 else Precision.fp32
+    if run.precision is Precision.bf16 and device is Device.cuda and cuda.devices and not cuda.has_bf16:
+        found.append(("precision=bf16", "needs a GPU of compute capability 8.0 (Ampere) or later; precision=fp32 works here"))
+    return run.precision
+
+
+def _micro_batch(run: RunConfig, device: Device, processes: int, found: list[Problem]) -> int:
+    """Windows at once: as typed, else the largest divisor of a process's share within the device's budget of tokens."""
+    windows, tokens = run.windows_per_update, run.data.max_seq_len
+    subject = f"data.tokens_per_update={run.data.tokens_per_update}"
+    given = run.hardware.micro_batch
+    step = processes * (given or 1)
+    if windows % step:
+        across = f"{processes} processes" + (f" x hardware.micro_batch={given}" if given else "")
+        rule = f"is {windows} windows of {tokens}, no multiple of {across}; "
+        found.append((subject, rule + nearest_multiples(run.data.tokens_per_update, step * tokens)))
+        return given or 1
+    share = windows // processes
+    budget = CPU_MICRO_BATCH_TOKENS if device is Device.cpu else GPU_MICRO_BATCH_TOKENS
+    return given or max(size for size in range(1, share + 1) if share % size == 0 and (size == 1 or size * tokens <= budget))

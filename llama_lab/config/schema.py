@@ -1,0 +1,592 @@
+"""What a run is: every field, its type, its unit and its legal range. The numbers live in `conf/`.
+
+Dataclasses here are registered with Hydra, YAML options merge onto them, and the finished tree is turned back into plain
+dataclasses, so no other module ever sees an OmegaConf object. A node reports what is wrong with itself through
+`problems()`; what spans nodes is in `validate.py`. Nothing here imports torch or reads a file.
+"""
+
+import math
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+Problem = tuple[str, str]
+"""The key path as typed on the command line, with its value (`schedule.min_lr=1.0`), and the rule with a value that works."""
+
+BEFORE = "before"
+"""Metadata key of a field that came after runs were made: the value that means what the code did without it. At that value the
+field stays out of a run's identity, and a saved config without it is read as that value."""
+
+EXAMPLE = "example"
+"""Metadata key of a field that no option has a value for: one that a user may type."""
+
+
+def shown(value: Any) -> str:
+    """A value as it is typed on the command line."""
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, list):
+        return f"[{','.join(map(shown, value))}]"
+    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool | None) else str(value)
+
+
+def nearest_multiples(value: int, step: int) -> str:
+    """The multiples of `step` on either side of `value`, in words; never 0."""
+    below = value // step * step
+    return f"nearest: {below} or {below + step}" if below else f"nearest: {step}"
+
+
+def _broken(at: str, node: Any, *rules: tuple[str, bool, str]) -> list[Problem]:
+    """A problem for each (field, whether it holds, what is wrong otherwise)."""
+    return [(f"{at}.{name}={shown(getattr(node, name))}", wrong) for name, holds, wrong in rules if not holds]
+
+
+def _positive(value: float) -> bool:
+    return 0 < value < math.inf
+
+
+class Precision(Enum):
+    """Dtype of the activations in matrix products; weights and optimizer states are fp32 in either case."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Device(Enum):
+    """Kind of device that a process computes on."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class Compile(Enum):
+    """When `torch.compile` is applied: `auto` means on CUDA under Linux, where its compiler is at hand."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
+class Window(Enum):
+    """How training windows are cut from the tokens."""
+
+    contiguous = "contiguous"
+    document = "document"
+
+
+class TrackerMode(Enum):
+    """Where Weights & Biases writes; `auto` is online when a key is configured, else offline."""
+
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+
+
+@dataclass(kw_only=True, slots=True)
+class SeedConfig:
+    """The three sources of chance in a run, so that each can be varied alone."""
+
+    init: int = MISSING
+    """Initial weights, and dropout's masks if any. At least 0."""
+    data: int = MISSING
+    """Order of the training windows. At least 0."""
+    sampling: int = MISSING
+    """Tokens drawn for the generation samples. At least 0."""
+
+    def problems(self, at: str) -> list[Problem]:
+        """What is wrong with this node alone; `at` is its key path."""
+        return _broken(
+            at,
+            self,
+            ("init", 0 <= self.init < 2**63, "is outside 0 to 2**63 - 1; try 0"),
+            ("data", 0 <= self.data < 2**63, "is outside 0 to 2**63 - 1; try 0"),
+            ("sampling", 0 <= self.sampling < 2**63, "is outside 0 to 2**63 - 1; try 0"),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """The shape of a Llama. Its vocabulary comes from the tokenizer, its context from `data.max_seq_len`."""
+
+    dim: int = MISSING
+    """Width of the residual stream, in channels. A multiple of `n_heads`."""
+    n_layers: int = MISSING
+    """Transformer blocks. At least 1."""
+    n_heads: int = MISSING
+    """Query heads. `dim / n_heads` must be even, because rotary embeddings turn pairs of channels."""
+    n_kv_heads: int | None = MISSING
+    """Key and value heads (grouped-query attention); a divisor of `n_heads`. null: as many as `n_heads`."""
+    ffn_dim: int | None = MISSING
+    """Width of the SwiGLU. null: `multiple_of` x ceil(int(8/3 dim) / `multiple_of`)."""
+    multiple_of: int = MISSING
+    """What a derived SwiGLU width is rounded up to. At least 1."""
+    rope_theta: float = MISSING
+    """Base of the rotary wavelengths. Above 0."""
+    norm_eps: float = MISSING
+    """Added to the mean square inside RMSNorm. Above 0."""
+    tie_embeddings: bool = MISSING
+    """Whether the output projection is the embedding itself."""
+    qk_norm: bool = MISSING
+    """Whether queries and keys pass an RMSNorm per head before rotary. Off in Llama proper; the export then needs another class."""
+    zero_init_outputs: bool = MISSING
+    """Whether the projections back into the residual stream start at zero instead of a scaled normal."""
+    dropout: float = MISSING
+    """Probability of dropping a channel after attention and SwiGLU, in [0, 1). Its masks follow the micro-batch, so with it
+    `hardware` is no longer free of influence on the curve."""
+
+    def problems(self, at: str) -> list[Problem]:
+        """What is wrong with this node alone; `at` is its key path."""
+        counts = _broken(
+            at,
+            self,
+            ("dim", self.dim >= 2, "is below 2; try 256"),
+            ("n_layers", self.n_layers >= 1, "is below 1; try 3"),
+            ("n_heads", self.n_heads >= 1, "is below 1; try 4"),
+            ("multiple_of", self.multiple_of >= 1, "is below 1; 1 leaves the width as computed"),
+            ("ffn_dim", self.ffn_dim is None or self.ffn_dim >= 1, "is below 1; null derives it from dim"),
+            ("rope_theta", _positive(self.rope_theta), "is not above 0; try 10000"),
+            ("norm_eps", _positive(self.norm_eps), "is not above 0; try 1e-5"),
+            ("dropout", 0 <= self.dropout < 1, "is outside [0, 1); 0 is none"),
+        )
+        return counts or self._head_problems(at)
+
+    def _head_problems(self, at: str) -> list[Problem]:
+        divisors = [heads for heads in range(1, self.n_heads + 1) if self.n_heads % heads == 0]
+        pairs = 2 * self.n_heads
+        return _broken(
+            at,
+            self,
+            (
+                "dim",
+                self.dim % pairs == 0,
+                f"gives {at}.n_heads={self.n_heads} heads no even number of channels each, which rotary embeddings need; "
+                + nearest_multiples(self.dim, pairs),
+            ),
+            (
+                "n_kv_heads",
+                self.n_kv_heads is None or self.n_kv_heads in divisors,
+                f"does not divide {at}.n_heads={self.n_heads}; one of {', '.join(map(str, divisors))} does, null is all of them",
+            ),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """What every kind of data has in common."""
+
+    max_seq_len: int = MISSING
+    """Tokens in a window, which is also the model's context. At least 2."""
+    tokens_per_update: int = MISSING
+    """Tokens in the global batch of one optimizer step; a multiple of `max_seq_len`. Padding in document windows counts."""
+    window: Window = MISSING
+    """contiguous: windows of `max_seq_len` cut from all documents joined; document: each window starts at a document's start or
+    where its previous window ended, and is padded at the document's end. Padding is not trained on."""
+
+    def problems(self, at: str) -> list[Problem]:
+        """What is wrong with this node alone; `at` is its key path."""
+        return _broken(
+            at,
+            self,
+            ("max_seq_len", self.max_seq_len >= 2, "is below 2, too short to predict anything from; try 256"),
+            ("tokens_per_update", self.tokens_per_update >= 1, "is below 1; try 8192"),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class DocsConfig(DataConfig):
+    """English documentation found in the Python that runs this: language reference topics and docstrings."""
+
+    packages: list[str] = MISSING
+    """Installed packages whose docstrings are added to the standard library's, by import name. They are read, never imported."""
+    val_bytes: int = MISSING
+    """At least so many UTF-8 bytes of whole modules are held out for validation. At least 1."""
+
+    def problems(self, at: str) -> list[Problem]:
+        """What is wrong with this node alone; `at` is its key path."""
+        own = _broken(at, self, ("val_bytes", self.val_bytes >= 1, "is below 1; try 200000 (eval=null trains without validation)"))
+        return DataConfig.problems(self, at) + own
+
+
+@dataclass(kw_only=True, slots=True)
+class TextConfig(DataConfig):
+    """A file, or a folder searched recursively, of .txt, .md and .jsonl (one object a line, with a `text` string)."""
+
+    path: str = field(default=MISSING, metadata={EXAMPLE: "book.txt"})
+    """File or folder."""
+    val_fraction: float = MISSING
+    """Share of documents held out by hash, in (0, 1). Below 20 documents the last share of the joined text is held out instead."""
+
+    def problems(self, at: str) -> list[Problem]:
+        """What is wrong with this node alone; `at` is its key path."""
+        return DataConfig.problems(self, at) + _broken(
+            at,
+            self,
+            ("val_fraction", 0 < self.val_fraction < 1, "is outside (0, 1); try 0.1"),
+            ("path", bool(self.path), "is empty; give a file or folder"),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class ShardsConfig(DataConfig):
+    """Token ids prepared before: a folder with a manifest of this project."""
+
+    path: str = field(default=MISSING, metadata={EXAMPLE: "shards/fineweb"})
+    """The folder."""
+
+    def problems(self, at: str) -> list[Problem]:
+        """What is wrong with this node alone; `at` is its key path."""
+        return DataConfig.problems(self, at) + _broken(at, self, ("path", bool(self.path), "is empty; give a folder"))
+
+
+@dataclass(kw_only=True, slots=True)
+class TokenizerConfig:
+    """Base of the tokenizers."""
+
+    def problems(self, at: str) -> list[Problem]:
+        """What is wrong with this node alone; `at` is its key path."""
+        return []
+
+
+@dataclass(kw_only=True, slots=True)
+class BpeConfig(TokenizerConfig):
+    """Byte-level BPE trained on the training documents."""
+
+    vocab_size: int = MISSING
+    """Entries asked for, special tokens and 256 bytes included; a small text may give fewer. 261 to 1,000,000."""
+
+    def problems(self, at: str) -> list[Problem]:
+        """What is wrong with this node alone; `at` is its key path."""
+        return _broken(
+            at,
+            self,
+            ("vocab_size", self.vocab_size >= 261, "is below 261: 4 special tokens, 256 bytes and one merge; try 2048"),
+            ("vocab_size", self.vocab_size <= 1_000_000, "is above 1000000; try 32768"),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class FileTokenizerConfig(TokenizerConfig):
+    """A `tokenizer.json` as Hugging Face's tokenizers library writes it."""
+
+    path: str = field(default=MISSING, metadata={EXAMPLE: "tokenizer.json"})
+    """The file."""
+
+    def problems(self, at: str) -> list[Problem]:
+        """What is wrong with this node alone; `at` is its key path."""
+        return _broken(at, self, ("path", bool(self.path), "is empty; give a tokenizer.json"))
+
+
+@dataclass(kw_only=True, slots=True)
+class BytesConfig(TokenizerConfig):
+    """UTF-8 bytes are the tokens: ids 0 to 255, and 256 for the end of a document."""
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimConfig:
+    """What every optimizer has in common."""
+
+    max_lr: float = MISSING
+    """Peak learning rate, which the schedule scales. Above 0."""
+    weight_decay: float = MISSING
+    """Decoupled decay of matrices (embeddings included); vectors such as norm gains are never decayed. At least 0."""
+    max_grad_norm: float | None = MISSING
+    """Global L2 norm that gradients are clipped to. Above 0; null: not clipped, only measured."""
+
+    def problems(self, at: str) -> list[Problem]:
+        """What is wrong with this node alone; `at` is its key path."""
+        return _broken(
+            at,
+            self,
+            ("max_lr", _positive(self.max_lr), "is not above 0; try 0.003"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "is below 0; 0 is none"),
+            ("max_grad_norm", self.max_grad_norm is None or _positive(self.max_grad_norm), "is not above 0; null is no clipping"),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class AdamWConfig(OptimConfig):
+    """AdamW on all parameters."""
+
+    beta1: float = MISSING
+    """Decay of the first moment, in [0, 1)."""
+    beta2: float = MISSING
+    """Decay of the second moment, in [0, 1)."""
+    eps: float = MISSING
+    """Added to the root of the second moment. Above 0."""
+
+    def problems(self, at: str) -> list[Problem]:
+        """What is wrong with this node alone; `at` is its key path."""
+        return OptimConfig.problems(self, at) + _broken(
+            at,
+            self,
+            ("beta1", 0 <= self.beta1 < 1, "is outside [0, 1); try 0.9"),
+            ("beta2", 0 <= self.beta2 < 1, "is outside [0, 1); try 0.95"),
+            ("eps", _positive(self.eps), "is not above 0; try 1e-8"),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class MuonConfig(AdamWConfig):
+    """Muon on the matrices inside the blocks (`max_lr`), AdamW on embeddings, output projection and vectors (`adamw_max_lr`)."""
+
+    momentum: float = MISSING
+    """Nesterov momentum of Muon, in [0, 1)."""
+    adamw_max_lr: float = MISSING
+    """Peak learning rate of the parameters that AdamW updates. Above 0."""
+
+    def problems(self, at: str) -> list[Problem]:
+        """What is wrong with this node alone; `at` is its key path."""
+        return AdamWConfig.problems(self, at) + _broken(
+            at,
+            self,
+            ("momentum", 0 <= self.momentum < 1, "is outside [0, 1); try 0.95"),
+            ("adamw_max_lr", _positive(self.adamw_max_lr), "is not above 0; try 0.003"),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class ScheduleConfig:
+    """What every schedule has in common: linear warm-up from min_lr, just before the first update, to max_lr."""
+
+    warmup_updates: int = MISSING
+    """Updates of linear warm-up; below the run's updates. At least 0."""
+    min_lr: float = MISSING
+    """Lowest learning rate, where warm-up starts and decay ends, on the scale of `optim.max_lr`; other peaks shrink by the same
+    factor. 0 to max_lr."""
+
+    def problems(self, at: str) -> list[Problem]:
+        """What is wrong with this node alone; `at` is its key path."""
+        return _broken(
+            at,
+            self,
+            ("warmup_updates", self.warmup_updates >= 0, "is below 0; 0 is no warm-up"),
+            ("min_lr", 0 <= self.min_lr < math.inf, "is below 0; 0 lets the rate end at nothing"),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class CosineConfig(ScheduleConfig):
+    """Half a cosine from max_lr to min_lr."""
+
+
+@dataclass(kw_only=True, slots=True)
+class LinearConfig(ScheduleConfig):
+    """A straight line from max_lr to min_lr."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ConstantConfig(ScheduleConfig):
+    """max_lr after warm-up, to the end."""
+
+
+@dataclass(kw_only=True, slots=True)
+class WsdConfig(ScheduleConfig):
+    """Warm-up, stable at max_lr, then a linear cool-down to min_lr."""
+
+    cooldown_fraction: float = MISSING
+    """Share of the run's updates spent cooling down, in (0, 1]. Warm-up and cool-down together fit in the run."""
+
+    def cooldown_updates(self, updates: int) -> int:
+        """Updates of cool-down in a run of `updates`."""
+        return max(1, round(self.cooldown_fraction * updates))
+
+    def problems(self, at: str) -> list[Problem]:
+        """What is wrong with this node alone; `at` is its key path."""
+        rule = "is outside (0, 1]; try 0.4, or schedule=constant for none"
+        own = _broken(at, self, ("cooldown_fraction", 0 < self.cooldown_fraction <= 1, rule))
+        return ScheduleConfig.problems(self, at) + own
+
+
+@dataclass(kw_only=True, slots=True)
+class HardwareConfig:
+    """Where and how fast; never moves the loss curve beyond float noise."""
+
+    device: Device = MISSING
+    """auto: cuda, else mps, else cpu."""
+    processes: int | None = MISSING
+    """Data-parallel processes, one a GPU on cuda. null: all visible GPUs on cuda, else 1. At least 1."""
+    micro_batch: int | None = MISSING
+    """Windows that a process runs through the model at once. null: the largest divisor of a process's share that keeps to
+    4,096 tokens on a CPU and 16,384 elsewhere. At least 1."""
+    compile: Compile = MISSING
+    """Whether the model goes through torch.compile."""
+    deterministic: bool = MISSING
+    """Whether only deterministic kernels are allowed, for bitwise equal repeats on CUDA. On a CPU runs repeat bitwise anyway."""
+
+    def problems(self, at: str) -> list[Problem]:
+        """What is wrong with this node alone; `at` is its key path."""
+        return _broken(
+            at,
+            self,
+            ("processes", self.processes is None or self.processes >= 1, "is below 1; null is one a visible GPU"),
+            ("micro_batch", self.micro_batch is None or self.micro_batch >= 1, "is below 1; null chooses one that fits"),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class LogConfig:
+    """What is printed and written while training."""
+
+    every_updates: int = MISSING
+    """Updates between two log lines and metric rows. At least 1."""
+
+    def problems(self, at: str) -> list[Problem]:
+        """What is wrong with this node alone; `at` is its key path."""
+        return _broken(at, self, ("every_updates", self.every_updates >= 1, "is below 1; try 10"))
+
+
+@dataclass(kw_only=True, slots=True)
+class EvalConfig:
+    """Validation on documents that training never sees. `eval: null` trains without."""
+
+    every_updates: int | None = MISSING
+    """Updates between two validations; one more follows the last update. At least 1; null: only at the end."""
+    max_tokens: int | None = MISSING
+    """Validation tokens used, from the start of the held-out set. At least 1; null: all of them."""
+
+    def problems(self, at: str) -> list[Problem]:
+        """What is wrong with this node alone; `at` is its key path."""
+        return _broken(
+            at,
+            self,
+            ("every_updates", self.every_updates is None or self.every_updates >= 1, "is below 1; null is at the end only"),
+            ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "is below 1; null is all of them"),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class SampleConfig:
+    """Text generated while training. `sample: null` trains without."""
+
+    first_tokens: int = MISSING
+    """Training tokens before the first samples. At least 1."""
+    growth: float = MISSING
+    """Each interval between samples is so many times the one before it. At least 1."""
+    new_tokens: int = MISSING
+    """Tokens generated for each prompt. At least 1."""
+    temperature: float = MISSING
+    """Divides the logits before sampling. At least 0; 0 takes the most likely token."""
+    top_k: int | None = MISSING
+    """Sample among the k most likely tokens only. At least 1; null: all."""
+    prompts: list[str] = MISSING
+    """Texts to continue, one sample each."""
+
+    def problems(self, at: str) -> list[Problem]:
+        """What is wrong with this node alone; `at` is its key path."""
+        return _broken(
+            at,
+            self,
+            ("first_tokens", self.first_tokens >= 1, "is below 1; try 100000, or sample=null for no samples"),
+            ("growth", 1 <= self.growth < math.inf, "is below 1; 1 is an even spacing"),
+            ("new_tokens", self.new_tokens >= 1, "is below 1; try 64"),
+            ("temperature", 0 <= self.temperature < math.inf, "is below 0; 0 takes the most likely token"),
+            ("top_k", self.top_k is None or self.top_k >= 1, "is below 1; null is all tokens"),
+            ("prompts", bool(self.prompts), "is empty; sample=null trains without samples"),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class CheckpointConfig:
+    """When the run's state is saved. The last update always is."""
+
+    every_tokens: int | None = MISSING
+    """Training tokens between two checkpoints. At least 1; null: only the last update."""
+    keep: int = MISSING
+    """Newest checkpoints that stay on disk. At least 1."""
+
+    def problems(self, at: str) -> list[Problem]:
+        """What is wrong with this node alone; `at` is its key path."""
+        return _broken(
+            at,
+            self,
+            ("every_tokens", self.every_tokens is None or self.every_tokens >= 1, "is below 1; null is only the last update"),
+            ("keep", self.keep >= 1, "is below 1; 1 keeps the newest"),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class WandbConfig:
+    """The Weights & Biases sink. `wandb: null` trains without. Local files are complete either way."""
+
+    mode: TrackerMode = MISSING
+    """`WANDB_MODE` in the environment wins over auto."""
+    project: str = MISSING
+    """Project that the run appears in."""
+    entity: str | None = MISSING
+    """User or team; null: the key's default."""
+    group: str | None = MISSING
+    """Runs shown together. null: the run's `name`."""
+    tags: list[str] = MISSING
+    """Labels to filter by."""
+
+    def problems(self, at: str) -> list[Problem]:
+        """What is wrong with this node alone; `at` is its key path."""
+        return _broken(at, self, ("project", bool(self.project), "is empty; try llama_lab, or wandb=null to train without"))
+
+
+@dataclass(kw_only=True, slots=True)
+class Origin:
+    """Where a config came from: what a run's name tells a reader beyond its values. It is no part of what is configured."""
+
+    choices: dict[str, str] = field(default_factory=dict)
+    """Option of each group, and the preset as `experiment` if there is one."""
+    label: str = "run"
+    """The choices that tell this run from the default one, joined by `-`."""
+    base: dict[str, Any] = field(default_factory=dict)
+    """Every value of the science, by key path, as the choices alone give it; null where they leave it to the user."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RunConfig:
+    """One run, whole. Science (model, data, tokenizer, optim, schedule, precision, seed) and budget make its identity."""
+
+    name: str = MISSING
+    """Study that the run belongs to; its folder is `outputs/<name>/<run id>`. Letters, digits, `.`, `_`, `-`."""
+    training_tokens: int = MISSING
+    """Budget. The run ends with the last whole update within it. At least one update's tokens."""
+    precision: Precision = MISSING
+    """auto: bf16 where the device has it in hardware, else fp32."""
+    fresh: bool = MISSING
+    """Whether an existing folder of this run is moved aside (`<id>.1`) and the run started anew."""
+    accept_changes: bool = MISSING
+    """Whether a run may continue although code, library versions or data differ from when it began."""
+    seed: SeedConfig = MISSING
+    model: ModelConfig = MISSING
+    data: DataConfig = MISSING
+    tokenizer: TokenizerConfig = MISSING
+    optim: OptimConfig = MISSING
+    schedule: ScheduleConfig = MISSING
+    hardware: HardwareConfig = MISSING
+    log: LogConfig = MISSING
+    eval: EvalConfig | None = MISSING
+    sample: SampleConfig | None = MISSING
+    checkpoint: CheckpointConfig = MISSING
+    wandb: WandbConfig | None = MISSING
+    origin: Origin = field(default_factory=Origin, compare=False, repr=False, metadata={"omegaconf_ignore": True})
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps that fit whole into the budget."""
+        return self.training_tokens // self.data.tokens_per_update
+
+    @property
+    def windows_per_update(self) -> int:
+        """Windows in the global batch of one optimizer step."""
+        return self.data.tokens_per_update // self.data.max_seq_len
+
+
+GROUPS = ("model", "data", "tokenizer", "optim", "schedule", "hardware")
+"""Nodes of a run that are filled by choosing an option in `conf/<group>/`."""
+
+SHAPES: dict[str, dict[str, type]] = {
+    "data": {"docs": DocsConfig, "text": TextConfig, "shards": ShardsConfig},
+    "tokenizer": {"bpe": BpeConfig, "file": FileTokenizerConfig, "bytes": BytesConfig},
+    "optim": {"adamw": AdamWConfig, "muon": MuonConfig},
+    "schedule": {"cosine": CosineConfig, "linear": LinearConfig, "constant": ConstantConfig, "wsd": WsdConfig},
+}
+"""Groups whose options differ in shape -> name of the shape -> its class. The names are part of every run's identity."""

@@ -1,0 +1,270 @@
+"""The folder that prepared data is kept in: where it is, what is in it, and how it is cleaned.
+
+`<root>/prepared/<name>/` is one prepared data set, complete as soon as it has that name; `<name>.lock` is held while it is being
+made in a draft, a hidden folder beside it.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llama_lab.config.errors import ConfigError
+
+if TYPE_CHECKING:
+    import filelock
+
+DAY_SECONDS = 86_400
+USED_FILE = "last_used"
+# Hashing less than this is faster than remembering it.
+LARGE_BYTES = 16_000_000
+# A file that changed less than this before it was hashed could change again within the same tick of its clock.
+SETTLED_NS = 2_000_000_000
+
+
+def cache_root() -> Path:
+    """`$LLAMA_LAB_CACHE`, or `llama_lab` in the place that the system keeps caches in. It need not exist."""
+    chosen = os.environ.get("LLAMA_LAB_CACHE")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "llama_lab"
+
+
+def prepared_root() -> Path:
+    """Folder of the prepared data sets."""
+    return cache_root() / "prepared"
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Turn a cache that cannot be written, or a full disk, into a ConfigError."""
+    try:
+        yield
+    except OSError as error:
+        rule = f"cannot be written: {error.strerror or error}; set LLAMA_LAB_CACHE to a folder with room that you may write to"
+        raise ConfigError([(f"The cache {cache_root()}", rule)], scope="the data") from error
+
+
+@contextmanager
+def drafted(name: str) -> Iterator[Path]:
+    """A new empty folder that becomes the entry `name` in one step at the end, or vanishes on an error.
+
+    The caller holds the entry's lock and has seen that no complete entry is there, so what a killed process left is nobody's.
+    """
+    folder = prepared_root() / name
+    with writing():
+        for left in [folder, *prepared_root().glob(f".{name}.*")]:
+            shutil.rmtree(left, ignore_errors=True)
+        draft = prepared_root() / f".{name}.{secrets.token_hex(4)}"
+        draft.mkdir()  # not by tempfile, whose folders other users may not enter
+        try:
+            yield draft
+            draft.replace(folder)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+
+
+def mark_used(folder: Path) -> None:
+    """Note that a cache entry was used now; another user's entry may refuse, and that does no harm."""
+    with suppress(OSError):
+        (folder / USED_FILE).touch()
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Something in the cache.
+
+    Attributes:
+        name: of its folder.
+        kind: what was prepared, or `unfinished`.
+        bytes: on disk.
+        used: seconds since the epoch, of its last use.
+    """
+
+    name: str
+    path: Path
+    kind: str
+    bytes: int
+    used: float
+
+
+def entries() -> list[Entry]:
+    """Everything in the cache, last used first."""
+    root = prepared_root()
+    found = []
+    for path in root.iterdir() if root.is_dir() else ():
+        with suppress(OSError):  # another process may be cleaning
+            if path.is_dir():
+                mark = path / USED_FILE
+                used = (mark if mark.exists() else path).stat().st_mtime
+                size = sum(file.stat().st_size for file in path.iterdir())
+                found.append(Entry(path.name, path, _kind(path), size, used))
+    return sorted(found, key=lambda entry: entry.used, reverse=True)
+
+
+def remove(entry: Entry) -> bool:
+    """Delete an entry, unless a process is at work on it.
+
+    Returns:
+        Whether it is gone. Under Windows an entry that a run is reading stays.
+    """
+    name = entry.name if entry.kind != "unfinished" else entry.name.lstrip(".").rpartition(".")[0] or entry.name
+    lock = entry_lock(name)
+    try:
+        lock.acquire(timeout=0)
+    except OSError:  # a timeout is one: it is being made
+        return False
+    try:
+        doomed = entry.path
+        if not entry.name.startswith("."):
+            # What bears its name is complete, so the name goes first.
+            doomed = entry.path.with_name(f".{name}.{secrets.token_hex(4)}")
+            entry.path.rename(doomed)
+        shutil.rmtree(doomed)
+    except OSError:
+        return False
+    finally:
+        lock.release()
+    return True
+
+
+def entry_lock(name: str) -> "filelock.BaseFileLock":
+    """The lock that is held while an entry is made or removed. The system releases it when its process ends, however it ends."""
+    import filelock
+
+    # Any user of a shared cache may hold it. The file stays when it is released: deleting it would split those who wait.
+    return filelock.FileLock(prepared_root() / f"{name}.lock", mode=0o666)
+
+
+class ContentHashes:
+    """SHA-256 of files; those of large files are remembered under their size and date in the cache folder."""
+
+    def __init__(self) -> None:
+        self._path = cache_root() / "content-hashes.json"
+        self._known: dict[str, list] = {}
+        with suppress(OSError, ValueError):
+            loaded = json.loads(self._path.read_text(encoding="utf-8"))
+            self._known = loaded if isinstance(loaded, dict) else {}
+
+    def of(self, path: Path) -> str:
+        """Hash of a file's content.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        key, stat = str(path.absolute()), path.stat()
+        stamp = [stat.st_size, stat.st_mtime_ns]
+        known = self._known.get(key)
+        if isinstance(known, list) and known[:2] == stamp and len(known) == 3:
+            return known[2]
+        now = time.time_ns()
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if stat.st_size >= LARGE_BYTES and now - stat.st_mtime_ns > SETTLED_NS:
+            self._known[key] = [*stamp, found]
+            self._save()
+        return found
+
+    def _save(self) -> None:
+        """Whoever writes last wins; what another process loses by that is hashed again."""
+        draft = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
+        with suppress(OSError):
+            draft.write_text(json.dumps(self._known), encoding="utf-8")
+            draft.replace(self._path)
+
+
+def run_cache_command(args: list[str]) -> int:
+    """`llama-lab cache`: list what is cached, or clean it.
+
+    Args:
+        args: what follows `cache` on the command line.
+
+    Returns:
+        The exit code: 0 done, 2 not understood or no such entry, 1 something could not be removed.
+    """
+    try:
+        chosen = _parser().parse_args(args)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    found = entries()
+    if chosen.action == "list":
+        _print_list(found)
+        return 0
+    if chosen.name is not None:
+        doomed = [entry for entry in found if entry.name == chosen.name]
+        if not doomed:
+            names = ", ".join(entry.name for entry in found) or "nothing"
+            print(f"There is no {chosen.name} in {prepared_root()}; there is {names}", file=sys.stderr)
+            return 2
+    elif chosen.older_than is not None:
+        doomed = [entry for entry in found if time.time() - entry.used > chosen.older_than * DAY_SECONDS]
+    else:
+        doomed = [entry for entry in found if chosen.all or entry.kind == "unfinished"]
+    return _clean(doomed)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="llama-lab cache", description="Prepared data, kept so that it is prepared once.")
+    actions = parser.add_subparsers(dest="action")
+    parser.set_defaults(action="list")
+    actions.add_parser("list", help="what is there, with its size and last use")
+    clean = actions.add_parser("clean", help="remove what killed processes left, or what is named")
+    which = clean.add_mutually_exclusive_group()
+    which.add_argument("name", nargs="?", metavar="NAME", help="one entry, as `list` shows it")
+    which.add_argument("--all", action="store_true", help="everything")
+    which.add_argument("--older-than", type=float, metavar="DAYS", help="what was last used so many days ago")
+    return parser
+
+
+def _print_list(found: list[Entry]) -> None:
+    print(f"{prepared_root()} (LLAMA_LAB_CACHE moves it)")
+    width = max((len(entry.name) for entry in found), default=0)
+    kinds = max((len(entry.kind) for entry in found), default=0)
+    for entry in found:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+        print(f"  {entry.name:{width}}  {_size(entry.bytes):>9}  {entry.kind:{kinds}}  last used {used}")
+    print(f"{len(found)} entr{'y' if len(found) == 1 else 'ies'}, {_size(sum(entry.bytes for entry in found))}")
+
+
+def _clean(doomed: list[Entry]) -> int:
+    kept = [entry for entry in doomed if not remove(entry)]
+    gone = [entry for entry in doomed if entry not in kept]
+    print(f"Removed {len(gone)} entr{'y' if len(gone) == 1 else 'ies'}, {_size(sum(entry.bytes for entry in gone))}")
+    for entry in kept:
+        print(f"{entry.name} is in use or may not be removed", file=sys.stderr)
+    return 1 if kept else 0
+
+
+def _kind(path: Path) -> str:
+    """What the manifest says was prepared; an entry without one is not complete."""
+    if path.name.startswith("."):
+        return "unfinished"
+    try:
+        source = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["source"]
+        return f"{source['data']}, {source['tokenizer']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "unfinished"
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

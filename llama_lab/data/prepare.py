@@ -1,0 +1,262 @@
+"""From a config to token shards that are ready to train on, made once and then found in the cache.
+
+Flow: source -> fingerprint -> cache entry if there is one, else corpus -> tokenizer (trained on the training side only) ->
+shards -> baselines -> manifest -> the entry's name. An entry is a folder as `data=shards` takes it: it may be copied, moved and
+trained on elsewhere.
+"""
+
+import hashlib
+import json
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llama_lab.config.errors import ConfigError
+from llama_lab.config.schema import (
+    BpeConfig,
+    BytesConfig,
+    DataConfig,
+    DocsConfig,
+    FileTokenizerConfig,
+    ShardsConfig,
+    TextConfig,
+    TokenizerConfig,
+)
+from llama_lab.data import cache
+from llama_lab.data.baselines import compression_bits_per_byte, unigram_bits_per_byte
+from llama_lab.data.corpus import Document, Say, Source
+from llama_lab.data.docs import DocsSource
+from llama_lab.data.shards import (
+    FORMAT_VERSION,
+    MANIFEST,
+    TOKENIZER,
+    Split,
+    SplitWriter,
+    content_fingerprint,
+    open_split,
+    read_manifest,
+    token_dtype,
+    write_manifest,
+)
+from llama_lab.data.text import TextSource
+from llama_lab.data.tokenizer import BytesTokenizer, Tokenizer, build_tokenizer, load_tokenizer
+
+# Raised when the same corpus and tokenizer config give other shards.
+RECIPE = 1
+SAY_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedData:
+    """Tokens ready to train on.
+
+    Attributes:
+        folder: where they lie; `open_prepared` opens it in another process.
+        val: None if nothing is held out, which only `data=shards` can bring about.
+        fingerprint: equal for equal tokens and tokenizer, wherever they lie and however they came about.
+        baselines: `gzip_bits_per_byte` and `xz_bits_per_byte` of the validation text (of its first 8 MB), `unigram_bits_per_byte`
+            of its tokens under the training tokens' frequencies. Empty if they are unknown.
+    """
+
+    folder: Path
+    tokenizer: Tokenizer
+    train: Split
+    val: Split | None
+    fingerprint: str
+    baselines: dict[str, float]
+
+
+def prepare(data: DataConfig, tokenizer: TokenizerConfig, say: Say = print) -> PreparedData:
+    """Tokens for a config: from the cache, or made now.
+
+    Several processes and users may call this at once: one prepares, the others wait and find the result. A process that is
+    killed leaves nothing that counts as prepared.
+
+    Args:
+        say: takes short sentences about progress; silent if everything is there already.
+
+    Raises:
+        ConfigError: the text, the tokenizer, the prepared folder or the cache folder is not as it must be.
+    """
+    if isinstance(data, ShardsConfig):
+        return _open_shards(data, tokenizer)
+    source = _find_source(data)
+    from_file = isinstance(tokenizer, FileTokenizerConfig)
+    key = _key(source.fingerprint(), build_tokenizer(tokenizer, lambda: ()).hash if from_file else _asked(tokenizer))
+    name = f"{source.name}-{_asked(tokenizer).replace(' ', '')}-{key[:12]}"
+    folder = cache.prepared_root() / name
+    if not (folder / MANIFEST).exists():
+        _prepare_once(name, source, tokenizer, key, say)
+    cache.mark_used(folder)
+    return open_prepared(folder, f"{folder} (llama-lab cache clean {name} removes it)")
+
+
+def open_prepared(folder: Path, subject: str | None = None) -> PreparedData:
+    """Open a prepared folder, its sizes and ids checked but its tokens not read.
+
+    Args:
+        subject: what a problem is reported under; the folder if not given.
+
+    Raises:
+        ConfigError: it is not complete, or its ids or tokenizer do not fit.
+    """
+    subject = subject or str(folder)
+    manifest = read_manifest(folder, subject)
+    tokenizer = load_tokenizer(folder / TOKENIZER)
+    described = manifest["tokenizer"]
+    if tokenizer.hash != described["hash"]:
+        rule = f"has a {TOKENIZER} that is not the one its shards were made with; copy the folder again as a whole"
+        raise ConfigError([(subject, rule)], scope="the data")
+    largest = max(split["max_id"] for split in manifest["splits"].values())
+    if largest >= tokenizer.vocab_size:
+        rule = f"holds token id {largest}, but its tokenizer has {tokenizer.vocab_size} entries; prepare it again"
+        raise ConfigError([(subject, rule)], scope="the data")
+    train = open_split(folder, manifest, "train")
+    if train is None:
+        raise ConfigError([(subject, "holds no training tokens")], scope="the data")
+    return PreparedData(
+        folder=folder,
+        tokenizer=tokenizer,
+        train=train,
+        val=open_split(folder, manifest, "val"),
+        fingerprint=content_fingerprint(manifest),
+        baselines=manifest.get("baselines", {}),
+    )
+
+
+def _open_shards(data: ShardsConfig, config: TokenizerConfig) -> PreparedData:
+    """A folder prepared before, if its tokenizer is the one that the config names.
+
+    Shards are only readable with the tokenizer they were made with, which lies beside them. `tokenizer=file` and
+    `tokenizer=bytes` must be that one. `tokenizer=bpe` takes it as it is, since nothing is trained here, provided that it has
+    `vocab_size` entries, or was asked for with that: otherwise the config would record a vocabulary that the model does not have.
+    """
+    prepared = open_prepared(Path(data.path).expanduser().absolute(), f"data.path={data.path}")
+    own = prepared.tokenizer
+    beside = f"tokenizer=file tokenizer.path={prepared.folder / TOKENIZER}"
+    match config:
+        case FileTokenizerConfig():
+            fits = build_tokenizer(config, lambda: ()).hash == own.hash
+            typed = f"tokenizer.path={config.path}"
+        case BytesConfig():
+            fits = isinstance(own, BytesTokenizer)
+            typed = "tokenizer=bytes"
+        case BpeConfig():
+            asked = read_manifest(prepared.folder, f"data.path={data.path}")["source"]["tokenizer"]
+            fits = not isinstance(own, BytesTokenizer) and (config.vocab_size == own.vocab_size or asked == _asked(config))
+            typed = f"tokenizer.vocab_size={config.vocab_size}"
+            if not isinstance(own, BytesTokenizer):
+                beside = f"tokenizer.vocab_size={own.vocab_size} or {beside}"
+        case _:
+            raise TypeError(f"no tokenizer is checked against {type(config).__name__}")
+    if isinstance(own, BytesTokenizer):
+        beside = "tokenizer=bytes"
+    if not fits:
+        rule = f"is not the tokenizer that {data.path} was made with, which has {own.vocab_size} entries; use {beside}"
+        raise ConfigError([(typed, rule)], scope="the data")
+    return prepared
+
+
+def _find_source(data: DataConfig) -> Source:
+    match data:
+        case DocsConfig():
+            return DocsSource(data)
+        case TextConfig():
+            return TextSource(data, cache.ContentHashes())
+        case _:
+            raise TypeError(f"no text is found for {type(data).__name__}")
+
+
+def _asked(config: TokenizerConfig) -> str:
+    """How the tokenizer was asked for, in words that do not change when more kinds come."""
+    match config:
+        case BpeConfig():
+            return f"bpe {config.vocab_size}"
+        case FileTokenizerConfig():
+            return "file"
+        case _:
+            return "bytes"
+
+
+def _key(source: str, tokenizer: str) -> str:
+    """Hash of everything that decides on the tokens."""
+    return hashlib.sha256(json.dumps([RECIPE, FORMAT_VERSION, source, tokenizer]).encode()).hexdigest()
+
+
+def _prepare_once(name: str, source: Source, config: TokenizerConfig, key: str, say: Say) -> None:
+    """Make a cache entry, unless another process has made it by the time the lock is held."""
+    import filelock
+
+    with cache.writing():
+        cache.prepared_root().mkdir(parents=True, exist_ok=True)
+        lock = cache.entry_lock(name)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            say(f"Another process is preparing {name}; waiting for it")
+            lock.acquire()
+    try:
+        folder = cache.prepared_root() / name
+        if not (folder / MANIFEST).exists():
+            with cache.drafted(name) as draft:
+                _build(draft, source, config, key, say)
+                source.check_unchanged()
+    finally:
+        lock.release()
+
+
+def _build(folder: Path, source: Source, config: TokenizerConfig, key: str, say: Say) -> None:
+    """Everything that an entry holds, its manifest last."""
+    corpus = source.corpus(say)
+    start = time.perf_counter()
+    tokenizer = build_tokenizer(config, lambda: (document.text for document in corpus.train()))
+    if isinstance(config, BpeConfig):
+        say(f"Trained a tokenizer of {tokenizer.vocab_size:,} entries in {time.perf_counter() - start:.1f} s")
+    tokenizer.save(folder / TOKENIZER)
+    start = time.perf_counter()
+    train, train_counts = _write_split(folder, "train", corpus.train(), tokenizer, say)
+    val, val_counts = _write_split(folder, "val", corpus.val(), tokenizer, say)
+    ratio = (train["text_bytes"] + val["text_bytes"]) / (train["tokens"] + val["tokens"])
+    say(
+        f"Encoded {train['tokens']:,} training and {val['tokens']:,} validation tokens of {ratio:.2f} bytes "
+        f"in {time.perf_counter() - start:.1f} s"
+    )
+    unigram = unigram_bits_per_byte(train_counts, val_counts, val["text_bytes"])
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "token_dtype": token_dtype(tokenizer.vocab_size).name,
+        "tokenizer": {"hash": tokenizer.hash, "vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id},
+        "splits": {"train": train, "val": val},
+        "baselines": {**compression_bits_per_byte(document.text for document in corpus.val()), "unigram_bits_per_byte": unigram},
+        "source": {"data": source.name, "tokenizer": _asked(config), "key": key},
+    }
+    write_manifest(folder, manifest)
+
+
+def _write_split(
+    folder: Path, split: str, documents: Iterator[Document], tokenizer: Tokenizer, say: Say
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Encode documents into shards; returns the split's part of the manifest, and how often each id is predicted."""
+    sizes: deque[int] = deque()
+
+    def texts() -> Iterator[str]:
+        for document in documents:
+            sizes.append(len(document.text.encode()))
+            yield document.text
+
+    start = said = time.perf_counter()
+    done = 0
+    with SplitWriter(folder, split, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id) as writer:
+        for ids in tokenizer.encode_stream(texts()):
+            done += sizes[0]
+            writer.add(ids, sizes.popleft())
+            now = time.perf_counter()
+            if now - said > SAY_SECONDS:
+                said = now
+                say(f"Encoded {done / 1e6:,.0f} MB of {split} text in {now - start:.0f} s")
+        return writer.close(), writer.counts

@@ -1,0 +1,227 @@
+"""Text to token ids and back, in the form of a `tokenizer.json` of the tokenizers library."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from llama_lab.config.errors import ConfigError
+from llama_lab.config.schema import BpeConfig, BytesConfig, FileTokenizerConfig, TokenizerConfig
+
+SPECIAL_TOKENS = ["<SOS>", "<EOS>", "<PAD>", "<UNK>"]
+"""Ids 0 to 3 of a tokenizer trained here."""
+EOS_NAMES = ("<EOS>", "<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|eos|>", "[EOS]")
+"""Names under which the end of a document is looked for in a tokenizer of unknown origin."""
+BYTES_EOS = 256
+# Encoding takes about a hundred times the memory of its text, so a long text goes piece by piece.
+PIECE_CHARS = 100_000
+# In flight at once: enough to keep all cores busy, little in memory.
+BATCH_CHARS = 2_000_000
+# Byte-level pre-tokenization joins a space with what follows it, never with what it follows.
+PIECE_END = re.compile(r"\S(?= )")
+
+
+class Tokenizer:
+    """A tokenizer as a `tokenizer.json` describes it.
+
+    Args:
+        content: the JSON text of a `tokenizer.json`.
+
+    Attributes:
+        vocab_size: one more than the largest id.
+        eos_id: the token that stands between documents.
+        hash: SHA-256 of the content as canonical JSON, so that neither white space nor the library's version moves it.
+
+    Raises:
+        ValueError: the content is no tokenizer, or none of its tokens ends a document.
+    """
+
+    def __init__(self, content: str):
+        parsed = json.loads(content)
+        self.hash = hashlib.sha256(json.dumps(parsed, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        self._content = content
+        try:
+            self._backend = tokenizers.Tokenizer.from_str(content)
+        except Exception as error:  # the library raises nothing more precise
+            raise ValueError(f"is no tokenizer: {error}") from error
+        # The first is never saved, so it is set after every load; the others a file may bring along.
+        self._backend.encode_special_tokens = True
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        if self._backend.decoder is None and isinstance(self._backend.pre_tokenizer, pre_tokenizers.ByteLevel):
+            self._backend.decoder = decoders.ByteLevel()  # else the characters that stand for bytes would be shown
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        found = next((name for name in EOS_NAMES if name in vocabulary), None)
+        if found is None:
+            raise ValueError(f"has no token for the end of a document; looked for {', '.join(EOS_NAMES)}")
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.eos_id = vocabulary[found]
+        self._piece_chars = PIECE_CHARS if _is_cuttable(parsed) else None
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text. What looks like a special token in it is text like any other."""
+        return self.encode_batch([text])[0].tolist()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of each text, (tokens,) unsigned, encoded on all cores."""
+        return list(self.encode_stream(texts))
+
+    def encode_stream(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
+        """The same, one text after the other, with a bounded amount of text in memory."""
+        parts: list[np.ndarray] = []
+        for batch in _batches(_pieces(texts, self._piece_chars)):
+            encodings = self._backend.encode_batch_fast([piece for piece, _ in batch], add_special_tokens=False)
+            for encoding, (_, is_last) in zip(encodings, batch, strict=True):
+                parts.append(np.array(encoding.ids, dtype=np.uint32))
+                if is_last:
+                    yield parts[0] if len(parts) == 1 else np.concatenate(parts)
+                    parts.clear()
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Text of ids, special tokens left out; broken UTF-8 becomes U+FFFD, and ids without a meaning are passed over."""
+        return self._backend.decode([int(id) for id in ids if 0 <= id < self.vocab_size], skip_special_tokens=True)
+
+    def save(self, path: Path) -> None:
+        """Write `tokenizer.json`."""
+        path.write_text(self._content, encoding="utf-8", newline="\n")
+
+
+class BytesTokenizer(Tokenizer):
+    """UTF-8 bytes as ids 0 to 255, and 256 for the end of a document.
+
+    Its `tokenizer.json` says the same to the tokenizers library, as a byte-level BPE without merges; numpy is faster.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(_bytes_content())
+
+    def encode_stream(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
+        for text in texts:
+            yield np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint16)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        return bytes(int(id) for id in ids if 0 <= id < BYTES_EOS).decode("utf-8", errors="replace")
+
+
+def build_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterable[str]]) -> Tokenizer:
+    """The tokenizer that a config asks for.
+
+    Args:
+        texts: gives the training documents, for a tokenizer that is trained.
+
+    Raises:
+        ConfigError: a file is missing or is no tokenizer.
+    """
+    match config:
+        case BpeConfig():
+            return train_bpe(texts(), config.vocab_size)
+        case FileTokenizerConfig():
+            return load_tokenizer(Path(config.path).expanduser(), f"tokenizer.path={config.path}")
+        case BytesConfig():
+            return BytesTokenizer()
+        case _:
+            raise TypeError(f"no tokenizer is built from {type(config).__name__}")
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE learned from texts; the same texts give the same tokenizer.
+
+    Args:
+        vocab_size: entries, the four special tokens and 256 bytes included. There are fewer if the texts have no further pair of
+            tokens that occurs twice.
+    """
+    backend = tokenizers.Tokenizer(models.BPE(unk_token="<UNK>"))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator((piece for piece, _ in _pieces(texts, PIECE_CHARS)), trainer)
+    return Tokenizer(backend.to_str())
+
+
+def load_tokenizer(path: Path, subject: str | None = None) -> Tokenizer:
+    """Read a `tokenizer.json`.
+
+    Args:
+        subject: what a problem is reported under; the path if not given.
+
+    Raises:
+        ConfigError: it is missing, is no tokenizer, or none of its tokens ends a document.
+    """
+    subject = subject or str(path)
+    try:
+        content = path.read_text(encoding="utf-8")
+        tokenizer = Tokenizer(content)
+    except OSError as error:
+        raise ConfigError([(subject, f"cannot be read: {error.strerror or error}")], scope="the tokenizer") from error
+    except json.JSONDecodeError as error:
+        rule = f"is no tokenizer.json: {error.msg} in line {error.lineno}"
+        raise ConfigError([(subject, rule)], scope="the tokenizer") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([(subject, "is no tokenizer.json: it is not UTF-8")], scope="the tokenizer") from error
+    except ValueError as error:
+        raise ConfigError([(subject, str(error))], scope="the tokenizer") from error
+    plain = BytesTokenizer()
+    return plain if plain.hash == tokenizer.hash else tokenizer
+
+
+def _is_cuttable(parsed: Any) -> bool:
+    """Whether pieces that begin with a space give the tokens of the whole, as in byte-level BPE."""
+    before = parsed.get("pre_tokenizer") or {}
+    plain = before.get("type") == "ByteLevel" and before.get("use_regex", True)
+    return plain and parsed.get("normalizer") is None and all(token.get("special") for token in parsed.get("added_tokens", []))
+
+
+def _pieces(texts: Iterable[str], piece_chars: int | None) -> Iterator[tuple[str, bool]]:
+    """(piece, whether it is its text's last), cut before a space."""
+    for text in texts:
+        start = 0
+        while piece_chars is not None and len(text) - start > piece_chars:
+            end = PIECE_END.search(text, start + piece_chars)
+            if end is None:
+                break
+            yield text[start : end.end()], False
+            start = end.end()
+        yield text[start:] if start else text, True
+
+
+def _batches(pieces: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
+    """Pieces in groups of at least `BATCH_CHARS`, but for the last group."""
+    batch: list[tuple[str, bool]] = []
+    size = 0
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece[0])
+        if size >= BATCH_CHARS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _bytes_content() -> str:
+    """`tokenizer.json` of the bytes tokenizer. A byte is written as the character that stands for it in every byte-level BPE."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    symbols = {byte: chr(byte) for byte in printable} | {byte: chr(256 + place) for place, byte in enumerate(others)}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    content = {
+        "version": "1.0",
+        "added_tokens": [{"id": BYTES_EOS, "content": "<EOS>", **flags}],
+        "pre_tokenizer": byte_level,
+        "decoder": byte_level,
+        "model": {"type": "BPE", "vocab": {symbols[byte]: byte for byte in range(256)} | {"<EOS>": BYTES_EOS}, "merges": []},
+    }
+    return json.dumps(content, ensure_ascii=False, indent=1)

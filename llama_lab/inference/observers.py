@@ -1,0 +1,43 @@
+"""How the training loop looks at its model: validation over all ranks, samples from the first."""
+
+import torch
+
+from llama_lab.config.schema import RunConfig, SampleConfig, Window
+from llama_lab.data.shards import Split
+from llama_lab.data.stream import TokenStream
+from llama_lab.data.tokenizer import Tokenizer
+from llama_lab.inference.evaluate import Evaluation, evaluate
+from llama_lab.inference.generate import generate
+from llama_lab.model.llama import Llama
+from llama_lab.training.loop import Observers
+from llama_lab.training.worker import Worker
+
+
+def validate(model: Llama, split: Split, run: RunConfig, worker: Worker) -> Evaluation:
+    """Score the held-out tokens at the run's precision. All ranks take part and get the same result.
+
+    Validation windows are contiguous whatever training does, so that runs with either kind are measured alike.
+    """
+    assert run.eval is not None and run.hardware.micro_batch is not None
+    length = run.data.max_seq_len
+    stream = TokenStream(split, max_seq_len=length, window=Window.contiguous, shuffle=False, max_tokens=run.eval.max_tokens)
+    with worker.autocast(run.precision):
+        place = worker.place
+        return evaluate(model, stream, micro_batch=run.hardware.micro_batch, rank=place.rank, world_size=place.world_size)
+
+
+def sample(model: Llama, tokenizer: Tokenizer, node: SampleConfig, seed: int) -> list[str]:
+    """A continuation of each prompt, taken as the beginning of a document. The same seed and weights give the same text."""
+    outputs = generate(
+        model,
+        [[tokenizer.eos_id, *tokenizer.encode(prompt)] for prompt in node.prompts],
+        new_tokens=node.new_tokens,
+        temperature=node.temperature,
+        generator=torch.Generator().manual_seed(seed),
+        top_k=node.top_k,
+        eos_id=tokenizer.eos_id,
+    )
+    return [tokenizer.decode(output) for output in outputs]
+
+
+OBSERVERS = Observers(evaluate=validate, sample=sample)

@@ -1,0 +1,200 @@
+"""What a run would take, said before it starts: size, compute, budget, and where its files would go. Torch-free."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from llama_lab.config.compose import compose
+from llama_lab.config.errors import ConfigError
+from llama_lab.config.identity import run_folder
+from llama_lab.config.resolve import resolve
+from llama_lab.config.schema import BpeConfig, BytesConfig, MuonConfig, RunConfig, TokenizerConfig
+from llama_lab.data.prepare import PreparedData, prepare
+from llama_lab.data.tokenizer import BytesTokenizer
+from llama_lab.lab.sweep import expand
+from llama_lab.lab.table import print_table
+from llama_lab.model.count import flops_per_token, parameters
+from llama_lab.training.run_folder import RunFolder
+
+BYTES_PER_NUMBER = 4
+"""Weights and optimizer states are fp32 whatever `precision` says."""
+
+Rows = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of a run before it starts.
+
+    Attributes:
+        run: its resolved config.
+        folder: where it would be.
+        data: what it would train on; null if that cannot be had yet.
+        problem: why it cannot be had; null if it can.
+    """
+
+    run: RunConfig
+    folder: Path
+    data: PreparedData | None
+    problem: ConfigError | None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all whole updates."""
+        return self.run.updates * self.run.data.tokens_per_update
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Entries of the tokenizer; those asked for while there is none; null if only its file could say."""
+        return self.data.tokenizer.vocab_size if self.data is not None else _asked_vocabulary(self.run.tokenizer)
+
+    @property
+    def parameters(self) -> int | None:
+        """Trained numbers of the model; null without a vocabulary."""
+        return None if self.vocab_size is None else parameters(self.run.model, self.vocab_size)
+
+    @property
+    def flops(self) -> int | None:
+        """Floating-point operations of the whole training; null without a vocabulary."""
+        return (
+            None
+            if self.vocab_size is None
+            else self.tokens * flops_per_token(self.run.model, self.vocab_size, self.run.data.max_seq_len)
+        )
+
+    @property
+    def checkpoints(self) -> int:
+        """How many are written, the last one included."""
+        every = self.run.checkpoint.every_tokens
+        return 1 if every is None else -(-self.tokens // every)
+
+    @property
+    def checkpoint_bytes(self) -> int | None:
+        """Weights and optimizer states on disk, to about a percent; null without a vocabulary."""
+        if self.vocab_size is None or self.parameters is None:
+            return None
+        numbers = 3 * self.parameters  # the weights and AdamW's two moments
+        if isinstance(self.run.optim, MuonConfig):
+            # Muon keeps one moment, for the matrices inside the blocks. Next to these and the embeddings, vectors do not count.
+            outside = self.vocab_size * self.run.model.dim * (1 if self.run.model.tie_embeddings else 2)
+            numbers = 2 * self.parameters + outside
+        return numbers * BYTES_PER_NUMBER
+
+    @property
+    def status(self) -> str:
+        """What the run's folder says of itself; `new` if there is none."""
+        return RunFolder(self.folder).summary().get("status", "started") if self.folder.exists() else "new"
+
+
+def show(overrides: list[str], *, multirun: bool = False, config_dir: Path | None = None) -> None:
+    """Print the plan of a run, or of each run of a sweep.
+
+    Text is prepared and cached, as the run itself would do; where that fails, the problem is shown and the rest still is.
+
+    Raises:
+        ConfigError: the run could not be started, for other reasons than its data.
+    """
+    sweep = expand(overrides, multirun=multirun, config_dir=config_dir)
+    if sweep is None:
+        run = resolve(compose(overrides, config_dir=config_dir))
+        plans = [_plan(run, run_folder(run))]
+        print_table("Plan", ("", ""), rows(plans[0]))
+    else:
+        plans = [_plan(job.run, job.folder) for job in sweep.jobs]
+        headings = [*sweep.jobs[0].values, "parameters", "updates", "tokens", "FLOPs", "status", "folder"]
+        lines = [[*job.values.values(), *_line(plan)] for job, plan in zip(sweep.jobs, plans, strict=True)]
+        print_table(f"Plan of {len(plans)} runs", headings, lines)
+        total = None if any(plan.flops is None for plan in plans) else sum(plan.flops or 0 for plan in plans)
+        print(f"In total: {_count(sum(plan.tokens for plan in plans))} tokens, {_power(total)} FLOPs")
+    for problem in dict.fromkeys(str(plan.problem) for plan in plans if plan.problem is not None):
+        print(f"The data is not ready, so what depends on it is left out or as asked for. {problem}")
+
+
+def rows(plan: Plan) -> Rows:
+    """(what, how much) of one run."""
+    run, hardware = plan.run, plan.run.hardware
+    processes, micro_batch = hardware.processes or 1, hardware.micro_batch or 1
+    accumulated = run.windows_per_update // (processes * micro_batch)
+    batch = f"{run.windows_per_update} of {run.data.max_seq_len} tokens: {processes} {'process' if processes == 1 else 'processes'}"
+    return [
+        *_size(plan),
+        ("updates", _count(run.updates)),
+        ("training tokens", _count(plan.tokens)),
+        *_epochs(plan),
+        ("windows an update", f"{batch} x {accumulated} accumulated x {micro_batch} in a micro-batch"),
+        ("device", f"{hardware.device.value}, {run.precision.value}"),
+        *_disk(plan),
+        ("run folder", f"{plan.folder} ({plan.status})"),
+    ]
+
+
+def _line(plan: Plan) -> list[str]:
+    counts = [_count(number) for number in (plan.parameters, plan.run.updates, plan.tokens)]
+    return [*counts, _power(plan.flops), plan.status, str(plan.folder)]
+
+
+def _plan(run: RunConfig, folder: Path) -> Plan:
+    try:
+        return Plan(run, folder, prepare(run.data, run.tokenizer, say=print), None)
+    except ConfigError as error:
+        return Plan(run, folder, None, error)
+
+
+def _size(plan: Plan) -> Rows:
+    if plan.vocab_size is None or plan.parameters is None or plan.flops is None:
+        return []
+    asked = " (as asked for; a small text gives fewer)" if plan.data is None and isinstance(plan.run.tokenizer, BpeConfig) else ""
+    return [
+        ("vocabulary", f"{plan.vocab_size:,}{asked}"),
+        ("parameters", _count(plan.parameters)),
+        ("without embedding", _count(plan.parameters - plan.vocab_size * plan.run.model.dim)),
+        ("FLOPs a token", _power(plan.flops / plan.tokens)),
+        ("FLOPs in total", _power(plan.flops)),
+    ]
+
+
+def _epochs(plan: Plan) -> Rows:
+    if plan.data is None:
+        return []
+    held_out = f", {_count(plan.data.val.tokens)} to validate" if plan.data.val is not None else ""
+    return [
+        ("tokens in the data", f"{_count(plan.data.train.tokens)} to train{held_out}"),
+        ("epochs", f"{plan.tokens / plan.data.train.tokens:.2f}"),
+    ]
+
+
+def _disk(plan: Plan) -> Rows:
+    size = plan.checkpoint_bytes
+    if size is None:
+        return []
+    kept = min(plan.checkpoints, plan.run.checkpoint.keep)
+    # A new checkpoint is complete before the oldest one goes.
+    most = size * min(plan.checkpoints, kept + 1)
+    return [
+        ("checkpoints", f"{_count(plan.checkpoints)} written, {kept} kept, {_bytes(size)} each, {_bytes(most)} on disk at most")
+    ]
+
+
+def _asked_vocabulary(tokenizer: TokenizerConfig) -> int | None:
+    match tokenizer:
+        case BpeConfig():
+            return tokenizer.vocab_size
+        case BytesConfig():
+            return BytesTokenizer().vocab_size
+        case _:
+            return None
+
+
+def _count(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"
+
+
+def _power(number: float | None) -> str:
+    return "" if number is None else f"{number:.3e}"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.1f} GB"

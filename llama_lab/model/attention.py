@@ -1,0 +1,119 @@
+"""Causal self-attention with grouped key and value heads, rotary positions and an optional cache.
+
+Shapes: b batch, t query positions, s key positions, h query heads, g key/value heads (h / g queries share one), d head_dim,
+c = h d channels.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from llama_lab.config.schema import ModelConfig
+from llama_lab.model.blocks import Linear, RMSNorm
+from llama_lab.model.cache import KVCache
+from llama_lab.model.rotary import rotate
+
+LONGEST_EXPLICIT = 512
+"""Positions up to which plain matrix products beat `scaled_dot_product_attention` on a CPU, forward and backward together."""
+
+
+class Attention(nn.Module):
+    """Each position gathers values from itself and from earlier ones, weighted by how well its query fits their keys."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.head_dim = config.dim // config.n_heads
+        kv_dim = self.head_dim * (config.n_heads if config.n_kv_heads is None else config.n_kv_heads)
+        self.q = Linear(config.dim, config.dim)
+        self.k = Linear(config.dim, kv_dim)
+        self.v = Linear(config.dim, kv_dim)
+        self.o = Linear(config.dim, config.dim)
+        self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
+
+    def forward(self, x_btc: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, layer: int) -> Tensor:
+        """Attend within `x_btc` and, with a cache, to what it holds.
+
+        Args:
+            x_btc: (batch, time, dim).
+            cos, sin: rotary tables of these positions, (time, head_dim / 2), of the dtype of `x_btc`.
+            cache: earlier keys and values, which this layer's are appended to; None attends within `x_btc` alone.
+            layer: which of the cache's layers is this one.
+
+        Returns:
+            What is to be added to the residual stream, same shape and dtype as `x_btc`.
+        """
+        q_bhtd = self._heads(self.q(x_btc), self.q_norm)
+        k_bgtd = self._heads(self.k(x_btc), self.k_norm)
+        v_bgsd = self._heads(self.v(x_btc), None)
+        q_bhtd, k_bgsd = rotate(q_bhtd, cos, sin), rotate(k_bgtd, cos, sin)
+        if cache is not None:
+            k_bgsd, v_bgsd = cache.extended(layer, k_bgsd, v_bgsd)
+        mixed_bhtd = causal_attention(q_bhtd, k_bgsd, v_bgsd)
+        return self.o(mixed_bhtd.transpose(1, 2).flatten(2))
+
+    def _heads(self, x_btc: Tensor, norm: RMSNorm | None) -> Tensor:
+        """Channels split into heads, (batch, heads, time, head_dim), each vector normalised if asked."""
+        x_bthd = x_btc.unflatten(-1, (-1, self.head_dim))
+        return (x_bthd if norm is None else norm(x_bthd)).transpose(1, 2)
+
+
+def causal_attention(q_bhtd: Tensor, k_bgsd: Tensor, v_bgsd: Tensor) -> Tensor:
+    """Weighted values, (b, h, t, d): softmax(q k / sqrt(d)) v, where query i sees the keys up to i + s - t.
+
+    The last query thus sees every key: with a cache the t queries are the newest of s positions.
+    """
+    queries, keys = q_bhtd.shape[2], k_bgsd.shape[2]
+    if q_bhtd.device.type == "cpu" and queries > 1 and keys <= LONGEST_EXPLICIT:
+        return _explicit(q_bhtd, k_bgsd, v_bgsd)
+    grouped = q_bhtd.shape[1] != k_bgsd.shape[1]
+    if queries in (1, keys):
+        return functional.scaled_dot_product_attention(q_bhtd, k_bgsd, v_bgsd, is_causal=queries > 1, enable_gqa=grouped)
+    visible = torch.ones(queries, keys, dtype=torch.bool, device=q_bhtd.device).tril(keys - queries)
+    return functional.scaled_dot_product_attention(q_bhtd, k_bgsd, v_bgsd, attn_mask=visible, enable_gqa=grouped)
+
+
+def _explicit(q_bhtd: Tensor, k_bgsd: Tensor, v_bgsd: Tensor) -> Tensor:
+    """Attention as plain batched products; queries that share a key head stand below each other, so keys are never repeated."""
+    batch, heads, queries, head_dim = q_bhtd.shape
+    kv_heads, keys = k_bgsd.shape[1:3]
+    sharing = heads // kv_heads
+    q = q_bhtd.reshape(batch * kv_heads, sharing * queries, head_dim)
+    k, v = k_bgsd.flatten(0, 1), v_bgsd.flatten(0, 1)
+    hidden = torch.full((queries, keys), -math.inf, dtype=q.dtype, device=q.device).triu(keys - queries + 1).repeat(sharing, 1)
+    if torch.compiler.is_compiling():
+        mixed = torch.bmm(_weights(q, k, hidden), v)
+    else:
+        mixed = _ExplicitAttention.apply(q, k, v, hidden)
+    return mixed.view(batch, heads, queries, head_dim)
+
+
+def _weights(q: Tensor, k: Tensor, hidden: Tensor) -> Tensor:
+    """softmax(q k / sqrt(d)), (n, queries, keys); `hidden` is minus infinity where a query must not look, else 0."""
+    return torch.softmax(torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=1.0 / math.sqrt(q.shape[-1])), dim=-1)
+
+
+class _ExplicitAttention(torch.autograd.Function):
+    """The same with a backward whose gradients lie in memory as their tensors do; autograd would transpose that of `k`."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
+        weights = _weights(q, k, hidden)
+        ctx.save_for_backward(q, k, v, weights)
+        return torch.bmm(weights, v)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, weights = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        v_gradient = torch.bmm(weights.transpose(1, 2), gradient)
+        weights_gradient = torch.bmm(gradient, v.transpose(1, 2))
+        scores_gradient = torch.ops.aten._softmax_backward_data(weights_gradient, weights, -1, weights.dtype)
+        scale = 1.0 / math.sqrt(q.shape[-1])
+        q_gradient = torch.bmm(scores_gradient, k).mul_(scale)
+        return q_gradient, torch.bmm(scores_gradient.transpose(1, 2), q).mul_(scale), v_gradient, None

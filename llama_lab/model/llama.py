@@ -1,0 +1,113 @@
+"""The model: tokens in, logits or a loss out.
+
+    tokens -> embedding -> [ + attention(norm(x)), + swiglu(norm(x)) ] x n_layers -> norm -> output projection -> logits
+
+Its architecture is Llama's, so that the weights load into Hugging Face's LlamaForCausalLM (without `qk_norm`). Reading and
+writing weights is not here.
+"""
+
+from typing import overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from llama_lab.config.schema import ModelConfig
+from llama_lab.model.attention import Attention
+from llama_lab.model.blocks import Linear, RMSNorm, SwiGLU
+from llama_lab.model.cache import KVCache
+from llama_lab.model.count import ffn_dim
+from llama_lab.model.initialise import initialise
+from llama_lab.model.loss import summed_cross_entropy
+from llama_lab.model.rotary import rotary_tables
+
+
+class Block(nn.Module):
+    """One layer: attention between positions, then a SwiGLU at each, both added to the residual stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention = Attention(config)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+        self.ffn = SwiGLU(config.dim, ffn_dim(config))
+        self.dropout = config.dropout
+
+    def forward(self, x_btc: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, layer: int) -> Tensor:
+        """Map (batch, time, dim) to the same; see `Attention.forward` for the rest."""
+        x_btc = x_btc + self._dropped(self.attention(self.attention_norm(x_btc), cos, sin, cache, layer))
+        return x_btc + self._dropped(self.ffn(self.ffn_norm(x_btc)))
+
+    def _dropped(self, branch: Tensor) -> Tensor:
+        return functional.dropout(branch, self.dropout, self.training) if self.dropout > 0 else branch
+
+
+class Llama(nn.Module):
+    """A decoder-only transformer. Its weights are NaN until `initialise` is called or a state is loaded.
+
+    Under `torch.autocast` the residual stream itself is in the autocast dtype, which halves its traffic; norms, softmax and loss
+    compute in float32 inside, and the weights stay as they are.
+
+    Args:
+        config: the shape.
+        vocab_size: token ids are 0 to `vocab_size` - 1.
+        max_seq_len: positions that the rotary tables reach; a longer input is refused.
+    """
+
+    def __init__(self, config: ModelConfig, *, vocab_size: int, max_seq_len: int) -> None:
+        super().__init__()
+        self.config, self.vocab_size, self.max_seq_len = config, vocab_size, max_seq_len
+        self.embedding = nn.Embedding.from_pretrained(torch.full((vocab_size, config.dim), float("nan")), freeze=False)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.output = None if config.tie_embeddings else Linear(config.dim, vocab_size)
+        cos, sin = rotary_tables(config.dim // config.n_heads, max_seq_len, config.rope_theta)
+        self.register_buffer("cos", cos.to(self.embedding.weight.device), persistent=False)
+        self.register_buffer("sin", sin.to(self.embedding.weight.device), persistent=False)
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Fill the weights with what training starts from, drawn from a CPU generator: same seed, same weights, on any device."""
+        initialise(list(self.named_parameters()), self.config, generator)
+
+    def activation_dtype(self) -> torch.dtype:
+        """Dtype of the residual stream: that of autocast where it is on, else that of the weights."""
+        weight = self.embedding.weight
+        on = torch.is_autocast_enabled(weight.device.type)
+        return torch.get_autocast_dtype(weight.device.type) if on else weight.dtype
+
+    @overload
+    def forward(self, tokens: Tensor, targets: None = None, cache: KVCache | None = None) -> Tensor: ...
+    @overload
+    def forward(self, tokens: Tensor, targets: Tensor, cache: None = None) -> Tensor: ...
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """Predict the token after each position.
+
+        Args:
+            tokens: (batch, time), int64 in [0, vocab_size), time at most `max_seq_len` with what the cache holds.
+            targets: (batch, time), the tokens that do follow, `loss.IGNORE` where there is none to predict.
+            cache: earlier positions; `tokens` are taken to follow them, and are appended.
+
+        Returns:
+            Without targets logits, (batch, time, vocab_size), in the activations' dtype. With targets their summed cross-entropy
+            in nats, a float32 scalar.
+
+        Raises:
+            ValueError: more positions than `max_seq_len`, or than the cache has room for.
+        """
+        start = 0 if cache is None else cache.length
+        end = start + tokens.shape[1]
+        longest = self.max_seq_len if cache is None else min(self.max_seq_len, cache.max_len)
+        if end > longest:
+            raise ValueError(f"{end} positions do not fit a context of {longest}")
+        x_btc = self.embedding(tokens).to(self.activation_dtype())
+        cos, sin = self.cos[start:end].to(x_btc.dtype), self.sin[start:end].to(x_btc.dtype)
+        for layer, block in enumerate(self.blocks):
+            x_btc = block(x_btc, cos, sin, cache, layer)
+        if cache is not None:
+            cache.length = end
+        x_btc = self.norm(x_btc)
+        weight = self.embedding.weight if self.output is None else self.output.weight
+        if targets is None:
+            return functional.linear(x_btc, weight)
+        return summed_cross_entropy(x_btc, weight, targets)

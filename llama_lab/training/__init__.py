@@ -1,0 +1,1 @@
+"""Training: one update, the loop around it, and what it leaves on disk."""

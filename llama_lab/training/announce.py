@@ -1,0 +1,69 @@
+"""What a run says before its first update and after its last."""
+
+import math
+
+import torch
+
+from llama_lab.config.schema import Compile, Device, RunConfig
+from llama_lab.data.prepare import PreparedData
+from llama_lab.model.count import flops_per_token, parameters
+from llama_lab.training.console import Console
+from llama_lab.training.metrics import short_count, short_time
+from llama_lab.training.run_folder import RunFolder, relative
+from llama_lab.training.tracker import Tracker
+
+SMALL_MODEL = 20_000_000
+
+
+def say_hello(run: RunConfig, folder: RunFolder, data: PreparedData, console: Console) -> None:
+    """Say what is about to be trained, on what, and the loss it has to start from."""
+    vocabulary = data.tokenizer.vocab_size
+    size = parameters(run.model, vocabulary)
+    tokens = run.updates * run.data.tokens_per_update
+    cost = tokens * flops_per_token(run.model, vocabulary, run.data.max_seq_len)
+    processes = "1 process" if run.hardware.processes == 1 else f"{run.hardware.processes} processes"
+    device = torch.cuda.get_device_name() if run.hardware.device is Device.cuda else run.hardware.device.value
+    compiled = ", compiled (the first update takes a while)" if run.hardware.compile is Compile.always else ""
+    console.say(f"Run folder: {relative(folder.path)}", style="bold")
+    console.say(f"Model: {size:,} parameters, context {run.data.max_seq_len}, vocabulary {vocabulary}")
+    console.say(
+        f"Budget: {run.updates:,} updates of {run.data.tokens_per_update:,} tokens = {short_count(tokens)} tokens, "
+        f"{tokens / max(data.train.tokens, 1):.2f} epochs of {short_count(data.train.tokens)}; {cost:.2e} FLOPs"
+    )
+    console.say(f"Device: {processes} on {device}, {run.precision.value}, micro-batch {run.hardware.micro_batch}{compiled}")
+    console.say(f"A model that knows nothing has loss ln({vocabulary}) = {math.log(vocabulary):.4f}; the first loss should be near it")
+
+
+def say_results(run: RunConfig, folder: RunFolder, data: PreparedData, status: str, tracker: Tracker, console: Console) -> None:
+    """Say what came out, where it lies, and what to type next."""
+    summary = folder.summary()
+    console.say("")
+    if status == "preempted":
+        console.say(f"Stopped after update {summary.get('update', 0)} of {run.updates}; the same command goes on from there", style="bold")
+        return
+    console.say(f"Finished {run.updates:,} updates in {short_time(summary.get('seconds', 0.0))}", style="bold")
+    if (bits := summary.get("val/bits_per_byte")) is not None:
+        console.say(f"Bits per byte of held-out text: {bits:.3f}")
+        for name, label in (("xz", "xz -9e"), ("gzip", "gzip -9"), ("unigram", "token frequencies alone")):
+            if (reached := data.baselines.get(f"{name}_bits_per_byte")) is not None:
+                console.say(f"    {label:<24} {reached:.3f}   (the model needs {100 * bits / reached:.0f} % of it)")
+    elif summary.get("val/loss") is not None:
+        console.say(f"Validation loss: {summary['val/loss']:.4f}")
+    here = relative(folder.path)
+    console.say(f"Everything is in {here}: metrics.jsonl, samples.jsonl, checkpoints/, plots/loss.png, …")
+    console.say("Next:")
+    for command, purpose in suggestions(run, data):
+        console.say(f"    {command:<58} {purpose}")
+    if (where := tracker.where()) is not None:
+        console.say(f"    {where}")
+
+
+def suggestions(run: RunConfig, data: PreparedData) -> list[tuple[str, str]]:
+    """(command, what it does): sensible next steps after this run."""
+    found = []
+    if run.hardware.device is Device.cuda and parameters(run.model, data.tokenizer.vocab_size) < SMALL_MODEL:
+        found.append(("llama-lab train model=llama_97m training_tokens=50_000_000", "a model that is worth this GPU"))
+    found.append((f"llama-lab train training_tokens={2 * run.training_tokens}", "twice the budget, in a folder of its own"))
+    found.append((f"llama-lab train -m optim.max_lr={run.optim.max_lr / 2:g},{run.optim.max_lr * 2:g}", "a sweep"))
+    found.append(("llama-lab train --help", "groups, presets and fields"))
+    return found

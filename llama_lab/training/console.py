@@ -1,0 +1,62 @@
+"""What a person sees while a run trains: plain lines, and under them a progress bar where there is a terminal."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Console:
+    """Prints lines on the terminal and into the run's train.log. Use it as a context, which shows the bar.
+
+    Args:
+        log: file that lines are appended to; null: none.
+        total: updates of the whole run, the bar's end.
+        enabled: whether anything is shown at all; false on every rank but the first.
+
+    `NO_COLOR` in the environment turns colours off; without a terminal there is no bar, only lines.
+    """
+
+    def __init__(self, log: Path | None, *, total: int, enabled: bool = True):
+        self._enabled = enabled
+        self._log = log.open("a", encoding="utf-8", buffering=1) if enabled and log is not None else None
+        self._rich = RichConsole(highlight=False, soft_wrap=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("updates"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=self._rich,
+            transient=True,
+            disable=not (enabled and self._rich.is_terminal),
+        )
+        self._task = self._bar.add_task("training", total=total)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+        if self._log is not None:
+            self._log.close()
+
+    def say(self, text: str, style: str | None = None) -> None:
+        """Print one or several lines, as they are. `style` is seen on a terminal only."""
+        if self._enabled:
+            self._rich.print(text, style=style, markup=False)
+            self.note(text)
+
+    def note(self, text: str) -> None:
+        """Write into train.log without showing it."""
+        if self._log is not None:
+            self._log.write(text + "\n")
+
+    def progress(self, update: int) -> None:
+        """Move the bar to `update`."""
+        self._bar.update(self._task, completed=update)

@@ -1,0 +1,225 @@
+"""From a config to a trained run: data, folder, processes, and what is said before and after.
+
+The parent composes and prepares once; workers are started with the result. One process trains right here. Several on one
+machine are spawned here. Under torchrun or srun the processes exist already, and the first of them decides for all.
+"""
+
+import contextlib
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llama_lab.config.errors import ConfigError
+from llama_lab.config.identity import run_folder
+from llama_lab.config.resolve import resolve
+from llama_lab.config.schema import RunConfig
+from llama_lab.data.prepare import PreparedData, prepare
+from llama_lab.training.run_folder import RunFolder, describe_origin, open_run, relative
+
+STOP_POLL_SECONDS = 0.2
+# A worker that does not end so long after another failed is stuck waiting for it.
+GRACE_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What became of a run.
+
+    Attributes:
+        folder: where it lies.
+        status: "finished", "preempted", or "already finished" if there was nothing left to do.
+        updates, tokens: done so far.
+        summary: last and best values by metric key, as in summary.json.
+    """
+
+    folder: Path
+    status: str
+    updates: int
+    tokens: int
+    summary: dict[str, Any]
+
+
+def launch(
+    run: RunConfig, load_observers: Callable[[], Any], *, handle_signals: bool = False, command: list[str] | None = None, extra_slug: str | None = None
+) -> TrainResult:
+    """Train a run to its end, or go on with it where it stands.
+
+    Args:
+        run: composed and valid.
+        load_observers: gives the `loop.Observers`; called in every worker, so that it may import torch, and pickled by name.
+        handle_signals: whether SIGTERM, SIGINT and SIGUSR1 end the run politely. False leaves the process's handlers alone.
+        command: what was typed, kept in meta.json.
+        extra_slug: what a sweep adds to the folder's name.
+
+    Raises:
+        ConfigError: this machine, the data or an existing folder do not allow the run.
+        loop.Diverged: the loss is no longer finite.
+        RuntimeError: a worker process failed; its traceback is in the text.
+    """
+    run = resolve(run)
+    from llama_lab.training.worker import Place  # torch from here on: the config has been answered
+
+    place = Place.from_environment()
+    if place is not None and place.world_size > 1:
+        return _follow(run, load_observers, place, handle_signals, command, extra_slug)
+    data = prepare(run.data, run.tokenizer, _say)
+    with open_run(run, run_folder(run, extra_slug), origin=_origin(run, data, command)) as folder:
+        if folder.finished:
+            return _already(folder, _say)
+        data.tokenizer.save(folder.path / "tokenizer.json")
+        with _recording(folder):
+            start = _alone if run.hardware.processes == 1 else _spawn
+            status = start(run, folder, data, load_observers, handle_signals)
+        return _result(folder, status)
+
+
+def _alone(run: RunConfig, folder: RunFolder, data: PreparedData, load_observers: Callable[[], Any], handle_signals: bool) -> str:
+    """Train in this very process."""
+    from llama_lab.training.stop import Stop, stop_on_signals
+    from llama_lab.training.worker import Place, join
+
+    stop = Stop()
+    with stop_on_signals(stop) if handle_signals else contextlib.nullcontext(), join(run.hardware, Place()) as worker:
+        return _work(run, folder, data, worker, load_observers, stop)
+
+
+def _work(run: RunConfig, folder: RunFolder, data: PreparedData, worker: Any, load_observers: Callable[[], Any], stop: Any) -> str:
+    """Train as one worker, and close what was opened, whatever happens."""
+    from llama_lab.training.announce import say_hello, say_results
+    from llama_lab.training.console import Console
+    from llama_lab.training.loop import train_run
+    from llama_lab.training.plots import draw_plots
+    from llama_lab.training.tracker import Tracker, start_tracker
+
+    log = folder.path / "train.log" if worker.is_main else None
+    with Console(log, total=run.updates, enabled=worker.is_main) as console:
+        tracker, exit_code = Tracker(), 1
+        try:
+            if worker.is_main:
+                say_hello(run, folder, data, console)
+                tracker = start_tracker(run, folder, console.say)
+            status = train_run(run, folder, data, worker, load_observers(), stop, console, tracker)
+            exit_code = 0 if status == "finished" else 75
+        except BaseException:
+            console.note(traceback.format_exc())
+            raise
+        finally:
+            tracker.finish(exit_code)
+        if worker.is_main:
+            folder.write_summary(status=status)
+            draw_plots(folder.path, vocab_size=data.tokenizer.vocab_size)
+            say_results(run, folder, data, status, tracker, console)
+    return status
+
+
+def _spawn(run: RunConfig, folder: RunFolder, data: PreparedData, load_observers: Callable[[], Any], handle_signals: bool) -> str:
+    """Start one process a rank on this machine, forward a stop to them, and wait."""
+    import os
+    import signal
+
+    import torch.multiprocessing as mp
+
+    from llama_lab.training.stop import Stop, stop_on_signals
+
+    stop, forwarded = Stop(), False
+    with tempfile.TemporaryDirectory(prefix="llama_lab-") as meeting, stop_on_signals(stop) if handle_signals else contextlib.nullcontext():
+        # A file to meet at needs no port, so two runs on one machine cannot take each other's.
+        rendezvous = (Path(meeting) / "store").as_uri()
+        arguments = (run, folder.path, data.folder, rendezvous, load_observers, handle_signals)
+        workers = mp.start_processes(_spawned, args=arguments, nprocs=run.hardware.processes, join=False, start_method="spawn")
+        try:
+            while not workers.join(timeout=STOP_POLL_SECONDS, grace_period=GRACE_SECONDS):
+                if stop.requested() and not forwarded:
+                    forwarded = True
+                    for process in workers.pids():
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(process, signal.SIGTERM)
+        finally:
+            for process in workers.processes:
+                if process.is_alive():
+                    process.kill()
+    return folder.summary()["status"]
+
+
+def _spawned(rank: int, run: RunConfig, path: Path, data: Path, rendezvous: str, load_observers: Callable[[], Any], handle_signals: bool) -> None:
+    """What a spawned process runs. Ctrl-C reaches it from the terminal too; only its parent listens to that."""
+    from llama_lab.data.prepare import open_prepared
+    from llama_lab.training.stop import Stop, stop_on_signals
+    from llama_lab.training.worker import Place, join
+
+    stop = Stop()
+    signals = stop_on_signals(stop, ignore_interrupt=True) if handle_signals else contextlib.nullcontext()
+    with signals, join(run.hardware, Place(rank, run.hardware.processes or 1, rank, rendezvous)) as worker:
+        _work(run, RunFolder(path), open_prepared(data), worker, load_observers, stop)
+
+
+def _follow(
+    run: RunConfig, load_observers: Callable[[], Any], place: Any, handle_signals: bool, command: list[str] | None, extra_slug: str | None
+) -> TrainResult:
+    """Be one of the processes that torchrun started: the first holds the folder, the others do as it says."""
+    import torch.distributed as dist
+
+    from llama_lab.training.stop import Stop, stop_on_signals
+    from llama_lab.training.worker import join
+
+    # The cache's lock lets one process prepare; the others wait for it and find the work done.
+    data = prepare(run.data, run.tokenizer, _say if place.rank == 0 else _silent)
+    folder, stop = RunFolder(run_folder(run, extra_slug)), Stop()
+    signals = stop_on_signals(stop) if handle_signals else contextlib.nullcontext()
+    with contextlib.ExitStack() as held, signals, join(run.hardware, place) as worker:
+        decision = [""]
+        if worker.is_main:
+            try:
+                held.enter_context(open_run(run, folder.path, origin=_origin(run, data, command)))
+                decision = ["finished" if folder.finished else "go"]
+            except ConfigError as error:
+                decision = [f"refused: {error}"]
+        dist.broadcast_object_list(decision)
+        if decision[0].startswith("refused"):
+            raise ConfigError([("rank 0", decision[0])])
+        if decision[0] == "finished":
+            return _already(folder, _say if worker.is_main else _silent)
+        if worker.is_main:
+            data.tokenizer.save(folder.path / "tokenizer.json")
+        with _recording(folder) if worker.is_main else contextlib.nullcontext():
+            status = _work(run, folder, data, worker, load_observers, stop)
+        return _result(folder, status)
+
+
+@contextlib.contextmanager
+def _recording(folder: RunFolder) -> Iterator[None]:
+    """Write into summary.json that the run is running, and that it failed if it does."""
+    folder.write_summary(status="running")
+    try:
+        yield
+    except BaseException as error:
+        folder.write_summary(status="failed", error=f"{type(error).__name__}: {error}"[:2000])
+        raise
+
+
+def _already(folder: RunFolder, say: Callable[[str], None]) -> TrainResult:
+    result = _result(folder, "already finished")
+    values = ", ".join(f"{key} {value:.4f}" for key in ("val/loss", "val/bits_per_byte") if (value := result.summary.get(key)) is not None)
+    say(f"Already finished: {relative(folder.path)} ({result.updates} updates{', ' + values if values else ''})")
+    say("  fresh=true trains it anew; another seed, training_tokens or any other scientific value is a run of its own")
+    return result
+
+
+def _result(folder: RunFolder, status: str) -> TrainResult:
+    summary = folder.summary()
+    return TrainResult(folder.path, status, summary.get("update", 0), summary.get("tokens", 0), summary)
+
+
+def _origin(run: RunConfig, data: PreparedData, command: list[str] | None) -> dict[str, Any]:
+    return describe_origin(run, command=command, data={"data": data.fingerprint, "tokenizer": data.tokenizer.hash})
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _silent(text: str) -> None:
+    """Say nothing."""

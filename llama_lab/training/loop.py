@@ -1,0 +1,314 @@
+"""The training loop: what happens in a run, in which order.
+
+Everything that an update does is a function of the config, the update's number and the state before it. So a run that was
+stopped and goes on is the run that was never stopped: the position in the data, the learning rate and the seeds of the
+samples are computed from the number, and only weights, optimizer states and the open interval of the log are saved.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from llama_lab.config.schema import Compile, EvalConfig, RunConfig, SampleConfig
+from llama_lab.data.prepare import PreparedData
+from llama_lab.data.shards import Split
+from llama_lab.data.stream import TokenStream
+from llama_lab.data.tokenizer import Tokenizer
+from llama_lab.model.llama import Llama
+from llama_lab.training.checkpoint import Checkpoint, DamagedCheckpoint, list_checkpoints, load_checkpoint, remove_drafts, save_checkpoint
+from llama_lab.training.console import Console
+from llama_lab.training.metrics import Metrics, cut_back
+from llama_lab.training.optim import Optimizers, build_optimizer
+from llama_lab.training.run_folder import RunFolder
+from llama_lab.training.schedule import lr_factor
+from llama_lab.training.stop import Stop
+from llama_lab.training.tracker import Tracker
+from llama_lab.training.update import accumulate_gradients
+from llama_lab.training.worker import Worker
+
+
+class Diverged(RuntimeError):
+    """The loss or a gradient is no longer a finite number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observers:
+    """What the loop calls to look at the model, handed in by a package above this one.
+
+    Attributes:
+        evaluate: (model, split, run, worker) -> an object with `loss_nats` and `bits_per_byte` (None if bytes are unknown).
+        sample: (model, tokenizer, node, seed) -> a continuation for each prompt of the node.
+    """
+
+    evaluate: Callable[[Llama, Split, RunConfig, Worker], Any]
+    sample: Callable[[Llama, Tokenizer, SampleConfig, int], list[str]]
+
+
+@dataclass(slots=True)
+class State:
+    """Where a run stands, beside its weights.
+
+    Attributes:
+        update: updates done.
+        seconds: time spent on them, over all starts.
+        loss_sum, predicted: summed nats and predicted tokens since the last logged update; of all processes in a checkpoint, of
+            this one in between.
+    """
+
+    update: int
+    seconds: float
+    loss_sum: Tensor
+    predicted: Tensor
+
+
+def train_run(
+    run: RunConfig, folder: RunFolder, data: PreparedData, worker: Worker, observers: Observers, stop: Stop, console: Console, tracker: Tracker
+) -> str:
+    """Train a run from where it stands to its end, or to a requested stop.
+
+    Args:
+        run: resolved: nothing in it is `auto` any more.
+        folder: held by this process or its parent.
+
+    Returns:
+        "finished" or "preempted", the same on all ranks.
+
+    Raises:
+        Diverged: the loss or gradient norm is not finite; the last checkpoint is from before.
+    """
+    model = Llama(run.model, vocab_size=data.tokenizer.vocab_size, max_seq_len=run.data.max_seq_len)
+    model.initialise(torch.Generator().manual_seed(run.seed.init))
+    model.to(worker.device)
+    optimizer = build_optimizer(model, run.optim, worker.device.type)
+    stream = TokenStream(data.train, max_seq_len=run.data.max_seq_len, window=run.data.window, seed=run.seed.data)
+    state = resume(run, folder, model, optimizer, worker, console)
+    wrapped = wrap(model, run, worker)
+    metrics = None
+    if worker.is_main:
+        start_tokens = state.update * run.data.tokens_per_update
+        metrics = Metrics(folder, console, tracker, total_tokens=run.updates * run.data.tokens_per_update, start_tokens=start_tokens)
+    clock = Clock(state.seconds, worker)
+
+    if state.update:
+        observe(run, model, data, observers, worker, metrics, clock, state.update)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    max_norm = math.inf if run.optim.max_grad_norm is None else run.optim.max_grad_norm
+    for update in range(state.update + 1, run.updates + 1):
+        if run.model.dropout:
+            torch.manual_seed(dropout_seed(run.seed.init, update, worker.place.rank))
+        loss_sum, predicted = accumulate_gradients(wrapped, stream, run, worker, update)
+        grad_norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+        factor = lr_factor(run.schedule, run.optim.max_lr, update, run.updates)
+        optimizer.set_lr_factor(factor)
+        optimizer.step()
+        optimizer.zero_grad()
+
+        state.update = update
+        state.loss_sum += loss_sum
+        state.predicted += predicted
+        clock.count(run.data.tokens_per_update)
+        console.progress(update)
+        ends = worker.agree(stop.requested()) or update == run.updates
+        if update == 1 or due(update, run.log.every_updates) or update == run.updates:
+            log(run, state, worker, metrics, clock, factor, grad_norm)
+        if ends or crosses(update, run, run.checkpoint.every_tokens):
+            save(run, folder, model, optimizer, state, worker, clock)
+        if ends and update < run.updates:
+            return "preempted"
+        observe(run, model, data, observers, worker, metrics, clock, update)
+    if metrics is not None:
+        metrics.close()
+    return "finished"
+
+
+def wrap(model: Llama, run: RunConfig, worker: Worker) -> nn.Module:
+    """The model as an update calls it: data-parallel if there are several processes, compiled if asked for."""
+    wrapped: nn.Module = model
+    if worker.place.world_size > 1:
+        devices = [worker.device] if worker.device.type == "cuda" else None
+        wrapped = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+    if run.hardware.compile is Compile.always:
+        wrapped.compile(dynamic=False)
+    return wrapped
+
+
+def resume(run: RunConfig, folder: RunFolder, model: Llama, optimizer: Optimizers, worker: Worker, console: Console) -> State:
+    """Put weights and optimizer back to the newest whole checkpoint, and the rows of the run with them."""
+    if worker.is_main:
+        remove_drafts(folder.checkpoints)
+    # Sums of float32 losses are exact in float64, so the order in which ranks and starts add them up leaves no trace.
+    zero = torch.zeros((), device=worker.device, dtype=torch.float32 if worker.device.type == "mps" else torch.float64)
+    state = State(0, 0.0, zero, zero.clone())
+    for checkpoint in reversed(list_checkpoints(folder.checkpoints)):
+        try:
+            weights, saved = load_checkpoint(checkpoint)
+        except DamagedCheckpoint as error:
+            console.say(f"{error}; going back to the checkpoint before it", style="yellow")
+            continue
+        model.load_state_dict(weights)
+        optimizer.load_state_dict(saved["optimizer"])
+        state.update, state.seconds = checkpoint.update, saved["seconds"]
+        if worker.is_main:
+            state.loss_sum += saved["loss_sum"].to(worker.device)
+            state.predicted += saved["predicted"].to(worker.device)
+        console.say(f"Continuing after update {checkpoint.update} of {run.updates} ({checkpoint.path.name})")
+        break
+    if worker.is_main:
+        cut_back(folder.path, state.update)
+    return state
+
+
+def log(run: RunConfig, state: State, worker: Worker, metrics: Metrics | None, clock: "Clock", factor: float, grad_norm: Tensor) -> None:
+    """Record the mean loss since the last row. All ranks take part; the device is waited for here and nowhere else."""
+    loss_sum, predicted = worker.total(torch.stack((state.loss_sum, state.predicted))).tolist()
+    loss, norm = loss_sum / max(predicted, 1.0), float(grad_norm)
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise Diverged(
+            f"at update {state.update} the loss is {loss} and the gradient norm {norm}: a lower optim.max_lr "
+            f"(now {run.optim.max_lr}) or a longer schedule.warmup_updates (now {run.schedule.warmup_updates}) usually helps"
+        )
+    state.loss_sum.zero_()
+    state.predicted.zero_()
+    if metrics is not None:
+        metrics.train(
+            axes(run, state.update, clock),
+            loss=loss,
+            lr=factor * run.optim.max_lr,
+            grad_norm=norm,
+            tokens_per_second=clock.lap(),
+            peak_gib=worker.peak_gib(),
+        )
+
+
+def save(run: RunConfig, folder: RunFolder, model: Llama, optimizer: Optimizers, state: State, worker: Worker, clock: "Clock") -> None:
+    """Write a checkpoint from rank 0, with the open log interval of all ranks added up."""
+    with clock.excluded():
+        loss_sum, predicted = worker.total(torch.stack((state.loss_sum, state.predicted))).unbind()
+        if not worker.is_main:
+            state.loss_sum.zero_()
+            state.predicted.zero_()
+            return
+        state.loss_sum.copy_(loss_sum)
+        state.predicted.copy_(predicted)
+        if not math.isfinite(state.loss_sum.item()):
+            raise Diverged(f"at update {state.update} the loss is {state.loss_sum.item()}; the checkpoint before it stays")
+        save_checkpoint(
+            folder.checkpoints,
+            update=state.update,
+            tokens=state.update * run.data.tokens_per_update,
+            model=model.state_dict(),
+            state={
+                "optimizer": optimizer.state_dict(),
+                "seconds": clock.seconds(),
+                "loss_sum": state.loss_sum.cpu(),
+                "predicted": state.predicted.cpu(),
+            },
+            keep=run.checkpoint.keep,
+        )
+
+
+def observe(
+    run: RunConfig,
+    model: Llama,
+    data: PreparedData,
+    observers: Observers,
+    worker: Worker,
+    metrics: Metrics | None,
+    clock: "Clock",
+    update: int,
+) -> None:
+    """Validate and sample where they are due after `update`. Neither changes anything that training depends on."""
+    with clock.excluded():
+        if validation_due(run.eval, update, run.updates) and data.val is not None:
+            result = observers.evaluate(model, data.val, run, worker)
+            if metrics is not None:
+                metrics.validation(axes(run, update, clock), loss=result.loss_nats, bits_per_byte=result.bits_per_byte)
+        if run.sample is not None and metrics is not None and samples_due(run.sample, run, update):
+            seed = run.seed.sampling + update
+            texts = observers.sample(model, data.tokenizer, run.sample, seed)
+            metrics.samples(axes(run, update, clock), list(zip(run.sample.prompts, texts, strict=True)), seed=seed)
+
+
+class Clock:
+    """Training time: in all, and in laps that leave out validation, samples and checkpoints."""
+
+    def __init__(self, seconds: float, worker: Worker):
+        self._worker = worker
+        self._start = time.perf_counter() - seconds
+        self._lap_start = time.perf_counter()
+        self._lap_excluded = 0.0
+        self._lap_tokens = 0
+
+    def count(self, tokens: int) -> None:
+        """Add tokens to the lap."""
+        self._lap_tokens += tokens
+
+    def seconds(self) -> float:
+        """Time since the run's first start, without the time between two starts."""
+        return time.perf_counter() - self._start
+
+    def lap(self) -> float:
+        """Tokens a second of all processes in the lap that ends here."""
+        now = time.perf_counter()
+        speed = self._lap_tokens / max(now - self._lap_start - self._lap_excluded, 1e-9)
+        self._lap_start, self._lap_excluded, self._lap_tokens = now, 0.0, 0
+        return speed
+
+    @contextmanager
+    def excluded(self) -> Iterator[None]:
+        """Leave what happens inside out of the lap. The device's training work is waited for first, or it would be left out too."""
+        self._worker.synchronise()
+        start = time.perf_counter()
+        yield
+        self._lap_excluded += time.perf_counter() - start
+
+
+def axes(run: RunConfig, update: int, clock: Clock) -> dict[str, Any]:
+    """The three x-axes of a row."""
+    return {"update": update, "tokens": update * run.data.tokens_per_update, "seconds": round(clock.seconds(), 3)}
+
+
+def due(update: int, every: int | None) -> bool:
+    """Whether something that happens every so many updates happens after this one."""
+    return every is not None and update % every == 0
+
+
+def crosses(update: int, run: RunConfig, every_tokens: int | None) -> bool:
+    """Whether this update passes a multiple of `every_tokens`."""
+    size = run.data.tokens_per_update
+    return every_tokens is not None and update * size // every_tokens > (update - 1) * size // every_tokens
+
+
+def validation_due(node: EvalConfig | None, update: int, updates: int) -> bool:
+    """Whether the model is validated after this update: at its interval and at the end."""
+    return node is not None and (update == updates or due(update, node.every_updates))
+
+
+def samples_due(node: SampleConfig, run: RunConfig, update: int) -> bool:
+    """Whether samples are drawn after this update: when it passes `first_tokens`, then after intervals that grow, and at the end."""
+
+    def marks(tokens: int) -> int:
+        """Samples up to `tokens`: the largest n with first (1 + growth + … + growth^(n-1)) at most `tokens`."""
+        intervals = tokens / node.first_tokens
+        return int(intervals if node.growth == 1 else math.log1p(intervals * (node.growth - 1)) / math.log(node.growth))
+
+    size = run.data.tokens_per_update
+    return marks(update * size) > marks((update - 1) * size) or update == run.updates
+
+
+def dropout_seed(seed: int, update: int, rank: int) -> int:
+    """Seed of an update's dropout masks on one rank: a function of the update, so that a resumed run draws the same."""
+    return (seed * 1_000_003 + update) * 4_099 + rank
+
+
+def latest(folder: RunFolder) -> Checkpoint | None:
+    """The newest complete checkpoint of a run."""
+    found = list_checkpoints(folder.checkpoints)
+    return found[-1] if found else None

@@ -1,0 +1,149 @@
+"""What a run measures: rows of metrics.jsonl, the printed line, and the tracker beside them.
+
+The local file comes first and is complete; the tracker (W&B) is a copy that may fail. Keys are `group/name`; every row has the
+three x-axes `update`, `tokens` and `seconds`. docs/metrics.md says what each means.
+"""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from llama_lab.training.console import Console
+from llama_lab.training.run_folder import RunFolder
+from llama_lab.training.tracker import Tracker
+
+# What depends on the machine and the moment, not on the science; a resumed run equals an unbroken one in all other keys.
+VOLATILE = ("seconds", "speed/", "memory/")
+
+
+class Metrics:
+    """Rows, printed lines and summary of one run, on rank 0.
+
+    Args:
+        folder: where metrics.jsonl, samples.jsonl and summary.json are written.
+        console: where lines are printed.
+        tracker: what gets a copy.
+        total_tokens: tokens of the whole run, for the progress shown.
+        start_tokens: tokens trained on before this start.
+    """
+
+    def __init__(self, folder: RunFolder, console: Console, tracker: Tracker, *, total_tokens: int, start_tokens: int):
+        self._folder, self._console, self._tracker = folder, console, tracker
+        self._total_tokens, self._start_tokens = total_tokens, start_tokens
+        self._rows = (folder.path / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+        self._samples = (folder.path / "samples.jsonl").open("a", encoding="utf-8", buffering=1)
+        self._previous_line = time.perf_counter()
+
+    def train(self, axes: dict[str, Any], *, loss: float, lr: float, grad_norm: float, tokens_per_second: float, peak_gib: float) -> None:
+        """Record and print one training row. `loss` is in nats a token, the mean since the row before."""
+        row = {
+            "train/loss": loss,
+            "train/perplexity": perplexity(loss),
+            "train/lr": lr,
+            "train/grad_norm": grad_norm,
+            "speed/tokens_per_second": tokens_per_second,
+            "memory/peak_gib": peak_gib,
+        }
+        self._record(axes, row)
+        now = time.perf_counter()
+        tokens = axes["tokens"]
+        self._console.say(
+            f"Step: {axes['update']} | Training Progress: {100 * tokens / self._total_tokens:.2f}% | Training Loss: {loss:.4f} | "
+            f"Perplexity: {row['train/perplexity']:.2f} | Learning Rate: {lr:.5f} | Norm: {grad_norm:.4f} | "
+            f"Tokens Processed: {short_count(tokens - self._start_tokens)} ({short_count(tokens)}) | "
+            f"tok/s: {tokens_per_second:.0f} | Time: {short_time(now - self._previous_line)}"
+        )
+        self._previous_line = now
+
+    def validation(self, axes: dict[str, Any], *, loss: float, bits_per_byte: float | None) -> None:
+        """Record and print one validation. `loss` is in nats a token; bits per byte are unknown where the text's bytes are."""
+        row = {"val/loss": loss, "val/perplexity": perplexity(loss)}
+        said = f"Validation after {axes['update']} updates: loss {loss:.4f}, perplexity {row['val/perplexity']:.2f}"
+        if bits_per_byte is not None:
+            row["val/bits_per_byte"] = bits_per_byte
+            said += f", {bits_per_byte:.4f} bits per byte"
+        best = min(loss, self._folder.summary().get("best/val/loss", math.inf))
+        self._record(axes, row)
+        self._folder.write_summary(**{"best/val/loss": best})
+        self._console.say(said, style="bold")
+
+    def samples(self, axes: dict[str, Any], samples: list[tuple[str, str]], *, seed: int) -> None:
+        """Record and print generated texts: (prompt, continuation) each."""
+        for prompt, text in samples:
+            self._samples.write(json.dumps(axes | {"seed": seed, "prompt": prompt, "text": text}, ensure_ascii=False) + "\n")
+            self._console.say(f"  | {_one_line(prompt)}", style="dim")
+            self._console.say(f"  > {_one_line(text)}", style="italic")
+        self._tracker.samples(axes, samples)
+
+    def close(self) -> None:
+        """Close the files; the tracker is closed by its owner."""
+        self._rows.close()
+        self._samples.close()
+
+    def _record(self, axes: dict[str, Any], row: dict[str, float]) -> None:
+        # JSON has no infinity or NaN; null says as much and every reader takes it.
+        finite = {key: value if math.isfinite(value) else None for key, value in row.items()}
+        self._rows.write(json.dumps(axes | finite) + "\n")
+        self._folder.write_summary(**axes, **finite)
+        self._tracker.log(axes | row)
+
+
+def cut_back(folder: Path, update: int) -> None:
+    """Make the rows those of a run that has just saved its state after `update`.
+
+    Later rows go, a line that a kill left half-written too, and so do validation and samples of this very update: they follow
+    the checkpoint and are made again.
+    """
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        kept = [line for line in path.read_bytes().splitlines(keepends=True) if _belongs(line, update)]
+        draft = path.with_name(f".{name}.draft")
+        draft.write_bytes(b"".join(kept))
+        os.replace(draft, path)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a .jsonl file, in order; none if there is no file. A last line cut by a kill is left out."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def perplexity(loss: float) -> float:
+    """exp of a loss in nats: the number of equally likely tokens that would be as hard to guess. Infinite where it overflows."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def short_count(count: float) -> str:
+    """A count in whole units, as the seed's line has it: 950, 1638K, 8M, 50B. A unit starts at five, so that one step shows."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if count >= 5 * size:
+            return f"{count / size:.0f}{unit}"
+    return f"{count:.0f}"
+
+
+def short_time(seconds: float) -> str:
+    """A duration in the way people say it: 0.4s, 53s, 4m 10s, 2h 05m."""
+    if seconds < 10:
+        return f"{seconds:.1f}s"
+    if seconds < 60:
+        return f"{seconds:.0f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m {rest:02d}s" if minutes < 60 else f"{minutes // 60}h {minutes % 60:02d}m"
+
+
+def _belongs(line: bytes, update: int) -> bool:
+    if not line.endswith(b"\n"):
+        return False
+    row = json.loads(line)
+    return row["update"] < update or (row["update"] == update and "train/loss" in row)
+
+
+def _one_line(text: str) -> str:
+    """Text with its line ends shown instead of made, so that a sample stays one line of the log."""
+    return text.replace("\n", "⏎").strip()

@@ -1,0 +1,100 @@
+"""Optimizers: which parameter is updated by which rule, at which peak learning rate, with how much decay."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llama_lab.config.schema import AdamWConfig, MuonConfig, OptimConfig
+
+
+class Optimizers:
+    """One or several torch optimizers behind the face of one. Each group remembers its peak learning rate.
+
+    Settings come from the config, never from a saved state, so a resumed run follows what it is told.
+    """
+
+    def __init__(self, parts: dict[str, torch.optim.Optimizer]) -> None:
+        self._parts = parts
+        self._peaks = {name: [group["lr"] for group in part.param_groups] for name, part in parts.items()}
+
+    @property
+    def parts(self) -> dict[str, torch.optim.Optimizer]:
+        """The torch optimizers by name: `muon`, `adamw`."""
+        return self._parts
+
+    def step(self) -> None:
+        """Update every parameter from its gradient."""
+        for part in self._parts.values():
+            part.step()
+
+    def zero_grad(self) -> None:
+        """Forget all gradients, and free their memory."""
+        for part in self._parts.values():
+            part.zero_grad(set_to_none=True)
+
+    def set_lr_factor(self, factor: float) -> None:
+        """Set every group's learning rate to `factor` of its peak."""
+        for name, part in self._parts.items():
+            for group, peak in zip(part.param_groups, self._peaks[name], strict=True):
+                group["lr"] = peak * factor
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on besides weights, gradients and config: tensors and plain types only."""
+        return {name: part.state_dict() for name, part in self._parts.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state of the same optimizers over the same parameters. Rates, decay and the like stay as configured.
+
+        Raises:
+            ValueError: the state is of other optimizers, or of parameters in other groups.
+        """
+        if state.keys() != self._parts.keys():
+            raise ValueError(f"the state is of {sorted(state)}, the run's optimizers are {sorted(self._parts)}")
+        for name, part in self._parts.items():
+            configured = [{key: value for key, value in group.items() if key != "params"} for group in part.param_groups]
+            part.load_state_dict(state[name])
+            for group, settings in zip(part.param_groups, configured, strict=True):
+                group.update(settings)
+
+
+def build_optimizer(model: nn.Module, optim: OptimConfig, device_type: str) -> Optimizers:
+    """The optimizer that the config asks for, over all of the model's parameters, in the model's order.
+
+    Muon takes the matrices inside the blocks. Embedding and output projection are lookups by token rather than maps between
+    activations, so they stay with AdamW, as do gains. Muon's step is scaled to the root mean square of AdamW's, so that both
+    kinds of `max_lr` are of one size. Only matrices decay: a gain has no reason to be zero.
+
+    Args:
+        device_type: where the parameters are; AdamW is one fused kernel on devices that have it.
+
+    Source: Muon: Keller Jordan, "Muon: An optimizer for hidden layers" (2024); the scaling, 0.2 sqrt(max(rows, columns)), is that
+    of Muon is Scalable for LLM Training, arXiv:2502.16982, section 2.2.
+    """
+    match optim:
+        case MuonConfig():
+            hidden, rest = [], []
+            for name, parameter in model.named_parameters():
+                (hidden if name.startswith("blocks.") and parameter.ndim == 2 else rest).append(parameter)
+            muon = torch.optim.Muon(
+                hidden,
+                lr=optim.max_lr,
+                weight_decay=optim.weight_decay,
+                momentum=optim.momentum,
+                nesterov=True,
+                adjust_lr_fn="match_rms_adamw",
+            )
+            return Optimizers({"muon": muon, "adamw": _adamw(rest, optim, optim.adamw_max_lr, device_type)})
+        case AdamWConfig():
+            return Optimizers({"adamw": _adamw(list(model.parameters()), optim, optim.max_lr, device_type)})
+    raise TypeError(f"no optimizer is known for {type(optim).__name__}")
+
+
+def _adamw(parameters: list[Tensor], optim: AdamWConfig, max_lr: float, device_type: str) -> torch.optim.AdamW:
+    """AdamW with decay on what has two or more dimensions."""
+    groups = [
+        {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": optim.weight_decay},
+        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
+    fused = device_type in ("cuda", "cpu", "mps")
+    return torch.optim.AdamW(groups, lr=max_lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=fused)

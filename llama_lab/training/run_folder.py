@@ -1,0 +1,214 @@
+"""A run's folder: who may write in it, what it says of where the run came from, and whether it may go on.
+
+Torch-free, so that a run that is finished, running or changed is answered before anything heavy is imported.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from llama_lab.config.errors import ConfigError
+from llama_lab.config.identity import save_config
+from llama_lab.config.schema import RunConfig
+
+FORMAT_VERSION = 1
+VERSIONED = ("torch", "numpy", "tokenizers", "llama_lab")
+GIT_DIFF_CHARACTERS = 100_000
+
+
+class RunFolder:
+    """The files of one run that are read and written as a whole. Rows that grow are `metrics.py`'s."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def meta(self) -> dict[str, Any]:
+        """Where the run came from; empty before it began."""
+        return _read_json(self.path / "meta.json")
+
+    def summary(self) -> dict[str, Any]:
+        """Status, last and best values; empty before the first was written."""
+        return _read_json(self.path / "summary.json")
+
+    def write_meta(self, **changes: Any) -> None:
+        """Merge `changes` into meta.json."""
+        write_json(self.path / "meta.json", self.meta() | changes)
+
+    def write_summary(self, **changes: Any) -> None:
+        """Merge `changes` into summary.json."""
+        write_json(self.path / "summary.json", self.summary() | changes)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has done all of its updates."""
+        return self.summary().get("status") == "finished"
+
+
+@contextmanager
+def open_run(run: RunConfig, path: Path, *, origin: dict[str, Any]) -> Iterator[RunFolder]:
+    """Take hold of a run's folder for as long as the context lasts; create it, or check that it may go on.
+
+    Args:
+        run: the resolved config.
+        path: the run's folder, from its identity.
+        origin: what this start is made from, as `describe_origin` gives it.
+
+    Raises:
+        ConfigError: the run is held by another process, the folder cannot be written, or code, versions or data changed
+            since it began and neither `fresh` nor `accept_changes` says what to do.
+    """
+    with _hold(path):
+        if run.fresh and path.exists():
+            _move_aside(path)
+        folder = RunFolder(path)
+        known = folder.meta()
+        if known and not folder.finished:
+            changed = _changes(known, origin)
+            if changed and not run.accept_changes:
+                raise ConfigError(
+                    [
+                        (f"{name} changed from {before} to {now}", "since this run began; fresh=true starts it anew, accept_changes=true goes on")
+                        for name, before, now in changed
+                    ],
+                    scope=f"continuing {path}",
+                )
+            folder.write_meta(**origin, starts=[*known["starts"], _start(origin)])
+        elif not known:
+            path.mkdir(parents=True, exist_ok=True)
+            save_config(run, path / "config.yaml")
+            folder.write_meta(format_version=FORMAT_VERSION, run_id=path.name, name=run.name, **origin, starts=[_start(origin)])
+        yield folder
+
+
+def describe_origin(run: RunConfig, *, command: list[str] | None, data: dict[str, Any]) -> dict[str, Any]:
+    """What a start is made from: command, code, library versions, machine, data.
+
+    Args:
+        data: fingerprint of the data and hash of the tokenizer.
+    """
+    return {
+        "command": command,
+        "code": {"sha256": _code_hash(), **_git()},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in VERSIONED}},
+        "machine": {
+            "platform": platform.platform(),
+            "host": socket.gethostname(),
+            "cpu_count": os.cpu_count(),
+            "device": run.hardware.device.value,
+            "processes": run.hardware.processes,
+        },
+        "data": data,
+    }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replace a small JSON file in one step, so that a reader never sees half of it."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(draft, path)
+
+
+def relative(path: Path) -> str:
+    """A path as short as it can be typed from the working directory."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _start(origin: dict[str, Any]) -> dict[str, Any]:
+    return {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": origin["command"], "host": origin["machine"]["host"]}
+
+
+def _changes(known: dict[str, Any], origin: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(name, before, now) of everything that a continued run has to share with its beginning."""
+    pairs = [("the source code", known["code"]["sha256"][:12], origin["code"]["sha256"][:12])]
+    pairs += [(f"{name}'s version", known["versions"].get(name), now) for name, now in origin["versions"].items()]
+    pairs += [(f"the {name}", str(known["data"].get(name))[:12], str(now)[:12]) for name, now in origin["data"].items()]
+    return [(name, str(before), str(now)) for name, before, now in pairs if before != now]
+
+
+@contextmanager
+def _hold(path: Path) -> Iterator[None]:
+    """Hold the run's lock, which lies beside its folder so that the folder can be moved. The system frees it when we die."""
+    locks = path.parent / ".locks"
+    try:
+        locks.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(locks / f"{path.name}.lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        holder = _read_json(locks / f"{path.name}.json")
+        who = f"process {holder.get('process')} on {holder.get('host')} since {holder.get('since')}" if holder else "another process"
+        raise ConfigError([(str(path), f"is being trained by {who}; wait for it, or change name=… or the config")]) from None
+    except OSError as error:
+        raise ConfigError([(str(path.parent), f"cannot be written: {error}; set LLAMA_LAB_OUTPUTS to a folder that can")]) from None
+    try:
+        holder = {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        write_json(locks / f"{path.name}.json", holder)
+        yield
+    finally:
+        (locks / f"{path.name}.json").unlink(missing_ok=True)
+        lock.release()
+
+
+def _move_aside(path: Path) -> None:
+    """Rename a folder to the first free `<name>.1`, `<name>.2`, …"""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.{number}")).exists():
+        number += 1
+    path.rename(aside)
+
+
+def _code_hash() -> str:
+    """SHA-256 over the package's own sources, by relative name and content."""
+    package = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for source in sorted(package.rglob("*.py")):
+        digest.update(source.relative_to(package).as_posix().encode())
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
+def _git() -> dict[str, Any]:
+    """Commit and uncommitted changes of the checkout that the package runs from; nothing where there is none."""
+    package = Path(__file__).parent.parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(package), *arguments], capture_output=True, text=True, timeout=10, encoding="utf-8")
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout if done.returncode == 0 else None
+
+    # An installed package can lie inside somebody else's checkout (a virtual environment in a project): that commit says nothing.
+    if git("ls-files", "--error-unmatch", "__init__.py") is None or (commit := git("rev-parse", "HEAD")) is None:
+        return {}
+    return {"commit": commit.strip(), "diff": (git("diff", "HEAD", "--", ".") or "")[:GIT_DIFF_CHARACTERS]}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return sys.version.split()[0] if name == "python" else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

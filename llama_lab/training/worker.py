@@ -1,0 +1,126 @@
+"""One process of a run: its device, its rank, and what it agrees on with the others."""
+
+import datetime
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from llama_lab.config.schema import Device, HardwareConfig, Precision
+
+# Long enough for rank 0 to validate, sample and save alone; short enough that a dead rank is noticed.
+COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a process stands among the processes of its run.
+
+    Attributes:
+        rank, world_size: number of the process, and of processes.
+        local_rank: number among the processes of this machine, which is the number of its GPU.
+        rendezvous: address where the processes meet, as torch.distributed takes it; null for one process alone.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    rendezvous: str | None = None
+
+    @classmethod
+    def from_environment(cls) -> "Place | None":
+        """The place that torchrun or srun gave this process; none if neither started it."""
+        if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+            return None
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        return cls(rank, world_size, int(os.environ.get("LOCAL_RANK", rank)), "env://")
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A process that is ready to compute."""
+
+    place: Place
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files, prints and talks to the tracker."""
+        return self.place.rank == 0
+
+    def agree(self, flag: bool) -> bool:
+        """Whether any process says so. The flag stays on the host, so the GPU is not waited for."""
+        if self.place.world_size == 1:
+            return flag
+        vote = torch.tensor(int(flag))
+        dist.all_reduce(vote, dist.ReduceOp.MAX)
+        return bool(vote.item())
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum over the processes of a tensor on the device, in place."""
+        if self.place.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def autocast(self, precision: Precision) -> AbstractContextManager[None]:
+        """The context in which the model computes at `precision`."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=precision is Precision.bf16)
+
+    def synchronise(self) -> None:
+        """Wait until the device has done all it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+    def peak_gib(self) -> float:
+        """Most memory held so far, in GiB: of the device, or of the process where the device is the CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**30
+        if self.device.type == "mps":
+            return torch.mps.driver_allocated_memory() / 2**30
+        if sys.platform == "win32":
+            return float("nan")
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+@contextmanager
+def join(hardware: HardwareConfig, place: Place) -> Iterator[Worker]:
+    """Make this process a worker: choose its device and threads, meet the others, and leave everything as it was found."""
+    if hardware.device is Device.cuda:
+        device = torch.device("cuda", place.local_rank)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device(hardware.device.value)
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    if device.type == "cpu" and place.world_size > 1:
+        # Each process would start one thread a core and they would trample on each other.
+        torch.set_num_threads(max(1, threads // place.world_size))
+    if hardware.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    try:
+        if place.world_size > 1:
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(
+                backend,
+                init_method=place.rendezvous,
+                rank=place.rank,
+                world_size=place.world_size,
+                timeout=COLLECTIVE_TIMEOUT,
+                device_id=device if device.type == "cuda" else None,
+            )
+        yield Worker(place, device)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)

@@ -1,0 +1,135 @@
+"""Commands, flags, help and exit codes, in real processes."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from llama_lab.cli import UsageError, main, parse
+from llama_lab.vocabulary import groups, presets
+
+Output = pytest.CaptureFixture[str]
+
+
+def test_help_answers_within_a_second(llama_lab):
+    started = time.perf_counter()
+    done = llama_lab("--help")
+    seconds = time.perf_counter() - started
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert {"train", "plan", "cache", "completion"} <= set(done.stdout.split())
+    assert "75" in done.stdout
+    assert seconds < 1
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["--help"], ["train", "--help"], ["plan", "-h"], ["completion", "bash"], ["__complete", "llama-lab train mod"]]
+)
+def test_answers_without_composing(words: list[str]):
+    """Neither help nor TAB may pay for Hydra, OmegaConf or torch."""
+    code = f"""
+import sys
+from llama_lab.cli import main
+main({words!r})
+heavy = {{'torch', 'hydra', 'omegaconf', 'wandb', 'numpy'}} & set(sys.modules)
+sys.exit(repr(heavy) if heavy else 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+
+
+def test_version(llama_lab):
+    done = llama_lab("--version")
+    assert done.returncode == 0
+    assert done.stdout.startswith("llama-lab ")
+    assert done.stdout.split()[1][0].isdigit()
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["tarin"], "did you mean train?"),
+        (["frobnicate"], "there are train, plan, cache, completion"),
+        (["optim=muon"], "try: llama-lab train optim=muon"),
+        (["train", "--multrun"], "did you mean --multirun?"),
+        (["train", "--optim.max_lr=0.1"], "without dashes: optim.max_lr=0.1"),
+        (["train", "--optim.max_lr", "0.1"], "without dashes: optim.max_lr=VALUE"),
+        (["train", "optim=muon", "--wrong"], "it takes --multirun, --cfg, --config-dir, --help"),
+        (["train", "--cfg=job"], "takes no value"),
+        (["train", "--config-dir"], "needs a folder"),
+        (["train", "--config-dir", "nowhere"], "'nowhere' is none"),
+        (["plan", "--cfg"], "no flag --cfg"),
+        (["completion", "tcsh"], "takes one of bash, zsh, fish, not tcsh"),
+    ],
+)
+def test_mistakes_in_words_say_what_to_type(words: list[str], hint: str, capsys: Output):
+    assert main(words) == 2
+    shown = capsys.readouterr()
+    assert hint in shown.err
+    assert shown.out == ""
+
+
+def test_flags_stand_anywhere(tmp_path: Path):
+    orders = [
+        ["-m", "optim=muon", "--config-dir", str(tmp_path), "seed.init=0,1"],
+        ["optim=muon", f"--config-dir={tmp_path}", "seed.init=0,1", "--multirun"],
+    ]
+    for words in orders:
+        arguments = parse(words, "train")
+        assert arguments.overrides == ["optim=muon", "seed.init=0,1"]
+        assert arguments.multirun
+        assert arguments.config_dir == tmp_path
+
+
+def test_parse_refuses_an_unknown_flag():
+    with pytest.raises(UsageError, match="no flag --foo"):
+        parse(["--foo"], "train")
+
+
+def test_train_help_lists_every_option_and_preset(capsys: Output):
+    assert main(["train", "--help"]) == 0
+    shown = capsys.readouterr().out
+    for group, options in groups().items():
+        line = next(line for line in shown.splitlines() if line.startswith(f"  {group} "))
+        assert line.split()[1:] == options
+    for preset, question in presets().items():
+        assert f"  {preset} " in shown
+        assert question, f"{preset}.yaml has no question in its header"
+        assert question in shown
+
+
+def test_train_help_shows_the_options_of_a_folder(tmp_path: Path, capsys: Output):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("dim: 64\n", encoding="utf-8")
+    assert main(["train", "--help", "--config-dir", str(tmp_path)]) == 0
+    assert "  mine" in capsys.readouterr().out
+
+
+def test_a_wrong_config_answers_in_two_seconds_without_torch(llama_lab):
+    started = time.perf_counter()
+    done = llama_lab("train", "optim.max_lr=abc", "schedule.warmup_updates=-1", PYTHONPROFILEIMPORTTIME="1")
+    seconds = time.perf_counter() - started
+    assert done.returncode == 2
+    assert "ConfigError: 2 problems" in done.stderr
+    assert "optim.max_lr=abc" in done.stderr
+    assert "Traceback" not in done.stderr
+    imported = {
+        line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if line.startswith("import time:") and "|" in line
+    }
+    assert "hydra" in imported
+    assert "torch" not in imported
+    assert seconds < 2
+
+
+def test_cfg_prints_a_config_that_starts_nothing(llama_lab, outputs: Path):
+    done = llama_lab("train", "--cfg", "model=llama_3m", "hardware=cpu", "optim.max_lr=2e-3")
+    assert done.returncode == 0, done.stderr
+    from omegaconf import OmegaConf
+
+    shown = OmegaConf.create(done.stdout)
+    assert shown.optim.max_lr == 2e-3
+    assert shown.precision in ("fp32", "bf16"), "auto must be resolved"
+    assert shown.hardware.device == "cpu"
+    assert not outputs.exists()

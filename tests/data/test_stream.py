@@ -1,0 +1,180 @@
+"""The stream: each token as often as promised, in an order that depends on seed and index alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from llama_lab.config.errors import ConfigError
+from llama_lab.config.schema import Window
+from llama_lab.data.shards import Split, SplitWriter, open_split, read_manifest, token_dtype, write_manifest
+from llama_lab.data.stream import IGNORE, TokenStream, permute
+
+EOS = 1
+VOCAB = 60_000
+
+
+@pytest.fixture
+def make(tmp_path: Path):
+    """Builds a split whose text ids are all different, so that each says where it stands."""
+
+    def build(lengths: list[int], shard_tokens: int = 37) -> Split:
+        folder = tmp_path / f"split{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        following = 2
+        with SplitWriter(folder, "train", vocab_size=VOCAB, eos_id=EOS, shard_tokens=shard_tokens) as writer:
+            for length in lengths:
+                writer.add(np.arange(following, following + length), 3 * length)
+                following += length
+            described = writer.close()
+        manifest = {
+            "format_version": 1,
+            "token_dtype": token_dtype(VOCAB).name,
+            "tokenizer": {"hash": "h", "vocab_size": VOCAB, "eos_id": EOS},
+            "splits": {"train": described},
+            "source": {"data": "test", "tokenizer": "test"},
+        }
+        write_manifest(folder, manifest)
+        split = open_split(folder, read_manifest(folder, "it"), "train")
+        assert split is not None
+        return split
+
+    return build
+
+
+def random_lengths(seed: int) -> list[int]:
+    rng = np.random.default_rng(seed)
+    return rng.integers(1, 60, size=rng.integers(1, 20)).tolist()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 17, 100, 1000, 65_537])
+def test_the_permutation_hits_everything_once(size: int) -> None:
+    indices = np.arange(size)
+    places = permute(indices, size, "7 0")
+    assert sorted(places.tolist()) == indices.tolist()
+    picked = np.array([0, size - 1, size // 2])
+    assert permute(picked, size, "7 0").tolist() == places[picked].tolist()
+
+
+def test_the_permutation_is_even_and_differs_from_key_to_key() -> None:
+    size, keys = 12, 6000
+    hits = np.zeros((size, size))
+    for key in range(keys):
+        hits[np.arange(size), permute(np.arange(size), size, str(key))] += 1
+    # 121 degrees of freedom: a fair shuffle exceeds 200 once in a hundred thousand.
+    assert ((hits - keys / size) ** 2 / (keys / size)).sum() < 200
+    large = permute(np.arange(100_000), 100_000, "x")
+    assert abs(np.corrcoef(np.arange(100_000), large)[0, 1]) < 0.02
+    assert (np.diff(large) == 1).mean() < 0.001
+    assert permute(np.array([0, 1]), 2**62, "x").max() < 2**62
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_each_contiguous_window_comes_once_an_epoch(make, seed: int) -> None:
+    lengths = random_lengths(seed)
+    split = make(lengths)
+    for length in (1, 2, 7, 16):
+        if split.tokens - 1 < length:
+            continue
+        stream = TokenStream(split, max_seq_len=length, window=Window.contiguous, seed=seed)
+        assert stream.windows == (split.tokens - 1) // length
+        whole = split.read(0, split.tokens).astype(np.int64)
+        for epoch in range(3):
+            tokens, targets = stream.batch(epoch * stream.windows, stream.windows)
+            assert tokens.dtype == targets.dtype == torch.int64
+            assert tokens.is_contiguous() and targets.is_contiguous()
+            rows = sorted(zip(tokens.tolist(), targets.tolist(), strict=True))
+            expected = [
+                (whole[start : start + length].tolist(), whole[start + 1 : start + length + 1].tolist())
+                for start in range(0, stream.windows * length, length)
+            ]
+            assert rows == sorted(expected)
+
+
+@pytest.mark.parametrize("window", list(Window))
+def test_the_order_depends_on_seed_and_index_alone(make, window: Window) -> None:
+    split = make([50, 3, 90, 21, 70])
+    stream = TokenStream(split, max_seq_len=8, window=window, seed=3)
+    everything = stream.batch(0, 3 * stream.windows + 5)
+    for parts in (1, 2, 3, 4, 8):
+        again = TokenStream(split, max_seq_len=8, window=window, seed=3)
+        for first in range(0, 3 * stream.windows, parts):
+            for one, other in zip(again.batch(first, parts), everything, strict=True):
+                assert torch.equal(one, other[first : first + parts])
+    epochs = [tuple(stream.order(epoch * stream.windows, stream.windows).tolist()) for epoch in range(4)]
+    assert len(set(epochs)) == 4
+    assert TokenStream(split, max_seq_len=8, window=window, seed=4).order(0, 9).tolist() != stream.order(0, 9).tolist()
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("seed", range(8))
+def test_document_windows_predict_every_token_once_and_never_cross(make, seed: int, shuffle: bool) -> None:
+    lengths = random_lengths(seed)
+    split = make(lengths)
+    for length in (1, 4, 16):
+        stream = TokenStream(split, max_seq_len=length, window=Window.document, seed=seed, shuffle=shuffle)
+        assert stream.windows == sum(-(-(document + 1) // length) for document in lengths)
+        tokens, targets = stream.batch(0, stream.windows)
+        assert int((targets != IGNORE).sum()) == stream.predicted_tokens == split.tokens - 1
+        assert sorted(targets[targets != IGNORE].tolist()) == sorted(split.read(1, split.tokens).tolist())
+        starts = set(split.read(0, split.tokens)[split.document_starts[:-1] + 1].tolist())
+        for row, wanted in zip(tokens.tolist(), targets.tolist(), strict=True):
+            kept = [target for target in wanted if target != IGNORE]
+            assert wanted == kept + [IGNORE] * (length - len(kept))
+            assert EOS not in kept[:-1]
+            assert row[1 : len(kept)] == kept[:-1]
+            assert row[0] == (EOS if kept[0] in starts else kept[0] - 1) or kept == [EOS]
+
+
+@pytest.mark.parametrize("max_tokens", [None, 1, 10, 40, 10_000])
+@pytest.mark.parametrize("window", list(Window))
+def test_validation_predicts_each_token_once_in_order(make, window: Window, max_tokens: int | None) -> None:
+    split = make([50, 1, 30, 7])
+    stream = TokenStream(split, max_seq_len=16, window=window, shuffle=False, max_tokens=max_tokens)
+    predicted = min(split.tokens - 1, max_tokens or split.tokens)
+    targets = torch.cat([batch[1] for batch in stream.batches(4)]).flatten()
+    assert targets[targets != IGNORE].tolist() == split.read(1, predicted + 1).tolist()
+    assert stream.predicted_tokens == predicted
+    # Three bytes a token, none for the end of a document.
+    assert stream.text_bytes == 3 * int((split.read(1, predicted + 1) != EOS).sum())
+    for world_size in (1, 2, 3, 5):
+        parts = [torch.cat([torch.empty(0, 16), *(batch[1] for batch in stream.batches(2, rank=rank, world_size=world_size))])
+                 for rank in range(world_size)]  # fmt: skip
+        shared = torch.cat(parts)
+        assert sorted(shared[shared != IGNORE].tolist()) == sorted(targets[targets != IGNORE].tolist())
+
+
+def test_too_little_text_for_one_window_is_a_problem_of_the_config(make) -> None:
+    with pytest.raises(ConfigError, match=r"data\.max_seq_len=64 is more than the 11 tokens there are to predict"):
+        TokenStream(make([10]), max_seq_len=64, window=Window.contiguous)
+    assert TokenStream(make([10]), max_seq_len=64, window=Window.contiguous, shuffle=False).windows == 1
+    assert TokenStream(make([10]), max_seq_len=64, window=Window.document).windows == 1
+
+
+def test_a_set_of_fifty_billion_tokens_opens_at_once(tmp_path: Path) -> None:
+    tokens, size = 50_000_000_000, 2**27
+    files = []
+    for number in range(-(-tokens // size)):
+        count = min(size, tokens - number * size)
+        with (tmp_path / f"train-{number:05d}.bin").open("wb") as file:
+            try:
+                file.truncate(2 * count)
+            except OSError:
+                pytest.skip("no sparse files here")
+        files.append({"file": f"train-{number:05d}.bin", "bytes": 2 * count, "sha256": ""})
+    if sum((tmp_path / file["file"]).stat().st_blocks for file in files) > 1000:
+        pytest.skip("no sparse files here")
+    np.array([0, tokens - 1], dtype="<i8").tofile(tmp_path / "train-starts.bin")
+    np.array([0, 1], dtype="<i8").tofile(tmp_path / "train-bytes.bin")
+    tables = {f"document_{name}": {"file": f"train-{name}.bin", "bytes": 16, "sha256": ""} for name in ("starts", "bytes")}
+    described = {"tokens": tokens, "documents": 1, "text_bytes": 1, "max_id": 0, "shards": files, **tables}
+    manifest = {"format_version": 1, "token_dtype": "uint16", "splits": {"train": described}}
+    manifest |= {"tokenizer": {"hash": "", "vocab_size": 2, "eos_id": 1}, "source": {"data": "test", "tokenizer": "test"}}
+    write_manifest(tmp_path, manifest)
+    split = open_split(tmp_path, read_manifest(tmp_path, "it"), "train")
+    assert split is not None
+    stream = TokenStream(split, max_seq_len=2048, window=Window.contiguous, seed=0)
+    assert stream.windows == 24_414_062
+    assert stream.batch(10**9, 4)[0].shape == (4, 2048)
+    assert len(split._maps._open) <= 4

@@ -1,0 +1,182 @@
+"""A user's own files: which are read, how they are split, and what is said about broken ones."""
+
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from llama_lab.config.errors import ConfigError
+from llama_lab.config.schema import TextConfig
+from llama_lab.data.cache import ContentHashes
+from llama_lab.data.corpus import Corpus
+from llama_lab.data.text import TextSource
+
+
+def source(path: Path, val_fraction: float = 0.1) -> TextSource:
+    return TextSource(TextConfig(path=str(path), val_fraction=val_fraction), ContentHashes())
+
+
+def read(path: Path, val_fraction: float = 0.1) -> Corpus:
+    return source(path, val_fraction).corpus(print)
+
+
+def texts(corpus: Corpus) -> tuple[list[str], list[str]]:
+    return [document.text for document in corpus.train()], [document.text for document in corpus.val()]
+
+
+def refusal(path: Path, val_fraction: float = 0.1) -> str:
+    with pytest.raises(ConfigError) as error:
+        read(path, val_fraction)
+    return str(error.value)
+
+
+def write_lines(path: Path, objects: list[object]) -> Path:
+    path.write_text("".join(json.dumps(value) + "\n" for value in objects), encoding="utf-8")
+    return path
+
+
+def test_the_last_tenth_of_one_file_is_validation(tmp_path: Path) -> None:
+    raw = random.Random(0).randbytes(1_115_394).translate(bytes(range(32, 127)) * 2 + bytes(range(32, 98)))
+    (tmp_path / "one.txt").write_bytes(raw)
+    train, val = texts(read(tmp_path / "one.txt"))
+    assert [text.encode() for text in val] == [raw[1_003_854:]]
+    assert [text.encode() for text in train] == [raw[:1_003_854]]
+
+
+def test_the_cut_falls_between_characters_and_may_pass_through_several_documents(tmp_path: Path) -> None:
+    for number, text in enumerate(["α" * 50, "βγ" * 50, "𝄞" * 25]):
+        (tmp_path / f"{number}.md").write_text(text, encoding="utf-8")
+    for fraction in (0.1, 0.3333, 0.5, 0.9):
+        train, val = texts(read(tmp_path, fraction))
+        assert "".join(train + val) == "α" * 50 + "βγ" * 50 + "𝄞" * 25
+        size = len("".join(val).encode())
+        assert 400 * fraction <= size < 400 * fraction + 4
+
+
+def test_line_ends_and_white_space_stay_and_a_byte_order_mark_goes(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf  one\r\ntwo\n\n three \n")
+    train, val = texts(read(tmp_path / "a.txt", 0.2))
+    assert "".join(train + val) == "  one\r\ntwo\n\n three \n"
+
+
+def test_from_twenty_documents_on_they_are_held_out_by_hash(tmp_path: Path) -> None:
+    objects: list[object] = [{"text": f"document number {number}", "id": number} for number in range(1000)]
+    train, val = texts(read(write_lines(tmp_path / "a.jsonl", objects)))
+    assert 70 <= len(val) <= 130
+    assert sorted(train + val) == sorted(f"document number {number}" for number in range(1000))
+    # More documents, in another order, leave each on its side.
+    more = [*objects, *({"text": f"new {number}"} for number in range(100))]
+    random.Random(1).shuffle(more)
+    new_train, new_val = texts(read(write_lines(tmp_path / "b.jsonl", more)))
+    assert set(train) <= set(new_train)
+    assert set(val) <= set(new_val)
+
+
+@pytest.mark.parametrize("fraction", [1e-9, 1 - 1e-9])
+def test_no_side_is_ever_empty(tmp_path: Path, fraction: float) -> None:
+    train, val = texts(read(write_lines(tmp_path / "a.jsonl", [{"text": f"number {number}"} for number in range(20)]), fraction))
+    assert min(len(train), len(val)) == 1
+
+
+def test_repeated_and_empty_documents_are_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [{"text": f"number {number % 30}" + " " * (number // 30)} for number in range(60)] + [{"text": " \n"}, {"text": ""}]
+    train, val = texts(read(write_lines(tmp_path / "a.jsonl", lines)))
+    assert sorted(train + val) == sorted(f"number {number}" for number in range(30))
+    assert "30 documents" in capsys.readouterr().out
+
+
+def test_folders_are_searched_in_the_order_of_names(tmp_path: Path) -> None:
+    for name in ("b/two.MD", "a/one.txt", "c.jsonl", ".hidden/x.txt", ".x.txt", "d.py"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"text": name}) if name.endswith("jsonl") else name, encoding="utf-8")
+    train, val = texts(read(tmp_path, 0.01))
+    assert "".join(train + val) == "a/one.txtb/two.MDc.jsonl"
+
+
+def test_every_broken_line_is_named_with_its_reason(tmp_path: Path) -> None:
+    lines = [b'{"text": "good"}', b"{broken", b"", b"[1]", b'{"body": 1}', b'{"text": 5}', b'{"text": "\xff"}', b'{"text": "\\ud800"}']
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    message = refusal(tmp_path)
+    assert message.startswith("6 problems in the data")
+    for line in (
+        f"{path}:2 is no JSON object: Expecting property name enclosed in double quotes at column 2",
+        f"{path}:4 is a JSON list, not an object with a `text` string",
+        f"{path}:5 has no `text`; it has body.",
+        f"{path}:6 has a number as `text`; it must be a string",
+        f"{path}:7 is not UTF-8: byte 0xff at offset 10",
+        f"{path}:8 holds half a surrogate pair",
+    ):
+        assert line in message
+
+
+def test_another_encoding_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("Grüße".encode("utf-16"))
+    assert f"{path} is not UTF-8: byte 0xff at offset 0; convert it, for example with iconv -f UTF-16 -t UTF-8" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "does not exist; "),
+        (lambda path: path.mkdir(), "holds no .txt, .md or .jsonl file"),
+        (lambda path: path.write_text("x"), "is a file without suffix; use .txt, .md, .jsonl"),
+    ],
+)
+def test_a_path_with_nothing_to_read_is_named(tmp_path: Path, make, message: str) -> None:
+    make(tmp_path / "there")
+    assert f"data.path={tmp_path / 'there'} {message}" in refusal(tmp_path / "there")
+
+
+def test_too_little_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(" \n")
+    assert "holds no text" in refusal(tmp_path)
+    (tmp_path / "a.txt").write_text("x")
+    assert "data.val_fraction=0.1 leaves nothing to train on of 1 bytes of text" in refusal(tmp_path)
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="everything is readable to root and under Windows")
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "a.txt").chmod(0)
+    with pytest.raises(ConfigError, match="cannot be read: Permission denied"):
+        source(tmp_path).fingerprint()
+
+
+def test_the_fingerprint_follows_content_and_not_place_or_date(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.txt", tmp_path / "b.txt"
+    first.write_text("the same")
+    second.write_text("the same")
+    os.utime(second, (1, 1))
+    assert source(first).fingerprint() == source(second).fingerprint()
+    assert source(first).fingerprint() != source(first, 0.2).fingerprint()
+    second.write_text("the sane")
+    assert source(first).fingerprint() != source(second).fingerprint()
+
+
+def test_hashes_of_large_files_are_remembered_until_they_change(tmp_path: Path, cache_folder: Path) -> None:
+    cache_folder.mkdir()
+    path = tmp_path / "large.txt"
+    path.write_bytes(b"a" * 16_000_000)
+    os.utime(path, (1000, 1000))
+    first = ContentHashes().of(path)
+    assert (cache_folder / "content-hashes.json").exists()
+    assert ContentHashes().of(path) == first
+    path.write_bytes(b"b" * 16_000_000)
+    assert ContentHashes().of(path) != first
+
+
+def test_a_file_that_changes_while_it_is_read_is_named(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [{"text": f"number {number}"} for number in range(30)])
+    found = source(path)
+    found.fingerprint()
+    corpus = found.corpus(print)
+    write_lines(path, [{"text": "other"}])
+    with pytest.raises(ConfigError, match="changed while it was being read; run the command again"):
+        list(corpus.train())
+    with pytest.raises(ConfigError, match="changed while it was being read"):
+        found.check_unchanged()

@@ -1,0 +1,147 @@
+"""Tokenizers: text survives them, special tokens stay apart from text, and files of others are taken as they are."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+
+from llama_lab.config.errors import ConfigError
+from llama_lab.config.schema import BpeConfig, BytesConfig, FileTokenizerConfig
+from llama_lab.data import tokenizer as module
+from llama_lab.data.tokenizer import BytesTokenizer, Tokenizer, build_tokenizer, load_tokenizer, train_bpe
+
+TEXTS = [f"The {animal} of number {number} naïvely runs → over 你好 and 😀.\n\n    code = {number}\r\n" for number in range(40) for animal in ("dog", "cat")]
+TRICKY = ["", " ", "\n\n\n", "<EOS> and <|endoftext|> and <PAD>", "a  b\t c ", "é\u0301\u200b\x00", "😀" * 3, *TEXTS[:2]]
+
+
+@pytest.fixture(scope="module")
+def bpe() -> Tokenizer:
+    return train_bpe(TEXTS, 320)
+
+
+def test_bpe_has_the_entries_asked_for_and_its_special_ids(bpe: Tokenizer) -> None:
+    assert bpe.vocab_size == 320
+    assert bpe.eos_id == 1
+    assert len(bpe.encode(TEXTS[0])) < len(TEXTS[0].encode()) / 2
+
+
+def test_a_tiny_text_gives_fewer_entries() -> None:
+    assert 260 <= train_bpe(["ab ab"], 5000).vocab_size < 270
+
+
+@pytest.mark.parametrize("kind", ["bpe", "bytes"])
+def test_text_survives_and_never_becomes_a_special_token(kind: str, bpe: Tokenizer) -> None:
+    tokenizer = bpe if kind == "bpe" else BytesTokenizer()
+    for text in TRICKY:
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.eos_id not in ids
+        assert all(0 <= id < tokenizer.vocab_size for id in ids)
+    for text, ids in zip(TRICKY, tokenizer.encode_batch(TRICKY), strict=True):
+        assert ids.tolist() == tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "bytes"])
+def test_decode_takes_anything(kind: str, bpe: Tokenizer) -> None:
+    tokenizer = bpe if kind == "bpe" else BytesTokenizer()
+    broken = tokenizer.encode("é")[:1] if kind == "bytes" else [tokenizer.encode("\x80")[0]]
+    assert "\N{REPLACEMENT CHARACTER}" in tokenizer.decode(broken)
+    assert tokenizer.decode(np.array([tokenizer.eos_id, tokenizer.vocab_size + 7, -3])) == ""
+
+
+@pytest.mark.parametrize("kind", ["bpe", "bytes"])
+def test_save_and_load_keep_everything(kind: str, bpe: Tokenizer, tmp_path: Path) -> None:
+    tokenizer = bpe if kind == "bpe" else BytesTokenizer()
+    tokenizer.save(tmp_path / "tokenizer.json")
+    loaded = load_tokenizer(tmp_path / "tokenizer.json")
+    assert type(loaded) is type(tokenizer)
+    assert (loaded.hash, loaded.vocab_size, loaded.eos_id) == (tokenizer.hash, tokenizer.vocab_size, tokenizer.eos_id)
+    assert [loaded.encode(text) for text in TRICKY] == [tokenizer.encode(text) for text in TRICKY]
+
+
+def test_the_hash_ignores_the_layout_of_the_file(bpe: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    bpe.save(path)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(content, indent=7, sort_keys=True), encoding="utf-8")
+    assert load_tokenizer(path).hash == bpe.hash
+
+
+def test_the_bytes_file_means_the_same_to_the_tokenizers_library(tmp_path: Path) -> None:
+    BytesTokenizer().save(tmp_path / "tokenizer.json")
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    library.encode_special_tokens = True
+    for text in TRICKY:
+        assert library.encode(text).ids == list(text.encode())
+        assert library.decode(list(text.encode())) == text
+    assert library.token_to_id("<EOS>") == 256
+
+
+def test_training_repeats(bpe: Tokenizer) -> None:
+    assert train_bpe(iter(TEXTS), 320).hash == bpe.hash
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_a_long_text_encoded_in_pieces_has_the_tokens_of_the_whole(
+    bpe: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: bool
+) -> None:
+    bpe.save(tmp_path / "a.json")
+    content = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+    content["pre_tokenizer"]["add_prefix_space"] = prefix
+    text = "".join(TEXTS + TRICKY)
+    whole = Tokenizer(json.dumps(content)).encode(text)
+    monkeypatch.setattr(module, "PIECE_CHARS", 17)
+    monkeypatch.setattr(module, "BATCH_CHARS", 100)
+    pieces = Tokenizer(json.dumps(content))
+    assert len(list(module._pieces([text], 17))) > 100
+    assert pieces.encode(text) == whole
+    assert [ids.tolist() for ids in pieces.encode_batch([text, "", "dog"])] == [whole, [], pieces.encode("dog")]
+
+
+@pytest.mark.parametrize("name", ["<|endoftext|>", "</s>"])
+def test_a_foreign_file_neither_truncates_nor_adds_tokens(tmp_path: Path, name: str) -> None:
+    library = tokenizers.Tokenizer(tokenizers.models.BPE())
+    library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    library.train_from_iterator(
+        TEXTS,
+        tokenizers.trainers.BpeTrainer(
+            special_tokens=[name], vocab_size=300, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        ),
+    )
+    library.enable_truncation(4)
+    library.enable_padding(length=50)
+    library.post_processor = tokenizers.processors.TemplateProcessing(single=f"{name} $A", special_tokens=[(name, 0)])
+    library.save(str(tmp_path / "tokenizer.json"))
+    loaded = build_tokenizer(FileTokenizerConfig(path=str(tmp_path / "tokenizer.json")), lambda: ())
+    assert loaded.eos_id == 0
+    text = f" {TEXTS[0]} {name}"
+    ids = loaded.encode(text)
+    assert 0 not in ids
+    assert loaded.decode(ids) == text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        ("{", "is no tokenizer.json: .* in line 1"),
+        ("{}", "is no tokenizer: "),
+        (b"\xff", "it is not UTF-8"),
+        ('{"version":"1.0","added_tokens":[],"model":{"type":"BPE","vocab":{"a":0},"merges":[]}}', "looked for <EOS>, <|endoftext|>, </s>"),
+    ],
+)
+def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path, content: str | bytes | None, message: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    if content is not None:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(ConfigError) as error:
+        build_tokenizer(FileTokenizerConfig(path=str(path)), lambda: ())
+    assert f"tokenizer.path={path}" in str(error.value)
+    assert error.match(message.replace("|", r"\|"))
+
+
+def test_the_config_decides() -> None:
+    assert build_tokenizer(BpeConfig(vocab_size=300), lambda: TEXTS).vocab_size == 300
+    assert isinstance(build_tokenizer(BytesConfig(), lambda: ()), BytesTokenizer)

@@ -1,0 +1,79 @@
+"""Rows, the printed line, and what is left of them after a kill."""
+
+import json
+import math
+
+import pytest
+
+from llama_lab.training.console import Console
+from llama_lab.training.metrics import Metrics, cut_back, perplexity, read_rows, short_count, short_time
+from llama_lab.training.run_folder import RunFolder
+from llama_lab.training.tracker import Tracker
+
+AXES = {"update": 256, "tokens": 8_388_608, "seconds": 53.0}
+
+
+@pytest.fixture
+def metrics(tmp_path):
+    with Console(tmp_path / "train.log", total=10) as console:
+        made = Metrics(RunFolder(tmp_path), console, Tracker(), total_tokens=50_000_000_000, start_tokens=4_194_304)
+        yield made
+        made.close()
+
+
+def test_the_line_has_the_documented_form(metrics, capsys):
+    metrics.train(AXES, loss=8.0160, lr=0.00008, grad_norm=1.0915, tokens_per_second=157_961.2, peak_gib=1.0)
+    line = capsys.readouterr().out.strip()
+    assert line.startswith(
+        "Step: 256 | Training Progress: 0.02% | Training Loss: 8.0160 | Perplexity: 3029.04 | Learning Rate: 0.00008 | Norm: 1.0915 | "
+        "Tokens Processed: 4194K (8M) | tok/s: 157961 | Time: "
+    )
+    assert line.endswith("s")
+
+
+def test_rows_have_the_axes_and_the_summary_the_last_and_best(metrics, tmp_path):
+    metrics.validation(AXES, loss=2.0, bits_per_byte=1.5)
+    metrics.validation(AXES | {"update": 512}, loss=3.0, bits_per_byte=None)
+    first, second = read_rows(tmp_path / "metrics.jsonl")
+    assert first == AXES | {"val/loss": 2.0, "val/perplexity": math.exp(2.0), "val/bits_per_byte": 1.5}
+    assert "val/bits_per_byte" not in second
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["val/loss"], summary["best/val/loss"], summary["update"]) == (3.0, 2.0, 512)
+
+
+def test_what_is_not_finite_is_null_in_the_file(metrics, tmp_path):
+    metrics.train(AXES, loss=800.0, lr=1e-3, grad_norm=1.0, tokens_per_second=1.0, peak_gib=math.nan)
+    (row,) = read_rows(tmp_path / "metrics.jsonl")
+    assert row["train/perplexity"] is None
+    assert row["memory/peak_gib"] is None
+
+
+def test_rows_are_cut_back_to_a_checkpoint(tmp_path):
+    rows = [
+        {"update": 1, "train/loss": 3.0},
+        {"update": 2, "train/loss": 2.0},
+        {"update": 2, "val/loss": 2.0},
+        {"update": 3, "train/loss": 1.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"update": 3, "tr')
+    (tmp_path / "samples.jsonl").write_text('{"update": 1}\n{"update": 2}\n')
+    cut_back(tmp_path, 2)
+    assert read_rows(tmp_path / "metrics.jsonl") == rows[:2]
+    assert read_rows(tmp_path / "samples.jsonl") == [{"update": 1}]
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(950, "950"), (8_192, "8K"), (1_638_400, "1638K"), (8_388_608, "8M"), (50_000_000_000, "50B")]
+)
+def test_counts(count, said):
+    assert short_count(count) == said
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.44, "0.4s"), (53.2, "53s"), (250, "4m 10s"), (7_500, "2h 05m")])
+def test_times(seconds, said):
+    assert short_time(seconds) == said
+
+
+def test_perplexity():
+    assert perplexity(math.log(8192)) == pytest.approx(8192)
+    assert perplexity(1e9) == math.inf

@@ -1,0 +1,147 @@
+"""Which parameter is updated how, and that a saved optimizer goes on as if it had never stopped."""
+
+import io
+from typing import Any
+
+import pytest
+import torch
+
+from llama_lab.config.schema import AdamWConfig, ModelConfig, MuonConfig, OptimConfig
+from llama_lab.model.llama import Llama
+from llama_lab.training.optim import build_optimizer
+
+ADAMW: dict[str, Any] = {"max_lr": 0.01, "weight_decay": 0.1, "max_grad_norm": 1.0, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8}
+CONFIGS = {"adamw": AdamWConfig(**ADAMW), "muon": MuonConfig(**ADAMW, momentum=0.9, adamw_max_lr=0.003)}
+
+
+def small_llama(seed: int = 0) -> Llama:
+    config = ModelConfig(
+        dim=16,
+        n_layers=2,
+        n_heads=2,
+        n_kv_heads=1,
+        ffn_dim=24,
+        multiple_of=8,
+        rope_theta=10_000.0,
+        norm_eps=1e-5,
+        tie_embeddings=False,
+        qk_norm=True,
+        zero_init_outputs=False,
+        dropout=0.0,
+    )
+    model = Llama(config, vocab_size=31, max_seq_len=8)
+    model.initialise(torch.Generator().manual_seed(seed))
+    return model
+
+
+def backward(model: Llama, step: int) -> None:
+    tokens = torch.randint(31, (2, 8), generator=torch.Generator().manual_seed(step))
+    (model(tokens, tokens.roll(-1, 1)) / tokens.numel()).backward()
+
+
+def train(model: Llama, optimizer, steps: range) -> None:
+    for step in steps:
+        backward(model, step)
+        optimizer.set_lr_factor(1 / (1 + step))
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def groups(model: Llama, optim: OptimConfig) -> dict[str, dict[str, Any]]:
+    """Parameter name -> its group and the optimizer it belongs to."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    found = {}
+    for part, torch_optimizer in build_optimizer(model, optim, "cpu").parts.items():
+        for group in torch_optimizer.param_groups:
+            for parameter in group["params"]:
+                assert names[parameter] not in found, "updated twice"
+                found[names[parameter]] = {"part": part, "lr": group["lr"], "decay": group["weight_decay"]}
+    assert list(found) != [] and found.keys() == set(names.values())
+    return found
+
+
+def test_adamw_decays_matrices_only():
+    for name, group in groups(small_llama(), CONFIGS["adamw"]).items():
+        assert group == {"part": "adamw", "lr": 0.01, "decay": 0.0 if "norm" in name else 0.1}, name
+
+
+def test_muon_takes_the_matrices_inside_blocks_and_adamw_the_rest():
+    for name, group in groups(small_llama(), CONFIGS["muon"]).items():
+        if name.startswith("blocks.") and "norm" not in name:
+            assert group == {"part": "muon", "lr": 0.01, "decay": 0.1}, name
+        else:
+            assert group == {"part": "adamw", "lr": 0.003, "decay": 0.0 if "norm" in name else 0.1}, name
+
+
+def test_muon_steps_are_those_of_torch_with_the_scale_of_adamw():
+    model, plain = small_llama(), small_llama()
+    optimizer = build_optimizer(model, CONFIGS["muon"], "cpu")
+    matrices = {
+        name: parameter for name, parameter in plain.named_parameters() if name.startswith("blocks.") and parameter.ndim == 2
+    }
+    reference = torch.optim.Muon(
+        list(matrices.values()), lr=0.01, weight_decay=0.1, momentum=0.9, nesterov=True, ns_steps=5, adjust_lr_fn="match_rms_adamw"
+    )
+    for step in range(3):
+        backward(model, step)
+        optimizer.step()
+        for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+            theirs.grad = None if ours.grad is None else ours.grad.clone()
+        optimizer.zero_grad()
+        reference.step()
+    ours = dict(model.named_parameters())
+    assert all(torch.equal(ours[name], parameter) for name, parameter in matrices.items())
+    # A step has the root mean square of one of AdamW, about 0.2 of the learning rate, whatever the matrix's shape.
+    before = small_llama()
+    for name in ("blocks.0.ffn.gate.weight", "blocks.0.attention.k.weight"):
+        change = ours[name] - before.get_parameter(name)
+        assert change.square().mean().sqrt().item() == pytest.approx(0.2 * 0.01 * 3, rel=0.5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_factor_scales_every_peak_without_drift(name):
+    optimizer = build_optimizer(small_llama(), CONFIGS[name], "cpu")
+    peaks = [group["lr"] for part in optimizer.parts.values() for group in part.param_groups]
+    for factor in (0.5, 0.1, 1.0, 0.3):
+        optimizer.set_lr_factor(factor)
+    rates = [group["lr"] for part in optimizer.parts.values() for group in part.param_groups]
+    assert rates == [peak * 0.3 for peak in peaks]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_saved_optimizer_goes_on_bitwise(name):
+    straight = small_llama()
+    train(straight, build_optimizer(straight, CONFIGS[name], "cpu"), range(6))
+
+    stopped = small_llama()
+    optimizer = build_optimizer(stopped, CONFIGS[name], "cpu")
+    train(stopped, optimizer, range(3))
+    file = io.BytesIO()
+    torch.save({"model": stopped.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    resumed = small_llama(seed=1)
+    resumed.load_state_dict(saved["model"])
+    optimizer = build_optimizer(resumed, CONFIGS[name], "cpu")
+    optimizer.load_state_dict(saved["optimizer"])
+    train(resumed, optimizer, range(3, 6))
+    for one, other in zip(straight.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_resumed_run_follows_its_own_config_rather_than_the_saved_one():
+    model = small_llama()
+    optimizer = build_optimizer(model, CONFIGS["adamw"], "cpu")
+    train(model, optimizer, range(2))
+    changed = build_optimizer(model, AdamWConfig(**(ADAMW | {"max_lr": 0.5, "weight_decay": 0.3})), "cpu")
+    changed.load_state_dict(optimizer.state_dict())
+    changed.set_lr_factor(0.5)
+    matrices, vectors = changed.parts["adamw"].param_groups
+    assert (matrices["lr"], matrices["weight_decay"], vectors["weight_decay"]) == (0.25, 0.3, 0.0)
+
+
+def test_a_state_of_other_optimizers_is_refused():
+    model = small_llama()
+    muon, adamw = (build_optimizer(model, CONFIGS[name], "cpu") for name in ("muon", "adamw"))
+    with pytest.raises(ValueError, match="the state is of"):
+        adamw.load_state_dict(muon.state_dict())
