@@ -1,9 +1,9 @@
 """llama_lab: a research suite for pretraining LLaMA-style models, configured with Hydra.
 
-    from llama_lab import compose, load, train
+from llama_lab import compose, load, train
 
-    result = train(compose(["experiment=smoke"]))
-    print(load(result.folder).generate("Return the", max_new_tokens=20))
+result = train(compose(["experiment=smoke"]))
+print(load(result.folder).generate("Return the", max_new_tokens=20))
 """
 
 from typing import Any

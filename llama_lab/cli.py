@@ -4,6 +4,7 @@ Each command imports what it needs when it runs, so that help, completion and a 
 """
 
 import difflib
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -78,13 +79,19 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        return _dispatch(words)
+        code = _dispatch(words)
+        sys.stdout.flush()
+        return code
     except UsageError as error:
         print(error, file=sys.stderr)
         return CONFIG
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        return FAILED
     except Exception as error:
         from llama_lab.config.errors import ConfigError
 
@@ -92,6 +99,21 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"ConfigError: {error}", file=sys.stderr)
         return CONFIG
+
+
+def _reader_left() -> bool:
+    """Whether our output goes nowhere any more, as in `llama-lab … | head`; what is left of it is then dropped without a word."""
+    if os.name != "posix":
+        return False
+    import select
+
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if not poll.poll(0):
+        return False
+    # Python flushes once more when it ends, and would complain then.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _dispatch(words: list[str]) -> int:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+# Tests often share the machine; OpenMP threads that spin while they wait then slow each other down many times over. Read by torch.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

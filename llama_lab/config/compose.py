@@ -6,8 +6,10 @@ inside another Hydra application.
 """
 
 import contextlib
+import copy
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -87,9 +89,9 @@ def compose(overrides: list[str], *, config_dir: Path | None = None) -> RunConfi
         elif key not in any_shape():
             found.append((f"{key}={shown(override.value())}", unknown_field(key, any_shape(), {})))
     found += missing_values(config, typed.unclear)
-    run = None if typed.unclear else _build(config, Origin(choices=choices, label=label(choices, config_dir), base=base), found)
+    run = _build(config, Origin(choices=choices, label=label(choices, config_dir), base=base), found)
     if run is not None:
-        found += problems_of(run)
+        found += problems_of(run, typed.unclear)
     if found or run is None:
         raise ConfigError(list(dict.fromkeys(found)))
     return run
@@ -118,12 +120,20 @@ def _compose_choices(typed: Typed, config_dir: Path | None) -> DictConfig:
         ConfigError: a file among the options or presets is wrong in itself.
     """
     lines = [f"{group}={_quoted(option)}" for group, option in typed.choices.items() if group not in typed.unclear]
-    searched = ",".join(_quoted(f"file://{folder.as_posix()}") for folder in paths.search_folders(config_dir)[1:])
+    folders = paths.search_folders(config_dir)
     try:
-        with _own_hydra():
-            return hydra.compose("config", [f"hydra.searchpath=[{searched}]", *lines, *typed.settings], return_hydra_config=True)
+        config = _composed((*lines, *typed.settings), tuple(folders[1:]), paths.fingerprint(folders))
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ConfigError([*typed.problems, _file_problem(error)]) from None
+    return copy.deepcopy(config)
+
+
+@functools.lru_cache(maxsize=32)
+def _composed(lines: tuple[str, ...], further: tuple[Path, ...], files: Hashable) -> DictConfig:
+    """What Hydra makes of choices; kept, for the jobs of a sweep mostly share theirs, and anew when a file has changed."""
+    searched = ",".join(_quoted(f"file://{folder.as_posix()}") for folder in further)
+    with _own_hydra():
+        return hydra.compose("config", [f"hydra.searchpath=[{searched}]", *lines], return_hydra_config=True)
 
 
 def _build(config: DictConfig, origin: Origin, found: list[Problem]) -> RunConfig | None:

@@ -59,6 +59,8 @@ def sort_overrides(lines: list[str], config_dir: Path | None, *, allow_sweeps: b
         try:
             override = parser.parse_override(line)
         except HydraException:
+            override = None
+        if override is None or not override.key_or_group:
             typed.problems.append((line, _unreadable(line)))
             continue
         typed.parsed.append(override)

@@ -33,3 +33,9 @@ def option_file(group: str, option: str, config_dir: Path | None = None) -> Path
     """The file that an option is read from; none if there is no such option."""
     files = (folder / group / f"{option}.yaml" for folder in search_folders(config_dir))
     return next((file for file in files if file.is_file()), None)
+
+
+def fingerprint(folders: list[Path]) -> tuple[tuple[str, int, int], ...]:
+    """Path, time and size of every YAML file below some folders: another one as soon as a file was edited."""
+    files = sorted(file for folder in folders for file in folder.rglob("*.yaml"))
+    return tuple((str(file), (stat := file.stat()).st_mtime_ns, stat.st_size) for file in files)

@@ -1,6 +1,7 @@
 """What spans the nodes of a run. Collects, raises once, never edits."""
 
 import re
+from collections.abc import Collection
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import GROUPS, Problem, RunConfig, WsdConfig, nearest_multiples
@@ -18,13 +19,17 @@ def validate(run: RunConfig) -> None:
         raise ConfigError(found)
 
 
-def problems(run: RunConfig) -> list[Problem]:
-    """Everything wrong with a run. Rules between nodes are asked only where each node is sound in itself."""
+def problems(run: RunConfig, unclear: Collection[str] = ()) -> list[Problem]:
+    """Everything wrong with a run. Rules between nodes are asked only where each node is sound in itself.
+
+    Args:
+        unclear: nodes that are not what the user meant, because of another mistake; nothing is said of them.
+    """
     found = _top_level(run)
-    broken: set[str] = {"training_tokens"} if run.training_tokens < 1 else set()
+    broken = {*unclear, *(["training_tokens"] if run.training_tokens < 1 else [])}
     for name in NODES:
         node = getattr(run, name)
-        if node is not None and (own := node.problems(name)):
+        if node is not None and name not in unclear and (own := node.problems(name)):
             found += own
             broken.add(name)
     if "data" not in broken:

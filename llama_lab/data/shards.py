@@ -297,7 +297,8 @@ def read_manifest(folder: Path, subject: str) -> dict[str, Any]:
         raise refuse(f"has format {version}, this version reads {FORMAT_VERSION}; prepare it again")
     try:
         itemsize = np.dtype(manifest["token_dtype"]).itemsize
-        missing = {"hash", "vocab_size", "eos_id"} - manifest["tokenizer"].keys() | {"data", "tokenizer"} - manifest["source"].keys()
+        missing = {"hash", "vocab_size", "eos_id"} - manifest["tokenizer"].keys()
+        missing |= {"data", "tokenizer"} - manifest["source"].keys()
         if missing:
             raise refuse(f"has a damaged manifest.json: it lacks {', '.join(sorted(missing))}")
         for name, split in manifest["splits"].items():

@@ -26,9 +26,11 @@ class TokenStream:
     """The windows of a split, in an endless order of epochs.
 
     A window is `max_seq_len` inputs and as many targets, shifted by one. Contiguous windows are cut one behind the other,
-    regardless of documents: (tokens - 1) // max_seq_len of them, and what is left at the end, shorter than a window, is left out
-    in every epoch. Document windows start with the EOS before a document, or where the document's previous window ended, and
-    are padded at its end: their targets there are `IGNORE`.
+    regardless of documents: (tokens - 1) // max_seq_len of them; what is left, shorter than a window, is left out of the epoch.
+    The first epoch starts at the first token; each later one starts at an offset of its own, below a window's length, and goes on
+    at the beginning when it reaches the end. So another tail is left out each time, and a text passed over several times is
+    not always cut at the same places, which shows on held-out text. Document windows start with the EOS before a document,
+    or where the document's previous window ended, and are padded at its end: their targets there are `IGNORE`.
 
     Each epoch holds each window once. Unshuffled, as for validation, windows come in the order of the text, and the last
     contiguous window is kept and padded, so that each token behind the first is predicted exactly once.
@@ -77,10 +79,15 @@ class TokenStream:
         """
         tokens = np.zeros((count, self._length), dtype=np.int64)
         targets = np.full((count, self._length), IGNORE, dtype=np.int64)
-        for row, (start, stop) in enumerate(zip(*self._spans(self.order(first, count)), strict=True)):
-            ids = self._split.read(start, stop + 1)
-            tokens[row, : stop - start] = ids[:-1]
-            targets[row, : stop - start] = ids[1:]
+        for row, (start, stop) in enumerate(zip(*self._spans(first, count), strict=True)):
+            filled = 0
+            while start < stop:
+                end = min(stop, self._end - 1)
+                ids = self._split.read(start, end + 1)
+                tokens[row, filled : filled + end - start] = ids[:-1]
+                targets[row, filled : filled + end - start] = ids[1:]
+                filled += end - start
+                start, stop = 0, stop - end
         return torch.from_numpy(tokens), torch.from_numpy(targets)
 
     def batches(self, count: int, *, rank: int = 0, world_size: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
@@ -99,18 +106,30 @@ class TokenStream:
             places[inside] = permute(indices[inside] % self.windows, self.windows, f"{self._seed} {epoch}")
         return places
 
-    def _spans(self, places: np.ndarray) -> tuple[list[int], list[int]]:
-        """First input and last target of each window."""
+    def _spans(self, first: int, count: int) -> tuple[list[int], list[int]]:
+        """First input and last target of each window; a target beyond the split's end is meant from its start."""
+        places = self.order(first, count)
         if self._windows_before is None:
             starts = places * self._length
-            stops = np.minimum(starts + self._length, self._end - 1)
-        else:
-            # windows_before[d] windows lie before document d, so the last d with at most `place` of them holds the window.
-            documents = np.searchsorted(self._windows_before, places, side="right") - 1
-            table = self._split.document_starts
-            starts = table[documents] + (places - self._windows_before[documents]) * self._length
-            stops = np.minimum(np.minimum(starts + self._length, table[documents + 1]), self._end - 1)
+            if not self._shuffle:
+                return starts.tolist(), np.minimum(starts + self._length, self._end - 1).tolist()
+            starts += self._offsets(np.arange(first, first + count, dtype=np.int64) // self.windows)
+            starts %= self._end - 1
+            return starts.tolist(), (starts + self._length).tolist()
+        # windows_before[d] windows lie before document d, so the last d with at most `place` of them holds the window.
+        documents = np.searchsorted(self._windows_before, places, side="right") - 1
+        table = self._split.document_starts
+        starts = table[documents] + (places - self._windows_before[documents]) * self._length
+        stops = np.minimum(np.minimum(starts + self._length, table[documents + 1]), self._end - 1)
         return starts.tolist(), stops.tolist()
+
+    def _offsets(self, epochs: np.ndarray) -> np.ndarray:
+        """Where each window's epoch starts, in [0, max_seq_len); 0 for the first."""
+        found = np.zeros(len(epochs), dtype=np.int64)
+        for epoch in range(max(1, int(epochs[0])), int(epochs[-1]) + 1):
+            digest = hashlib.blake2b(f"{self._seed} {epoch} offset".encode(), digest_size=8).digest()
+            found[epochs == epoch] = int.from_bytes(digest, "little") % self._length
+        return found
 
 
 def permute(indices: np.ndarray, size: int, key: str) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Continuing prompts: one token after the other, with a cache of keys and values. Tokens in, tokens out; text is the caller's."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from itertools import islice
 
 import torch
@@ -49,7 +49,7 @@ def continuation(
     top_k: int | None = None,
     eos_id: int | None = None,
     forbidden_ids: Sequence[int] = (),
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """Tokens that follow a prompt, each computed when it is asked for, without end unless `eos_id` is drawn.
 
     Each token costs one position's work. Once the context is full it starts anew with its last half, so a text may be longer than
@@ -89,7 +89,7 @@ def _continuation(
     top_k: int | None,
     eos_id: int | None,
     forbidden: list[int],
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """`continuation` after its arguments were checked; `text` grows by what is drawn, and is cut when the context is full."""
     device = model.embedding.weight.device
     cache = KVCache(model.config, batch=1, max_len=model.max_seq_len, dtype=model.activation_dtype(), device=device)

@@ -43,7 +43,7 @@ class Outcome:
 
     @property
     def failed(self) -> bool:
-        """Whether the job ended in an error."""
+        """Whether it ended in an error."""
         return self.status.startswith("failed")
 
 

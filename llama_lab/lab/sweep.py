@@ -30,6 +30,7 @@ from llama_lab.config.resolve import resolve
 from llama_lab.config.schema import Problem, RunConfig
 from llama_lab.lab.job import Outcome, StopRequest, start_job
 from llama_lab.lab.table import print_table
+from llama_lab.training.run_folder import RunFolder
 
 COLUMNS = {
     "val/loss": "val loss",
@@ -117,23 +118,30 @@ def run_sweep(sweep: Sweep) -> int:
     Returns:
         The exit code: 1 if a job failed, 75 if the sweep was stopped, else 0.
     """
+    for job in sweep.jobs:
+        job.outcome = _known_outcome(job)
+    summary = _write_summary(sweep)
     stop = StopRequest()
     with stop.forwarding():
         for number, job in enumerate(sweep.jobs, start=1):
             if stop.received:
                 break
-            print(f"\n[{number}/{len(sweep.jobs)}] {_label(job.values)}", flush=True)
+            count = f"[{number}/{len(sweep.jobs)}]"
+            if job.outcome.status == "already finished":
+                print(f"{count} {_label(job.values)}: already finished, {_near(job.folder)}", flush=True)
+                continue
+            print(f"\n{count} {_label(job.values)}", flush=True)
             started = time.monotonic()
             job.outcome = start_job(job.run, command=["llama-lab", "train", *job.overrides], slug=job.slug, stop=stop)
             job.outcome.summary.setdefault("seconds", round(time.monotonic() - started, 1))
             if job.outcome.failed:
-                print(f"[{number}/{len(sweep.jobs)}] {job.outcome.status}: {_label(job.values)}", flush=True)
-            summary = _write_summary(sweep)
+                print(f"{count} {_label(job.values)}: {job.outcome.status}", flush=True)
+            _write_summary(sweep)
     print()
     _print_results(sweep)
-    print(f"\n{summary}")
+    print(f"\nThe same as a file: {_near(summary)}")
     failed = sum(job.outcome.failed for job in sweep.jobs)
-    if failed:
+    if failed and not stop.received:
         print(f"{failed} of {len(sweep.jobs)} jobs failed; the same command tries them again and skips what is finished")
         return 1
     left = [job for job in sweep.jobs if job.outcome.status not in ("finished", "already finished")]
@@ -141,6 +149,15 @@ def run_sweep(sweep: Sweep) -> int:
         print(f"{len(left)} of {len(sweep.jobs)} jobs are not finished; the same command goes on with them")
         return 75
     return 0
+
+
+def _known_outcome(job: Job) -> Outcome:
+    """What an earlier sweep or run left behind. What is finished is not started again: its process would only say so."""
+    known = {} if job.run.fresh else RunFolder(job.folder).summary()
+    if not known:
+        return Outcome("not started")
+    status = "already finished" if known["status"] == "finished" else known["status"]
+    return Outcome(status, str(job.folder), known.get("update", 0), known.get("tokens", 0), known)
 
 
 def _axes(request: Request, config_dir: Path | None) -> tuple[list[str], dict[str, list[str]]]:
@@ -195,6 +212,7 @@ def _build_jobs(fixed: list[str], combinations: list[dict[str, str]], config_dir
     """The jobs, all of them sound and different."""
     jobs: list[Job] = []
     problems: dict[Problem, list[int]] = {}
+    twins: list[Problem] = []
     first: dict[Path, int] = {}
     for number, values in enumerate(combinations, start=1):
         words = fixed + [f"{key}={value}" for key, value in values.items()]
@@ -209,13 +227,11 @@ def _build_jobs(fixed: list[str], combinations: list[dict[str, str]], config_dir
         job = Job(words, values, run, slug, run_folder(run, slug))
         jobs.append(job)
         if (earlier := first.setdefault(job.folder, number)) != number:
-            rule = f"is the same run as {_label(combinations[earlier - 1])}; leave one of them out"
-            problems[_label(values), rule] = [earlier, number]
-    if problems:
-        raise _refused(
-            [(subject, rule + _whose(numbers, len(combinations))) for (subject, rule), numbers in problems.items()],
-            len(combinations),
-        )
+            both = f"(jobs {earlier} and {number})"
+            twins.append((_label(values), f"is the same run as {_label(combinations[earlier - 1])} {both}; leave one of them out"))
+    listed = [(subject, rule + _whose(numbers, len(combinations))) for (subject, rule), numbers in problems.items()]
+    if listed or twins:
+        raise _refused(listed + twins, len(combinations))
     return jobs
 
 
@@ -265,10 +281,10 @@ def _write_summary(sweep: Sweep) -> Path:
 
 def _print_results(sweep: Sweep) -> None:
     headings = [*sweep.jobs[0].values, *COLUMNS.values(), "status", "folder"]
-    rows = [
-        [*job.values.values(), *[_short(_metric(job, key)) for key in COLUMNS], job.outcome.status, str(job.outcome.folder or "")]
-        for job in sweep.jobs
-    ]
+    rows = []
+    for job in sweep.jobs:
+        where = "" if job.outcome.folder is None else _near(Path(job.outcome.folder))
+        rows.append([*job.values.values(), *[_short(key, _metric(job, key)) for key in COLUMNS], job.outcome.status, where])
     print_table(f"{len(sweep.jobs)} jobs", headings, rows)
 
 
@@ -277,5 +293,12 @@ def _metric(job: Job, key: str) -> Any:
     return "" if value is None else value
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+def _short(key: str, value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.1f}" if key == "seconds" else f"{value:.4f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _near(path: Path) -> str:
+    """A path as short as it can be typed from here."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

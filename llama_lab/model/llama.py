@@ -54,6 +54,9 @@ class Llama(nn.Module):
         max_seq_len: positions that the rotary tables reach; a longer input is refused.
     """
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, config: ModelConfig, *, vocab_size: int, max_seq_len: int) -> None:
         super().__init__()
         self.config, self.vocab_size, self.max_seq_len = config, vocab_size, max_seq_len

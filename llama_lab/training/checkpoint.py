@@ -47,7 +47,9 @@ def list_checkpoints(folder: Path) -> list[Checkpoint]:
     return sorted(found, key=lambda checkpoint: checkpoint.update)
 
 
-def save_checkpoint(folder: Path, *, update: int, tokens: int, model: dict[str, Tensor], state: dict[str, Any], keep: int) -> Checkpoint:
+def save_checkpoint(
+    folder: Path, *, update: int, tokens: int, model: dict[str, Tensor], state: dict[str, Any], keep: int
+) -> Checkpoint:
     """Write one checkpoint, then remove all but the newest `keep`.
 
     Args:
@@ -106,7 +108,9 @@ def verify_checkpoint(checkpoint: Checkpoint) -> None:
     """
     manifest = json.loads((checkpoint.path / MANIFEST).read_text(encoding="utf-8"))
     if manifest["format_version"] > FORMAT_VERSION:
-        raise DamagedCheckpoint(f"{checkpoint.path} has format {manifest['format_version']}; this version reads up to {FORMAT_VERSION}")
+        raise DamagedCheckpoint(
+            f"{checkpoint.path} has format {manifest['format_version']}; this version reads up to {FORMAT_VERSION}"
+        )
     for name, expected in manifest["files"].items():
         path = checkpoint.path / name
         if not path.is_file():

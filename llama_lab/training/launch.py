@@ -43,7 +43,12 @@ class TrainResult:
 
 
 def launch(
-    run: RunConfig, load_observers: Callable[[], Any], *, handle_signals: bool = False, command: list[str] | None = None, extra_slug: str | None = None
+    run: RunConfig,
+    load_observers: Callable[[], Any],
+    *,
+    handle_signals: bool = False,
+    command: list[str] | None = None,
+    extra_slug: str | None = None,
 ) -> TrainResult:
     """Train a run to its end, or go on with it where it stands.
 
@@ -63,7 +68,7 @@ def launch(
     from llama_lab.training.worker import Place  # torch from here on: the config has been answered
 
     place = Place.from_environment()
-    if place is not None and place.world_size > 1:
+    if place is not None:
         return _follow(run, load_observers, place, handle_signals, command, extra_slug)
     data = prepare(run.data, run.tokenizer, _say)
     with open_run(run, run_folder(run, extra_slug), origin=_origin(run, data, command)) as folder:
@@ -125,11 +130,14 @@ def _spawn(run: RunConfig, folder: RunFolder, data: PreparedData, load_observers
     from llama_lab.training.stop import Stop, stop_on_signals
 
     stop, forwarded = Stop(), False
-    with tempfile.TemporaryDirectory(prefix="llama_lab-") as meeting, stop_on_signals(stop) if handle_signals else contextlib.nullcontext():
+    with (
+        tempfile.TemporaryDirectory(prefix="llama_lab-") as meeting,
+        stop_on_signals(stop) if handle_signals else contextlib.nullcontext(),
+    ):
         # A file to meet at needs no port, so two runs on one machine cannot take each other's.
         rendezvous = (Path(meeting) / "store").as_uri()
         arguments = (run, folder.path, data.folder, rendezvous, load_observers, handle_signals)
-        workers = mp.start_processes(_spawned, args=arguments, nprocs=run.hardware.processes, join=False, start_method="spawn")
+        workers: Any = mp.start_processes(_spawned, args=arguments, nprocs=run.hardware.processes, join=False, start_method="spawn")
         try:
             while not workers.join(timeout=STOP_POLL_SECONDS, grace_period=GRACE_SECONDS):
                 if stop.requested() and not forwarded:
@@ -139,12 +147,14 @@ def _spawn(run: RunConfig, folder: RunFolder, data: PreparedData, load_observers
                             os.kill(process, signal.SIGTERM)
         finally:
             for process in workers.processes:
-                if process.is_alive():
+                if process is not None and process.is_alive():
                     process.kill()
     return folder.summary()["status"]
 
 
-def _spawned(rank: int, run: RunConfig, path: Path, data: Path, rendezvous: str, load_observers: Callable[[], Any], handle_signals: bool) -> None:
+def _spawned(
+    rank: int, run: RunConfig, path: Path, data: Path, rendezvous: str, load_observers: Callable[[], Any], handle_signals: bool
+) -> None:
     """What a spawned process runs. Ctrl-C reaches it from the terminal too; only its parent listens to that."""
     from llama_lab.data.prepare import open_prepared
     from llama_lab.training.stop import Stop, stop_on_signals
@@ -157,7 +167,12 @@ def _spawned(rank: int, run: RunConfig, path: Path, data: Path, rendezvous: str,
 
 
 def _follow(
-    run: RunConfig, load_observers: Callable[[], Any], place: Any, handle_signals: bool, command: list[str] | None, extra_slug: str | None
+    run: RunConfig,
+    load_observers: Callable[[], Any],
+    place: Any,
+    handle_signals: bool,
+    command: list[str] | None,
+    extra_slug: str | None,
 ) -> TrainResult:
     """Be one of the processes that torchrun started: the first holds the folder, the others do as it says."""
     import torch.distributed as dist
@@ -202,7 +217,9 @@ def _recording(folder: RunFolder) -> Iterator[None]:
 
 def _already(folder: RunFolder, say: Callable[[str], None]) -> TrainResult:
     result = _result(folder, "already finished")
-    values = ", ".join(f"{key} {value:.4f}" for key in ("val/loss", "val/bits_per_byte") if (value := result.summary.get(key)) is not None)
+    values = ", ".join(
+        f"{key} {value:.4f}" for key in ("val/loss", "val/bits_per_byte") if (value := result.summary.get(key)) is not None
+    )
     say(f"Already finished: {relative(folder.path)} ({result.updates} updates{', ' + values if values else ''})")
     say("  fresh=true trains it anew; another seed, training_tokens or any other scientific value is a run of its own")
     return result

@@ -22,7 +22,14 @@ from llama_lab.data.shards import Split
 from llama_lab.data.stream import TokenStream
 from llama_lab.data.tokenizer import Tokenizer
 from llama_lab.model.llama import Llama
-from llama_lab.training.checkpoint import Checkpoint, DamagedCheckpoint, list_checkpoints, load_checkpoint, remove_drafts, save_checkpoint
+from llama_lab.training.checkpoint import (
+    Checkpoint,
+    DamagedCheckpoint,
+    list_checkpoints,
+    load_checkpoint,
+    remove_drafts,
+    save_checkpoint,
+)
 from llama_lab.training.console import Console
 from llama_lab.training.metrics import Metrics, cut_back
 from llama_lab.training.optim import Optimizers, build_optimizer
@@ -69,7 +76,14 @@ class State:
 
 
 def train_run(
-    run: RunConfig, folder: RunFolder, data: PreparedData, worker: Worker, observers: Observers, stop: Stop, console: Console, tracker: Tracker
+    run: RunConfig,
+    folder: RunFolder,
+    data: PreparedData,
+    worker: Worker,
+    observers: Observers,
+    stop: Stop,
+    console: Console,
+    tracker: Tracker,
 ) -> str:
     """Train a run from where it stands to its end, or to a requested stop.
 
@@ -93,7 +107,9 @@ def train_run(
     metrics = None
     if worker.is_main:
         start_tokens = state.update * run.data.tokens_per_update
-        metrics = Metrics(folder, console, tracker, total_tokens=run.updates * run.data.tokens_per_update, start_tokens=start_tokens)
+        metrics = Metrics(
+            folder, console, tracker, total_tokens=run.updates * run.data.tokens_per_update, start_tokens=start_tokens
+        )
     clock = Clock(state.seconds, worker)
 
     if state.update:
@@ -129,9 +145,9 @@ def train_run(
 
 
 def wrap(model: Llama, run: RunConfig, worker: Worker) -> nn.Module:
-    """The model as an update calls it: data-parallel if there are several processes, compiled if asked for."""
+    """The model as an update calls it: data-parallel in a process group, compiled if asked for."""
     wrapped: nn.Module = model
-    if worker.place.world_size > 1:
+    if worker.is_grouped:
         devices = [worker.device] if worker.device.type == "cuda" else None
         wrapped = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
     if run.hardware.compile is Compile.always:
@@ -165,7 +181,9 @@ def resume(run: RunConfig, folder: RunFolder, model: Llama, optimizer: Optimizer
     return state
 
 
-def log(run: RunConfig, state: State, worker: Worker, metrics: Metrics | None, clock: "Clock", factor: float, grad_norm: Tensor) -> None:
+def log(
+    run: RunConfig, state: State, worker: Worker, metrics: Metrics | None, clock: "Clock", factor: float, grad_norm: Tensor
+) -> None:
     """Record the mean loss since the last row. All ranks take part; the device is waited for here and nowhere else."""
     loss_sum, predicted = worker.total(torch.stack((state.loss_sum, state.predicted))).tolist()
     loss, norm = loss_sum / max(predicted, 1.0), float(grad_norm)
@@ -187,7 +205,9 @@ def log(run: RunConfig, state: State, worker: Worker, metrics: Metrics | None, c
         )
 
 
-def save(run: RunConfig, folder: RunFolder, model: Llama, optimizer: Optimizers, state: State, worker: Worker, clock: "Clock") -> None:
+def save(
+    run: RunConfig, folder: RunFolder, model: Llama, optimizer: Optimizers, state: State, worker: Worker, clock: "Clock"
+) -> None:
     """Write a checkpoint from rank 0, with the open log interval of all ranks added up."""
     with clock.excluded():
         loss_sum, predicted = worker.total(torch.stack((state.loss_sum, state.predicted))).unbind()
@@ -263,7 +283,7 @@ class Clock:
 
     @contextmanager
     def excluded(self) -> Iterator[None]:
-        """Leave what happens inside out of the lap. The device's training work is waited for first, or it would be left out too."""
+        """Leave what happens inside out of the lap. The device's training work is waited for first, so that it stays in."""
         self._worker.synchronise()
         start = time.perf_counter()
         yield
@@ -292,7 +312,7 @@ def validation_due(node: EvalConfig | None, update: int, updates: int) -> bool:
 
 
 def samples_due(node: SampleConfig, run: RunConfig, update: int) -> bool:
-    """Whether samples are drawn after this update: when it passes `first_tokens`, then after intervals that grow, and at the end."""
+    """Whether samples are drawn after this update: at `first_tokens`, then after intervals that grow, and at the end."""
 
     def marks(tokens: int) -> int:
         """Samples up to `tokens`: the largest n with first (1 + growth + … + growth^(n-1)) at most `tokens`."""

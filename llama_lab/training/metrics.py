@@ -37,7 +37,9 @@ class Metrics:
         self._samples = (folder.path / "samples.jsonl").open("a", encoding="utf-8", buffering=1)
         self._previous_line = time.perf_counter()
 
-    def train(self, axes: dict[str, Any], *, loss: float, lr: float, grad_norm: float, tokens_per_second: float, peak_gib: float) -> None:
+    def train(
+        self, axes: dict[str, Any], *, loss: float, lr: float, grad_norm: float, tokens_per_second: float, peak_gib: float
+    ) -> None:
         """Record and print one training row. `loss` is in nats a token, the mean since the row before."""
         row = {
             "train/loss": loss,

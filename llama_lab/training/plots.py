@@ -30,7 +30,9 @@ def draw_plots(folder: Path, *, vocab_size: int) -> list[Path]:
     target = folder / "plots"
     target.mkdir(exist_ok=True)
 
-    def draw(name: str, title: str, ylabel: str, series: list[tuple[str, list[dict], str, str, str]], level: float | None = None) -> Path:
+    def draw(
+        name: str, title: str, ylabel: str, series: list[tuple[str, list[dict], str, str, str]], level: float | None = None
+    ) -> Path:
         # A Figure of its own needs no global state, so that a notebook's open figures are left alone.
         figure = Figure(figsize=(7, 4), dpi=144, layout="constrained")
         axes = figure.add_subplot()

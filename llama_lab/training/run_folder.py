@@ -84,7 +84,10 @@ def open_run(run: RunConfig, path: Path, *, origin: dict[str, Any]) -> Iterator[
             if changed and not run.accept_changes:
                 raise ConfigError(
                     [
-                        (f"{name} changed from {before} to {now}", "since this run began; fresh=true starts it anew, accept_changes=true goes on")
+                        (
+                            f"{name} changed from {before} to {now}",
+                            "since this run began; fresh=true starts it anew, accept_changes=true goes on",
+                        )
                         for name, before, now in changed
                     ],
                     scope=f"continuing {path}",
@@ -155,7 +158,9 @@ def _hold(path: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         holder = _read_json(locks / f"{path.name}.json")
-        who = f"process {holder.get('process')} on {holder.get('host')} since {holder.get('since')}" if holder else "another process"
+        who = (
+            f"process {holder.get('process')} on {holder.get('host')} since {holder.get('since')}" if holder else "another process"
+        )
         raise ConfigError([(str(path), f"is being trained by {who}; wait for it, or change name=… or the config")]) from None
     except OSError as error:
         raise ConfigError([(str(path.parent), f"cannot be written: {error}; set LLAMA_LAB_OUTPUTS to a folder that can")]) from None
@@ -192,7 +197,9 @@ def _git() -> dict[str, Any]:
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(package), *arguments], capture_output=True, text=True, timeout=10, encoding="utf-8")
+            done = subprocess.run(
+                ["git", "-C", str(package), *arguments], capture_output=True, text=True, timeout=10, encoding="utf-8"
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout if done.returncode == 0 else None

@@ -1,6 +1,7 @@
 """One update's gradients: the mean over all predicted tokens of the global batch, however it is split."""
 
 from contextlib import nullcontext
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,9 @@ from llama_lab.data.stream import IGNORE, TokenStream
 from llama_lab.training.worker import Worker
 
 
-def accumulate_gradients(model: nn.Module, stream: TokenStream, run: RunConfig, worker: Worker, update: int) -> tuple[Tensor, Tensor]:
+def accumulate_gradients(
+    model: nn.Module, stream: TokenStream, run: RunConfig, worker: Worker, update: int
+) -> tuple[Tensor, Tensor]:
     """Leave in every parameter's `.grad` the gradient of the mean loss over this update's tokens.
 
     The windows of update u are numbers (u - 1) W to u W - 1 of the stream, W being the windows of a global batch; each process
@@ -41,8 +44,8 @@ def accumulate_gradients(model: nn.Module, stream: TokenStream, run: RunConfig, 
 
     summed = torch.zeros((), device=worker.device)
     for number, (tokens, targets) in enumerate(batches, start=1):
-        waits = isinstance(model, DistributedDataParallel) and number < len(batches)
-        with model.no_sync() if waits else nullcontext():
+        early = isinstance(model, DistributedDataParallel) and number < len(batches)
+        with cast(DistributedDataParallel, model).no_sync() if early else nullcontext():
             with worker.autocast(run.precision):
                 loss = model(_to_device(tokens, worker.device), _to_device(targets, worker.device))
             (loss * scale).backward()

@@ -4,7 +4,7 @@ import datetime
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,7 @@ class Place:
     Attributes:
         rank, world_size: number of the process, and of processes.
         local_rank: number among the processes of this machine, which is the number of its GPU.
-        rendezvous: address where the processes meet, as torch.distributed takes it; null for one process alone.
+        rendezvous: address where the processes meet, as torch.distributed takes it; None for a process that meets nobody.
     """
 
     rank: int = 0
@@ -49,13 +49,18 @@ class Worker:
     device: torch.device
 
     @property
+    def is_grouped(self) -> bool:
+        """Whether this process belongs to a process group, if only its own."""
+        return self.place.rendezvous is not None
+
+    @property
     def is_main(self) -> bool:
         """Whether this process writes files, prints and talks to the tracker."""
         return self.place.rank == 0
 
     def agree(self, flag: bool) -> bool:
         """Whether any process says so. The flag stays on the host, so the GPU is not waited for."""
-        if self.place.world_size == 1:
+        if not self.is_grouped:
             return flag
         vote = torch.tensor(int(flag))
         dist.all_reduce(vote, dist.ReduceOp.MAX)
@@ -63,11 +68,11 @@ class Worker:
 
     def total(self, values: Tensor) -> Tensor:
         """Sum over the processes of a tensor on the device, in place."""
-        if self.place.world_size > 1:
+        if self.is_grouped:
             dist.all_reduce(values)
         return values
 
-    def autocast(self, precision: Precision) -> AbstractContextManager[None]:
+    def autocast(self, precision: Precision) -> torch.autocast:
         """The context in which the model computes at `precision`."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=precision is Precision.bf16)
 
@@ -108,7 +113,7 @@ def join(hardware: HardwareConfig, place: Place) -> Iterator[Worker]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     try:
-        if place.world_size > 1:
+        if place.rendezvous is not None:
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(
                 backend,

@@ -1,5 +1,6 @@
 """Commands, flags, help and exit codes, in real processes."""
 
+import os
 import subprocess
 import sys
 import time
@@ -38,6 +39,17 @@ sys.exit(repr(heavy) if heavy else 0)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
+@pytest.mark.parametrize("flags", [[], ["-u"]])
+def test_a_reader_that_leaves_is_no_error(flags: list[str], tmp_path: Path):
+    words = [sys.executable, *flags, "-m", "llama_lab", "train", "--help"]
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
 
 
 def test_version(llama_lab):

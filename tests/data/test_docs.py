@@ -8,8 +8,8 @@ import pytest
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import DocsConfig
-from llama_lab.data.corpus import Corpus, text_digest
-from llama_lab.data.docs import DocsSource
+from llama_lab.data.corpus import Corpus, Document, text_digest
+from llama_lab.data.docs import DocsSource, Unit, _hold_out
 
 VAL_BYTES = 150_000
 
@@ -71,6 +71,15 @@ def test_packages_are_held_out_whole(corpus: Corpus) -> None:
     assert len(val) >= 6
 
 
+def test_no_unit_is_most_of_the_validation_text() -> None:
+    units = [Unit(str(number), [Document("", "x" * (90_000 if number % 3 else 5_000))]) for number in range(300)]
+    held_out = _hold_out(units, VAL_BYTES)
+    assert all(int(name) % 3 == 0 for name in held_out)
+    assert len(held_out) == 30
+    # Where the small ones do not suffice, the large ones follow.
+    assert len(_hold_out([unit for unit in units if unit.bytes > 5_000], VAL_BYTES)) == 2
+
+
 def test_a_topic_and_a_signature_read_as_documentation(corpus: Corpus) -> None:
     texts = {document.name: document.text for side in (corpus.train, corpus.val) for document in side()}
     assert "\n\ndumps(obj, skipkeys, ensure_ascii," in texts["json"]
@@ -89,14 +98,16 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_more_held_out_than_there_is_names_the_limit(library: Path) -> None:
     library.mkdir()
-    (library / "many.py").write_text("".join(f'def f{number}():\n    """Does the thing with number {number}."""\n' for number in range(9000)))
+    (library / "many.py").write_text(
+        "".join(f'def f{number}():\n    """Does the thing with number {number}."""\n' for number in range(9000))
+    )
     with pytest.raises(ConfigError, match=r"data\.val_bytes=900000000 is more than half of the .* bytes found; use at most \d+"):
         DocsSource(DocsConfig(packages=[], val_bytes=900_000_000)).corpus(silent)
 
 
 def test_a_python_without_sources_points_to_text(library: Path) -> None:
     source = DocsSource(DocsConfig(packages=[], val_bytes=VAL_BYTES))
-    with pytest.raises(ConfigError, match="came without its library's sources; use data=text data.path=FILE_OR_FOLDER"):
+    with pytest.raises(ConfigError, match="came without its library's sources; use data=text"):
         source.corpus(silent)
 
 
@@ -116,9 +127,14 @@ def test_every_package_that_cannot_be_read_is_named(package: Path) -> None:
 
 
 def test_the_fingerprint_follows_the_sources(package: Path) -> None:
-    config = DocsConfig(packages=["wonderland"], val_bytes=VAL_BYTES)
-    before = DocsSource(config).fingerprint()
-    assert before == DocsSource(config).fingerprint()
-    (package / "half.py").write_text('"""Another text."""\n')
-    assert before != DocsSource(config).fingerprint()
-    assert before != DocsSource(DocsConfig(packages=["wonderland"], val_bytes=VAL_BYTES + 1)).fingerprint()
+    def fingerprint(val_bytes: int = VAL_BYTES) -> str:
+        return DocsSource(DocsConfig(packages=[package.name], val_bytes=val_bytes)).fingerprint()
+
+    before = fingerprint()
+    assert before == fingerprint()
+    assert before != fingerprint(VAL_BYTES + 1)
+    more = package / "more.py"
+    more.write_text('"""Another text."""\n')
+    after = fingerprint()
+    more.unlink()
+    assert before == fingerprint() != after

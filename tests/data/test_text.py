@@ -97,7 +97,16 @@ def test_folders_are_searched_in_the_order_of_names(tmp_path: Path) -> None:
 
 
 def test_every_broken_line_is_named_with_its_reason(tmp_path: Path) -> None:
-    lines = [b'{"text": "good"}', b"{broken", b"", b"[1]", b'{"body": 1}', b'{"text": 5}', b'{"text": "\xff"}', b'{"text": "\\ud800"}']
+    lines = [
+        b'{"text": "good"}',
+        b"{broken",
+        b"",
+        b"[1]",
+        b'{"body": 1}',
+        b'{"text": 5}',
+        b'{"text": "\xff"}',
+        b'{"text": "\\ud800"}',
+    ]
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\n".join(lines))
     message = refusal(tmp_path)

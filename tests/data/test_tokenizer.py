@@ -12,7 +12,11 @@ from llama_lab.config.schema import BpeConfig, BytesConfig, FileTokenizerConfig
 from llama_lab.data import tokenizer as module
 from llama_lab.data.tokenizer import BytesTokenizer, Tokenizer, build_tokenizer, load_tokenizer, train_bpe
 
-TEXTS = [f"The {animal} of number {number} naïvely runs → over 你好 and 😀.\n\n    code = {number}\r\n" for number in range(40) for animal in ("dog", "cat")]
+TEXTS = [
+    f"The {animal} of number {number} naïvely runs → over 你好 and 😀.\n\n    code = {number}\r\n"
+    for number in range(40)
+    for animal in ("dog", "cat")
+]
 TRICKY = ["", " ", "\n\n\n", "<EOS> and <|endoftext|> and <PAD>", "a  b\t c ", "é\u0301\u200b\x00", "😀" * 3, *TEXTS[:2]]
 
 
@@ -107,7 +111,10 @@ def test_a_foreign_file_neither_truncates_nor_adds_tokens(tmp_path: Path, name: 
     library.train_from_iterator(
         TEXTS,
         tokenizers.trainers.BpeTrainer(
-            special_tokens=[name], vocab_size=300, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+            special_tokens=[name],
+            vocab_size=300,
+            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
         ),
     )
     library.enable_truncation(4)
@@ -129,7 +136,10 @@ def test_a_foreign_file_neither_truncates_nor_adds_tokens(tmp_path: Path, name: 
         ("{", "is no tokenizer.json: .* in line 1"),
         ("{}", "is no tokenizer: "),
         (b"\xff", "it is not UTF-8"),
-        ('{"version":"1.0","added_tokens":[],"model":{"type":"BPE","vocab":{"a":0},"merges":[]}}', "looked for <EOS>, <|endoftext|>, </s>"),
+        (
+            '{"version":"1.0","added_tokens":[],"model":{"type":"BPE","vocab":{"a":0},"merges":[]}}',
+            "looked for <EOS>, <|endoftext|>, </s>",
+        ),
     ],
 )
 def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path, content: str | bytes | None, message: str) -> None:

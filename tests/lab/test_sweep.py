@@ -31,7 +31,7 @@ def problems(*overrides: str, **options: Path) -> list[str]:
 def test_every_combination_is_a_job_with_its_own_folder():
     sweep = expand([*SMOKE, "optim.max_lr=1e-3,2e-3", "seed.init=range(0,3)"])
     assert [(job.values["optim.max_lr"], job.values["seed.init"]) for job in sweep.jobs] == [
-        (rate, seed) for rate in ("1e-3", "2e-3") for seed in ("0", "1", "2")
+        (rate, seed) for rate in ("0.001", "0.002") for seed in ("0", "1", "2")
     ]
     assert [job.run.optim.max_lr for job in sweep.jobs] == [1e-3] * 3 + [2e-3] * 3
     assert [job.run.seed.init for job in sweep.jobs] == [0, 1, 2] * 2
@@ -43,7 +43,7 @@ def test_lists_are_read_as_hydra_reads_them():
         True,
         False,
     ]
-    schedules = [job.values["schedule"] for job in expand([*SMOKE, "schedule=glob(*)"]).jobs]
+    schedules = [job.values["schedule"] for job in expand(["hardware=cpu", "schedule=glob(*)"]).jobs]
     assert schedules == ["constant", "cosine", "linear", "wsd"]
     # A list of one value is no sweep, and a quoted comma is text.
     sweep = expand([*SMOKE, "seed.init=0,1", "sample.prompts=['a, b','c']"])
@@ -83,8 +83,8 @@ def test_all_jobs_are_checked_before_the_first_starts(outputs: Path):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["optim.max_lr=1e-3,0.001"], "is the same run as optim.max_lr=1e-3 (jobs 2 and 1)"),
-        (["seed.init=1"], "needs at least one key with several values"),
+        (["optim.max_lr=1e-3,0.001"], "is the same run as optim.max_lr=0.001 (jobs 1 and 2)"),
+        (["seed.init=1"], "needs a key with several values"),
         (["optim.weight_decay=glob(*)"], "gives no values"),
         (["schedule=glob(x*)"], "gives no values"),
         (["optim.max_lr=interval(0,1)"], "interval"),
@@ -139,7 +139,7 @@ def test_a_sweep_runs_goes_on_after_a_failure_and_skips_what_is_finished(llama_l
     assert float(second["train/loss"]) > 0
     assert int(second["tokens"]) > 0
     assert (Path(second["folder"]) / "metrics.jsonl").is_file()
-    assert "[1/2] failed" in done.stdout
+    assert "[1/2] seed.init=0: failed" in done.stdout
     assert str(blocked) in done.stderr, "the failed job's own error is shown"
     assert "bits/byte" in done.stdout
 

@@ -25,8 +25,8 @@ def test_the_line_has_the_documented_form(metrics, capsys):
     metrics.train(AXES, loss=8.0160, lr=0.00008, grad_norm=1.0915, tokens_per_second=157_961.2, peak_gib=1.0)
     line = capsys.readouterr().out.strip()
     assert line.startswith(
-        "Step: 256 | Training Progress: 0.02% | Training Loss: 8.0160 | Perplexity: 3029.04 | Learning Rate: 0.00008 | Norm: 1.0915 | "
-        "Tokens Processed: 4194K (8M) | tok/s: 157961 | Time: "
+        "Step: 256 | Training Progress: 0.02% | Training Loss: 8.0160 | Perplexity: 3029.04 | "
+        "Learning Rate: 0.00008 | Norm: 1.0915 | Tokens Processed: 4194K (8M) | tok/s: 157961 | Time: "
     )
     assert line.endswith("s")
 

@@ -1,0 +1,91 @@
+"""What composing leaves behind, takes, and gives."""
+
+import pickle
+from pathlib import Path
+
+import hydra
+import pytest
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.singleton import Singleton
+from hydra.version import VersionBase
+from omegaconf import OmegaConf
+
+from llama_lab.config.compose import compose
+from llama_lab.config.schema import AdamWConfig, MuonConfig, Window
+
+
+def test_values_arrive_as_plain_types() -> None:
+    run = compose(
+        ["optim=adamw", "optim.max_lr=1e-3", "data.window=document", "eval=null", "wandb.tags=[a,b]", "model.rope_theta=500"]
+    )
+    assert type(run.optim) is AdamWConfig
+    assert run.optim.max_lr == 0.001
+    assert run.data.window is Window.document
+    assert run.eval is None
+    assert run.wandb is not None and type(run.wandb.tags) is list
+    assert type(run.model.rope_theta) is float
+
+
+def test_overrides_may_repeat_and_the_last_counts() -> None:
+    run = compose(["optim=adamw", "optim.max_lr=1", "optim=muon", "optim.max_lr=0.5", "experiment=smoke", "experiment=null"])
+    assert type(run.optim) is MuonConfig
+    assert (run.optim.max_lr, run.name) == (0.5, "runs")
+
+
+def test_values_may_refer_to_others_and_nodes_be_set_whole() -> None:
+    run = compose(["optim.max_lr=${optim.adamw_max_lr}", "seed={init: 5, data: 6}"])
+    assert run.optim.max_lr == compose([]).optim.adamw_max_lr
+    assert (run.seed.init, run.seed.data, run.seed.sampling) == (5, 6, 0)
+
+
+def test_updates_are_whole_ones_within_the_budget() -> None:
+    run = compose(["training_tokens=100000", "data.tokens_per_update=8192", "schedule.warmup_updates=1"])
+    assert (run.updates, run.windows_per_update) == (12, 32)
+
+
+def test_an_edited_file_is_seen_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "optim" / "mine.yaml"
+    file.parent.mkdir()
+    for max_lr in (0.5, 0.25):
+        file.write_text(f"defaults:\n  - muon\n  - _self_\nmax_lr: {max_lr}\n", encoding="utf-8")
+        assert compose(["optim=mine"], config_dir=tmp_path).optim.max_lr == max_lr
+
+
+def test_composing_twice_is_composing_once() -> None:
+    assert compose(["optim=adamw"]) == compose(["optim=adamw"])
+    assert compose(["model.dim=512"]).model.dim == 512
+    assert compose([]).model.dim == 256
+
+
+def test_another_hydra_application_notices_nothing(tmp_path: Path) -> None:
+    (tmp_path / "theirs.yaml").write_text("answer: 42\n", encoding="utf-8")
+    ConfigStore.instance().store(group="schema/optim", name="adamw", node={"theirs": True})
+    with hydra.initialize_config_dir(str(tmp_path), version_base="1.2"):
+        before = (GlobalHydra.instance().hydra, VersionBase.instance().getbase(), ConfigStore.instance().repo)
+        # A folder that was never searched before: nothing is answered from what is kept of earlier choices.
+        assert type(compose(["optim=adamw"], config_dir=tmp_path).optim) is AdamWConfig
+        assert (GlobalHydra.instance().hydra, VersionBase.instance().getbase(), ConfigStore.instance().repo) == before
+        assert hydra.compose("theirs").answer == 42
+    assert OmegaConf.to_container(ConfigStore.instance().load("schema/optim/adamw.yaml").node) == {"theirs": True}
+    ConfigStore.instance().repo.pop("schema")
+
+
+def test_nothing_is_set_up_where_nothing_was(tmp_path: Path) -> None:
+    for kind in (GlobalHydra, VersionBase):
+        Singleton._instances.pop(kind, None)
+    compose([], config_dir=tmp_path)
+    assert {GlobalHydra, VersionBase}.isdisjoint(Singleton._instances)
+
+
+def test_a_run_survives_the_way_to_another_process() -> None:
+    run = compose(["experiment=smoke", "optim.max_lr=0.5"])
+    copy = pickle.loads(pickle.dumps(run))
+    assert copy == run
+    assert copy.origin == run.origin
+
+
+def test_any_working_directory_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert compose(["experiment=smoke"]).name == "smoke"
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,94 @@
+"""What `llama-lab plan` says, held against what a run then does."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llama_lab.config.compose import compose
+from llama_lab.config.identity import run_folder
+from llama_lab.config.resolve import resolve
+from llama_lab.data.prepare import prepare
+from llama_lab.lab.plan import Plan, show
+from llama_lab.model.count import parameters
+
+Output = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """40 short documents."""
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for number in range(40):
+        (folder / f"{number}.txt").write_text(f"Document {number} of forty. " * 20, encoding="utf-8")
+    return folder
+
+
+def shown(capsys: Output) -> dict[str, str]:
+    """First two columns of what was printed."""
+    lines = [line.strip().split("  ", 1) for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    return {line[0].strip(): line[-1].strip() for line in lines}
+
+
+def test_counts_follow_from_config_and_data(text: Path, outputs: Path, capsys: Output):
+    words = ["data=text", f"data.path={text}", "data.max_seq_len=64", "data.tokens_per_update=1024", "tokenizer=bytes"]
+    words += [
+        "training_tokens=40_000",
+        "schedule.warmup_updates=2",
+        "checkpoint.every_tokens=10_000",
+        "hardware=cpu",
+        "precision=fp32",
+    ]
+    show(words)
+    said = shown(capsys)
+    run = resolve(compose(words))
+    data = prepare(run.data, run.tokenizer, print)
+    assert said["updates"] == "39"
+    assert said["training tokens"] == f"{39 * 1024:,}"
+    assert said["parameters"] == f"{parameters(run.model, 257):,}"
+    assert said["epochs"] == f"{39 * 1024 / data.train.tokens:.2f}"
+    assert said["windows an update"].startswith("16 of 64 tokens: 1 process x ")
+    assert said["device"] == "cpu, fp32"
+    assert said["checkpoints"].startswith("4 written, 2 kept, ")
+    assert said["run folder"] == f"{run_folder(run)} (new)"
+    assert not outputs.exists()
+
+
+def test_what_is_known_without_the_data_is_said(capsys: Output):
+    show(["data=shards", "data.path=nowhere", "model=seed_1b", "tokenizer.vocab_size=8192", "hardware=cpu"])
+    printed = capsys.readouterr().out
+    assert "1,266,780,160" in printed
+    assert "data.path=nowhere" in printed
+    assert "epochs" not in printed
+
+
+def test_a_sweep_is_planned_run_by_run(text: Path, capsys: Output):
+    words = ["data=text", f"data.path={text}", "tokenizer=bytes", "hardware=cpu", "model.n_layers=1,2"]
+    show(words, multirun=True)
+    printed = capsys.readouterr().out
+    assert "Plan of 2 runs" in printed
+    assert printed.count("  new  ") == 2
+    assert f"In total: {2 * compose([]).training_tokens:,} tokens" in printed
+
+
+def test_planning_needs_no_torch(text: Path):
+    words = ["plan", "data=text", f"data.path={text}", "hardware=cpu"]
+    code = f"import sys; from llama_lab.cli import main; code = main({words!r}); sys.exit(code or ('torch' in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert "parameters" in done.stdout
+
+
+def test_the_size_of_a_checkpoint_is_what_was_said(llama_lab):
+    words = ["experiment=smoke", "hardware=cpu", "eval=null", "sample=null", "optim=muon", "model.dim=128"]
+    done = llama_lab("train", *words)
+    assert done.returncode == 0, done.stderr
+    run = resolve(compose(words))
+    plan = Plan(run, run_folder(run), prepare(run.data, run.tokenizer, print), None)
+    assert plan.status == "finished"
+    kept = [manifest.parent for manifest in plan.folder.glob("checkpoints/*/manifest.json")]
+    assert len(kept) == plan.checkpoints == 2
+    size = sum(file.stat().st_size for file in kept[-1].iterdir())
+    assert size == pytest.approx(plan.checkpoint_bytes, rel=0.05)

@@ -1,0 +1,54 @@
+"""The same runs on a real GPU."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from llama_lab import train
+from llama_lab.training.metrics import read_rows
+
+from .conftest import final_weights, tiny_overrides
+
+pytestmark = pytest.mark.gpu
+
+
+def losses(folder):
+    return [row["train/loss"] for row in read_rows(folder / "metrics.jsonl") if "train/loss" in row]
+
+
+def test_a_gpu_gives_the_curve_of_the_cpu(tiny):
+    cpu = train(tiny("optim=adamw"))
+    gpu = train(tiny("optim=adamw", "hardware=gpu", "name=gpu"))
+    assert losses(gpu.folder) == pytest.approx(losses(cpu.folder), rel=1e-4)
+
+
+def test_compiled_bf16_follows_the_fp32_curve(tiny):
+    exact = train(tiny("hardware=gpu", "hardware.compile=never"))
+    fast = train(tiny("hardware=gpu", "hardware.compile=always", "precision=bf16", "name=fast"))
+    assert losses(fast.folder) == pytest.approx(losses(exact.folder), abs=0.05)
+
+
+def test_deterministic_runs_repeat_bitwise(tiny):
+    first = train(tiny("hardware=gpu", "hardware.deterministic=true"))
+    second = train(tiny("hardware=gpu", "hardware.deterministic=true", "name=second"))
+    one, two = final_weights(first.folder), final_weights(second.folder)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_one_process_under_torchrun_is_data_parallel_and_gives_the_same_run(tiny, text, outputs):
+    alone = train(tiny("optim=adamw", "hardware=gpu", "hardware.micro_batch=4"))
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "-m", "llama_lab", "train"]
+    words = [*start, *tiny_overrides(text), "optim=adamw", "hardware=ddp", "hardware.micro_batch=4", "name=torchrun"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=170)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (outputs / "torchrun").glob("llama_3m*")
+    assert losses(folder) == pytest.approx(losses(alone.folder), rel=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available() or torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_give_the_curve_of_one(tiny):
+    one = train(tiny("optim=adamw", "hardware=gpu", "data.window=document"))
+    two = train(tiny("optim=adamw", "hardware=ddp", "hardware.processes=2", "data.window=document", "name=two"))
+    assert losses(two.folder) == pytest.approx(losses(one.folder), rel=1e-4)

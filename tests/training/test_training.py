@@ -1,0 +1,283 @@
+"""A run as a whole: what it leaves, that it can be repeated, split and interrupted without a trace."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from llama_lab import load, train
+from llama_lab.config.errors import ConfigError
+from llama_lab.training.checkpoint import list_checkpoints
+from llama_lab.training.loop import Diverged
+from llama_lab.training.metrics import VOLATILE, read_rows
+
+from .conftest import final_weights, tiny_overrides
+
+
+def steady(folder: Path, name: str = "metrics.jsonl"):
+    """The rows of a run without what depends on the machine and the moment."""
+    rows = read_rows(folder / name)
+    assert rows
+    return [{key: value for key, value in row.items() if not key.startswith(VOLATILE)} for row in rows]
+
+
+def assert_same_run(first: Path, second: Path):
+    """Bitwise equal weights, equal rows and samples."""
+    expected, found = final_weights(first), final_weights(second)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert steady(first) == steady(second)
+    assert steady(first, "samples.jsonl") == steady(second, "samples.jsonl")
+
+
+def largest_difference(first: Path, second: Path) -> float:
+    expected, found = final_weights(first), final_weights(second)
+    return max(float((expected[name] - found[name]).abs().max()) for name in expected)
+
+
+def command(text: Path, *overrides: str) -> list[str]:
+    return [sys.executable, "-m", "llama_lab", "train", *tiny_overrides(text), *overrides]
+
+
+def test_a_run_leaves_what_it_promises(tiny, capsys):
+    result = train(tiny())
+    assert result.status == "finished"
+    assert (result.updates, result.tokens) == (20, 10240)
+    names = {"config.yaml", "meta.json", "metrics.jsonl", "samples.jsonl", "summary.json", "train.log", "tokenizer.json"}
+    assert {path.name for path in result.folder.iterdir()} == names | {"checkpoints", "plots"}
+    assert {path.name for path in (result.folder / "plots").iterdir()} == {"loss.png", "learning_rate.png", "throughput.png"}
+
+    rows = read_rows(result.folder / "metrics.jsonl")
+    training = [row for row in rows if "train/loss" in row]
+    assert [row["update"] for row in training] == [1, 3, 6, 9, 12, 15, 18, 20]
+    assert abs(training[0]["train/loss"] - math.log(257)) < 0.3
+    assert training[-1]["train/loss"] < training[0]["train/loss"] - 1
+    assert [row["update"] for row in rows if "val/loss" in row] == [5, 10, 15, 20]
+    assert json.loads((result.folder / "summary.json").read_text())["status"] == "finished"
+
+    meta = json.loads((result.folder / "meta.json").read_text())
+    assert meta["versions"]["torch"] == torch.__version__
+    assert len(meta["starts"]) == 1
+    out = capsys.readouterr().out
+    assert "loss ln(257) = 5.5491" in out
+    assert "Step: 20 | Training Progress: 100.00% | Training Loss: " in out
+    assert (result.folder / "train.log").read_text(encoding="utf-8").count("Step: ") == len(training)
+
+
+def test_the_loss_is_the_mean_since_the_row_before(tiny):
+    every = [
+        row["train/loss"]
+        for row in read_rows(train(tiny("log.every_updates=1", "name=each")).folder / "metrics.jsonl")
+        if "train/loss" in row
+    ]
+    some = {row["update"]: row["train/loss"] for row in read_rows(train(tiny()).folder / "metrics.jsonl") if "train/loss" in row}
+    assert some[1] == pytest.approx(every[0], rel=1e-6)
+    assert some[6] == pytest.approx(sum(every[3:6]) / 3, rel=1e-6)
+
+
+def test_the_same_command_again_changes_nothing(tiny, capsys):
+    first = train(tiny())
+    before = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    again = train(tiny())
+    assert (again.status, again.folder) == ("already finished", first.folder)
+    assert {path: path.stat().st_mtime_ns for path in first.folder.rglob("*") if path.is_file()} == before
+    assert "Already finished" in capsys.readouterr().out
+
+
+def test_fresh_moves_the_old_run_aside_and_repeats_it_bitwise(tiny):
+    first = train(tiny())
+    train(tiny("fresh=true"))
+    aside = first.folder.with_name(first.folder.name + ".1")
+    assert_same_run(aside, first.folder)
+
+
+def test_validation_and_samples_leave_no_trace_in_the_curve(tiny):
+    watched = train(tiny())
+    alone = train(tiny("eval=null", "sample=null", "name=alone"))
+    assert largest_difference(watched.folder, alone.folder) == 0.0
+
+
+@pytest.mark.parametrize("overrides", [["hardware.micro_batch=1"], ["hardware.micro_batch=4"]])
+def test_the_micro_batch_leaves_the_curve(tiny, overrides):
+    # AdamW, because Muon orthogonalises in bf16 and so carries more float noise than the sum over micro-batches.
+    whole = train(tiny("optim=adamw", "data.window=document"))
+    split = train(tiny("optim=adamw", "data.window=document", "name=split", *overrides))
+    assert largest_difference(whole.folder, split.folder) < 1e-6
+
+
+def test_two_processes_equal_one_with_documents_of_uneven_length(tiny):
+    one = train(tiny("optim=adamw", "data.window=document", "hardware.micro_batch=4"))
+    two = train(tiny("optim=adamw", "data.window=document", "hardware.micro_batch=4", "hardware.processes=2", "name=two"))
+    assert largest_difference(one.folder, two.folder) < 1e-6
+    pairs = zip(steady(one.folder), steady(two.folder), strict=True)
+    assert all(row == pytest.approx(other, rel=1e-4) for row, other in pairs)
+
+
+def test_torchrun_gives_the_same_run(tiny, text, outputs):
+    one = train(tiny("optim=adamw", "hardware.micro_batch=4"))
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "llama_lab", "train"]
+    overrides = [*tiny_overrides(text), "optim=adamw", "hardware.micro_batch=4", "name=torchrun"]
+    done = subprocess.run([*start, *overrides], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (outputs / "torchrun").glob("llama_3m*")
+    assert largest_difference(one.folder, folder) < 1e-6
+
+
+@pytest.mark.parametrize("overrides", [[], ["model.dropout=0.1", "optim=adamw", "data.window=document"]])
+def test_a_run_that_is_killed_and_started_again_equals_one_that_never_was(tiny, text, outputs, overrides):
+    unbroken = train(tiny("name=unbroken", *overrides))
+    words = command(text, "name=killed", *overrides)
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: list((outputs / "killed").glob("*/checkpoints/tokens-*/manifest.json")))
+        process.kill()
+    finally:
+        process.wait()
+    (folder,) = (outputs / "killed").glob("llama_3m*")
+    assert json.loads((folder / "summary.json").read_text())["status"] == "running"
+    # A kill can leave half a row and half a checkpoint behind.
+    with (folder / "metrics.jsonl").open("a") as rows:
+        rows.write('{"update": 99, "train/lo')
+    (folder / "checkpoints" / ".draft-tokens-000000000099999").mkdir()
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, timeout=120)
+    assert not list(folder.glob("checkpoints/.draft-*"))
+    assert len(json.loads((folder / "meta.json").read_text())["starts"]) == 2
+    assert_same_run(unbroken.folder, folder)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_saves_says_so_and_the_same_command_goes_on(tiny, text, outputs, processes):
+    # Updates of one window each: hundreds of them, so that there is time to interrupt.
+    long = [
+        "training_tokens=40960",
+        "data.tokens_per_update=64",
+        "log.every_updates=50",
+        "eval=null",
+        "sample=null",
+        "checkpoint.every_tokens=null",
+    ]
+    words = command(text, *long, "name=stopped", f"hardware.processes={processes}")
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    wait_for(
+        lambda: (
+            list((outputs / "stopped").glob("*/metrics.jsonl")) and read_rows(next((outputs / "stopped").glob("*/metrics.jsonl")))
+        )
+    )
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, out
+    assert "the same command goes on from there" in out
+    (folder,) = (outputs / "stopped").glob("llama_3m*")
+    assert json.loads((folder / "summary.json").read_text())["status"] == "preempted"
+    (checkpoint,) = list_checkpoints(folder / "checkpoints")
+    assert checkpoint.update < 640
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, timeout=120)
+    unbroken = train(tiny(*long, "name=unbroken", f"hardware.processes={processes}"))
+    assert_same_run(unbroken.folder, folder)
+
+
+def test_a_run_that_is_running_is_not_started_twice(tiny, text, outputs):
+    long = ["training_tokens=409600", "sample=null", "eval=null"]
+    process = subprocess.Popen(command(text, *long), stdout=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: list((outputs / "tiny").glob("*/metrics.jsonl")))
+        with pytest.raises(ConfigError, match=rf"is being trained by process {process.pid} on "):
+            train(tiny(*long))
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_changed_data_is_named_and_has_to_be_accepted(tiny, outputs):
+    stopped = train(tiny())
+    meta_path, summary_path = stopped.folder / "meta.json", stopped.folder / "summary.json"
+    meta = json.loads(meta_path.read_text())
+    meta["data"]["data"] = "another"
+    meta["versions"]["torch"] = "1.0"
+    meta_path.write_text(json.dumps(meta))
+    summary_path.write_text(json.dumps({"status": "preempted"}))
+    with pytest.raises(ConfigError) as caught:
+        train(tiny())
+    assert f"torch's version changed from 1.0 to {torch.__version__} since this run began" in str(caught.value)
+    assert "the data changed from another to " in str(caught.value)
+    assert "accept_changes=true" in str(caught.value)
+    assert train(tiny("accept_changes=true")).status == "finished"
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tiny, capsys):
+    run = train(tiny())
+    before = final_weights(run.folder)
+    newest = list_checkpoints(run.folder / "checkpoints")[-1]
+    content = bytearray((newest.path / "state.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (newest.path / "state.pt").write_bytes(content)
+    (run.folder / "summary.json").write_text(json.dumps({"status": "running"}))
+    assert train(tiny()).status == "finished"
+    assert "is not what was saved (its checksum differs); going back to the checkpoint before it" in capsys.readouterr().out
+    after = final_weights(run.folder)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_is_never_saved(tiny, outputs):
+    with pytest.raises(Diverged, match=r"a lower optim\.max_lr \(now 1e\+30\)"):
+        train(tiny("optim=adamw", "optim.max_lr=1e30", "optim.max_grad_norm=null"))
+    (folder,) = (outputs / "tiny").glob("llama_3m*")
+    assert json.loads((folder / "summary.json").read_text())["status"] == "failed"
+    assert "Diverged" in (folder / "train.log").read_text(encoding="utf-8")
+    weights = [load_ for checkpoint in list_checkpoints(folder / "checkpoints") for load_ in final_weights(folder).values()]
+    assert all(torch.isfinite(weight).all() for weight in weights)
+
+
+def test_a_worker_that_fails_ends_the_others_with_its_traceback(tiny, outputs):
+    with pytest.raises(Exception, match="Diverged"):
+        train(tiny("optim=adamw", "optim.max_lr=1e30", "optim.max_grad_norm=null", "hardware.processes=2"))
+    (folder,) = (outputs / "tiny").glob("llama_3m*")
+    assert json.loads((folder / "summary.json").read_text())["status"] == "failed"
+
+
+def test_training_in_python_leaves_signals_arguments_and_random_state_alone(tiny):
+    arguments, handlers = list(sys.argv), [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    train(tiny())
+    assert sys.argv == arguments
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_trained_run_can_be_loaded_and_asked(tiny):
+    result = train(tiny())
+    loaded = load(result.folder)
+    assert (loaded.update, loaded.tokens) == (20, 10240)
+    assert loaded.generate("the model", max_new_tokens=5, seed=3) == loaded.generate("the model", max_new_tokens=5, seed=3)
+    assert loaded.logits([1, 2, 3]).shape == (3, 257)
+
+
+def test_loading_what_is_no_run_says_so(tmp_path):
+    with pytest.raises(ConfigError, match="holds no run"):
+        load(tmp_path)
+
+
+def test_wandb_writes_an_offline_run_that_its_own_tool_reads(tiny):
+    result = train(tiny("wandb={mode:offline,project:p,entity:null,group:null,tags:[a]}"))
+    (record,) = (result.folder / "wandb").glob("offline-run-*/run-*.wandb")
+    shown = subprocess.run(["wandb", "leet", "inspect", "--json", str(record)], capture_output=True, text=True, timeout=60)
+    assert shown.returncode == 0, shown.stderr
+    assert "train/loss" in shown.stdout
+    assert "val/bits_per_byte" in shown.stdout
+
+
+def wait_for(condition, seconds: float = 90.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.02)
