@@ -137,7 +137,7 @@ def _spawn(run: RunConfig, folder: RunFolder, data: PreparedData, load_observers
         # A file to meet at needs no port, so two runs on one machine cannot take each other's.
         rendezvous = (Path(meeting) / "store").as_uri()
         arguments = (run, folder.path, data.folder, rendezvous, load_observers, handle_signals)
-        workers: Any = mp.start_processes(_spawned, args=arguments, nprocs=run.hardware.processes, join=False, start_method="spawn")
+        workers: Any = mp.spawn(_spawned, args=arguments, nprocs=run.hardware.processes or 1, join=False)
         try:
             while not workers.join(timeout=STOP_POLL_SECONDS, grace_period=GRACE_SECONDS):
                 if stop.requested() and not forwarded:

@@ -100,7 +100,7 @@ def train_run(
     model = Llama(run.model, vocab_size=data.tokenizer.vocab_size, max_seq_len=run.data.max_seq_len)
     model.initialise(torch.Generator().manual_seed(run.seed.init))
     model.to(worker.device)
-    optimizer = build_optimizer(model, run.optim, worker.device.type)
+    optimizer = build_optimizer(model, run.optim, worker.device.type, run.precision)
     stream = TokenStream(data.train, max_seq_len=run.data.max_seq_len, window=run.data.window, seed=run.seed.data)
     state = resume(run, folder, model, optimizer, worker, console)
     wrapped = wrap(model, run, worker)

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llama_lab.config.schema import AdamWConfig, MuonConfig, OptimConfig
+from llama_lab.config.schema import AdamWConfig, MuonConfig, OptimConfig, Precision
+from llama_lab.training.muon import StackedMuon
 
 
 class Optimizers:
@@ -58,7 +59,7 @@ class Optimizers:
                 group.update(settings)
 
 
-def build_optimizer(model: nn.Module, optim: OptimConfig, device_type: str) -> Optimizers:
+def build_optimizer(model: nn.Module, optim: OptimConfig, device_type: str, precision: Precision) -> Optimizers:
     """The optimizer that the config asks for, over all of the model's parameters, in the model's order.
 
     Muon takes the matrices inside the blocks. Embedding and output projection are lookups by token rather than maps between
@@ -67,6 +68,7 @@ def build_optimizer(model: nn.Module, optim: OptimConfig, device_type: str) -> O
 
     Args:
         device_type: where the parameters are; AdamW is one fused kernel on devices that have it.
+        precision: of the run, which Muon's iteration follows.
 
     Source: Muon: Keller Jordan, "Muon: An optimizer for hidden layers" (2024); the scaling, 0.2 sqrt(max(rows, columns)), is that
     of Muon is Scalable for LLM Training, arXiv:2502.16982, section 2.2.
@@ -76,8 +78,9 @@ def build_optimizer(model: nn.Module, optim: OptimConfig, device_type: str) -> O
             hidden, rest = [], []
             for name, parameter in model.named_parameters():
                 (hidden if name.startswith("blocks.") and parameter.ndim == 2 else rest).append(parameter)
-            muon = torch.optim.Muon(
+            muon = StackedMuon(
                 hidden,
+                dtype=torch.bfloat16 if precision is Precision.bf16 else torch.float32,
                 lr=optim.max_lr,
                 weight_decay=optim.weight_decay,
                 momentum=optim.momentum,

