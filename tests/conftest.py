@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-# Tests often share the machine; OpenMP threads that spin while they wait then slow each other down many times over. Read by torch.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Models of tests are too small to share between threads, and OpenMP threads that spin while another process computes slow both down
+# many times over. Read by torch, in this process and in those that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 

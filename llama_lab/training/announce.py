@@ -1,6 +1,7 @@
 """What a run says before its first update and after its last."""
 
 import math
+import shlex
 
 import torch
 
@@ -56,18 +57,27 @@ def say_results(run: RunConfig, folder: RunFolder, data: PreparedData, status: s
     here = relative(folder.path)
     console.say(f"Everything is in {here}: metrics.jsonl, samples.jsonl, checkpoints/, plots/loss.png, …")
     console.say("Next:")
-    for command, purpose in suggestions(run, data):
-        console.say(f"    {command:<58} {purpose}")
+    for command, purpose in suggestions(run, data, folder.meta().get("command")):
+        console.say(f"    {command:<56}  # {purpose}")
     if (where := tracker.where()) is not None:
         console.say(f"    {where}")
 
 
-def suggestions(run: RunConfig, data: PreparedData) -> list[tuple[str, str]]:
-    """(command, what it does): sensible next steps after this run."""
+def suggestions(run: RunConfig, data: PreparedData, typed: list[str] | None) -> list[tuple[str, str]]:
+    """(command, what it does): sensible next steps after this run.
+
+    Args:
+        typed: the command of this run, which the next ones differ from in one value; None if it was started from Python.
+    """
+
+    def again(key: str, value: str, flag: str = "") -> str:
+        words = [word for word in typed or ["llama-lab", "train"] if not word.startswith((f"{key}=", "fresh="))]
+        return shlex.join([*words, *flag.split(), f"{key}={value}"])
+
     found = []
     if run.hardware.device is Device.cuda and parameters(run.model, data.tokenizer.vocab_size) < SMALL_MODEL:
         found.append(("llama-lab train model=llama_97m training_tokens=50_000_000", "a model that is worth this GPU"))
-    found.append((f"llama-lab train training_tokens={2 * run.training_tokens}", "twice the budget, in a folder of its own"))
-    found.append((f"llama-lab train -m optim.max_lr={run.optim.max_lr / 2:g},{run.optim.max_lr * 2:g}", "a sweep"))
+    found.append((again("training_tokens", str(2 * run.training_tokens)), "twice the budget, in a folder of its own"))
+    found.append((again("optim.max_lr", f"{run.optim.max_lr / 2:g},{run.optim.max_lr * 2:g}", "-m"), "a sweep"))
     found.append(("llama-lab train --help", "groups, presets and fields"))
     return found

@@ -10,14 +10,14 @@ from torch import Tensor
 class StackedMuon(torch.optim.Muon):
     """torch's Muon, with the matrices of one shape orthogonalised together and at a chosen precision.
 
-    A transformer has a few shapes and many matrices of each. One batched product a step of the iteration keeps a GPU from waiting for
-    launches and a CPU's cores from splitting small products: half the time for a 3M model on two cores. State and settings are those
-    of `torch.optim.Muon`, so either can load what the other saved.
+    A transformer has a few shapes and many matrices of each. One batched product a step of the iteration keeps a GPU from waiting
+    for launches and a CPU's cores from splitting small products: half the time for a 3M model on two cores. State and settings are
+    those of `torch.optim.Muon`, so either can load what the other saved.
 
     Args:
         parameters: matrices.
-        dtype: what the iteration computes in. torch's own is always bfloat16, which processors without it in hardware emulate slowly,
-            and which turns float noise between two ways of adding up a gradient into differences of a thousandth.
+        dtype: what the iteration computes in. torch's own is always bfloat16, which processors without it in hardware emulate
+            slowly, and which turns float noise between two ways of adding up a gradient into differences of a thousandth.
         settings: those of `torch.optim.Muon`; `adjust_lr_fn` has to be "match_rms_adamw".
     """
 
@@ -44,7 +44,9 @@ class StackedMuon(torch.optim.Muon):
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         directions = torch._foreach_lerp(gradients, buffers, group["momentum"]) if group["nesterov"] else buffers
-        steps = orthogonalised(torch.stack(list(directions)).to(self._dtype), group["ns_coefficients"], group["ns_steps"], group["eps"])
+        steps = orthogonalised(
+            torch.stack(list(directions)).to(self._dtype), group["ns_coefficients"], group["ns_steps"], group["eps"]
+        )
         scale = 0.2 * max(parameters[0].shape) ** 0.5
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(parameters, list(steps.to(parameters[0].dtype).unbind()), alpha=-group["lr"] * scale)

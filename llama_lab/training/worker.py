@@ -102,8 +102,8 @@ class Worker:
 def _keep_freed_memory() -> None:
     """Have glibc reuse the memory of large tensors instead of handing it back to the kernel, which would clear every page anew.
 
-    A fifth faster for a 3M model on two cores. It holds for the whole process and cannot be read back, so it is not undone; the price
-    is that the process stays at its peak size. Other C libraries have no such switch.
+    A fifth faster for a 3M model on two cores. It holds for the whole process and cannot be read back, so it is not undone; the
+    price is that the process stays at its peak size. Other C libraries have no such switch.
     """
     if sys.platform != "linux":
         return

@@ -73,9 +73,10 @@ def test_muon_takes_the_matrices_inside_blocks_and_adamw_the_rest():
             assert group == {"part": "adamw", "lr": 0.003, "decay": 0.0 if "norm" in name else 0.1}, name
 
 
-def test_muon_steps_are_those_of_torch_with_the_scale_of_adamw():
+@pytest.mark.parametrize("precision", [Precision.bf16, Precision.fp32])
+def test_muon_steps_are_those_of_torch_with_the_scale_of_adamw(precision: Precision):
     model, plain = small_llama(), small_llama()
-    optimizer = build_optimizer(model, CONFIGS["muon"], "cpu", Precision.fp32)
+    optimizer = build_optimizer(model, CONFIGS["muon"], "cpu", precision)
     matrices = {
         name: parameter for name, parameter in plain.named_parameters() if name.startswith("blocks.") and parameter.ndim == 2
     }
@@ -90,9 +91,12 @@ def test_muon_steps_are_those_of_torch_with_the_scale_of_adamw():
         optimizer.zero_grad()
         reference.step()
     ours = dict(model.named_parameters())
-    assert all(torch.equal(ours[name], parameter) for name, parameter in matrices.items())
-    # A step has the root mean square of one of AdamW, about 0.2 of the learning rate, whatever the matrix's shape.
     before = small_llama()
+    for name, theirs in matrices.items():
+        # torch's iteration is in bf16, where another order of summation shows in the third digit.
+        moved = theirs - before.get_parameter(name)
+        assert (ours[name] - theirs).norm() < 0.03 * moved.norm(), name
+    # A step has the root mean square of one of AdamW, about 0.2 of the learning rate, whatever the matrix's shape.
     for name in ("blocks.0.ffn.gate.weight", "blocks.0.attention.k.weight"):
         change = ours[name] - before.get_parameter(name)
         assert change.square().mean().sqrt().item() == pytest.approx(0.2 * 0.01 * 3, rel=0.5)
