@@ -139,8 +139,6 @@ def train_run(
         if ends and update < run.updates:
             return "preempted"
         observe(run, model, data, observers, worker, metrics, clock, update)
-    if metrics is not None:
-        metrics.close()
     return "finished"
 
 

@@ -33,8 +33,6 @@ class Metrics:
     def __init__(self, folder: RunFolder, console: Console, tracker: Tracker, *, total_tokens: int, start_tokens: int):
         self._folder, self._console, self._tracker = folder, console, tracker
         self._total_tokens, self._start_tokens = total_tokens, start_tokens
-        self._rows = (folder.path / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
-        self._samples = (folder.path / "samples.jsonl").open("a", encoding="utf-8", buffering=1)
         self._previous_line = time.perf_counter()
 
     def train(
@@ -75,22 +73,21 @@ class Metrics:
     def samples(self, axes: dict[str, Any], samples: list[tuple[str, str]], *, seed: int) -> None:
         """Record and print generated texts: (prompt, continuation) each."""
         for prompt, text in samples:
-            self._samples.write(json.dumps(axes | {"seed": seed, "prompt": prompt, "text": text}, ensure_ascii=False) + "\n")
+            self._append("samples.jsonl", axes | {"seed": seed, "prompt": prompt, "text": text})
             self._console.say(f"  | {_one_line(prompt)}", style="dim")
             self._console.say(f"  > {_one_line(text)}", style="italic")
         self._tracker.samples(axes, samples)
 
-    def close(self) -> None:
-        """Close the files; the tracker is closed by its owner."""
-        self._rows.close()
-        self._samples.close()
-
     def _record(self, axes: dict[str, Any], row: dict[str, float]) -> None:
         # JSON has no infinity or NaN; null says as much and every reader takes it.
         finite = {key: value if math.isfinite(value) else None for key, value in row.items()}
-        self._rows.write(json.dumps(axes | finite) + "\n")
+        self._append("metrics.jsonl", axes | finite)
         self._folder.write_summary(**axes, **finite)
         self._tracker.log(axes | row)
+
+    def _append(self, name: str, row: dict[str, Any]) -> None:
+        with (self._folder.path / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def cut_back(folder: Path, update: int) -> None:

@@ -30,20 +30,20 @@ ONE_LINE = {
         "data.tokens_per_update=500000 is not a multiple of data.max_seq_len=2048; nearest: 499712 or 501760",
     ),
     "micro_batch": (
-        ["hardware.micro_batch=3"],
+        ["data.tokens_per_update=8192", "hardware.micro_batch=3"],
         "data.tokens_per_update=8192 is 32 windows of 256, no multiple of hardware.micro_batch=3; nearest: 7680 or 8448; "
         "or hardware.micro_batch=2",
     ),
     "processes": (
-        ["hardware.processes=3"],
+        ["data.tokens_per_update=8192", "hardware.processes=3"],
         "data.tokens_per_update=8192 is 32 windows of 256, no multiple of hardware.processes=3; nearest: 7680 or 8448",
     ),
     "warm-up": (
-        ["training_tokens=819200", "schedule.warmup_updates=2000"],
+        ["training_tokens=409600", "schedule.warmup_updates=2000"],
         "schedule.warmup_updates=2000 is not below the run's 100 updates; the run would never leave warm-up; try 10",
     ),
     "cool-down": (
-        ["training_tokens=819200", "schedule=wsd", "schedule.warmup_updates=20", "schedule.cooldown_fraction=0.9"],
+        ["training_tokens=409600", "schedule=wsd", "schedule.warmup_updates=20", "schedule.cooldown_fraction=0.9"],
         "schedule.cooldown_fraction=0.9 leaves no room for schedule.warmup_updates=20 in the run's 100 updates; "
         "at most 0.8, or schedule.warmup_updates=10",
     ),
@@ -53,7 +53,7 @@ ONE_LINE = {
     ),
     "budget": (
         ["training_tokens=100", "schedule.warmup_updates=0"],
-        "training_tokens=100 is less than one update of data.tokens_per_update=8192; at least 8192",
+        "training_tokens=100 is less than one update of data.tokens_per_update=4096; at least 4096",
     ),
     "head size": (
         ["model.dim=252"],

@@ -60,7 +60,7 @@ def test_the_index_of_presets_lists_each() -> None:
 @pytest.mark.parametrize("name", [name for name in paths.options("model") if name != "seed_1b"])
 def test_models_are_named_by_what_they_count(name: str) -> None:
     model = compose([f"model={name}"]).model
-    vocabulary = 2048 if name == "llama_3m" else 8192
+    vocabulary = 4096 if name == "llama_3m" else 8192
     millions = int(name.removeprefix("llama_").removesuffix("m"))
     assert abs(parameters(model, vocabulary) - millions * 1e6) < 1e6
 

@@ -78,7 +78,7 @@ def test_torchrun_says_how_many_processes_there_are(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ConfigError, match="contradicts the 4 processes that were started; leave it out"):
         on_cpu("hardware.processes=2")
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(ConfigError, match="is 32 windows of 256, no multiple of 3 processes; nearest: 7680 or 8448"):
+    with pytest.raises(ConfigError, match="is 16 windows of 256, no multiple of 3 processes; nearest: 3840 or 4608"):
         on_cpu()
 
 

@@ -16,9 +16,7 @@ AXES = {"update": 256, "tokens": 8_388_608, "seconds": 53.0}
 @pytest.fixture
 def metrics(tmp_path):
     with Console(tmp_path / "train.log", total=10) as console:
-        made = Metrics(RunFolder(tmp_path), console, Tracker(), total_tokens=50_000_000_000, start_tokens=4_194_304)
-        yield made
-        made.close()
+        yield Metrics(RunFolder(tmp_path), console, Tracker(), total_tokens=50_000_000_000, start_tokens=4_194_304)
 
 
 def test_the_line_has_the_documented_form(metrics, capsys):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama_lab import load, train
+from llama_lab import compose, load, train
 from llama_lab.config.errors import ConfigError
 from llama_lab.training.checkpoint import list_checkpoints
 from llama_lab.training.loop import Diverged
@@ -23,9 +23,7 @@ from .conftest import final_weights, tiny_overrides
 
 def steady(folder: Path, name: str = "metrics.jsonl"):
     """The rows of a run without what depends on the machine and the moment."""
-    rows = read_rows(folder / name)
-    assert rows
-    return [{key: value for key, value in row.items() if not key.startswith(VOLATILE)} for row in rows]
+    return [{key: value for key, value in row.items() if not key.startswith(VOLATILE)} for row in read_rows(folder / name)]
 
 
 def assert_same_run(first: Path, second: Path):
@@ -33,7 +31,7 @@ def assert_same_run(first: Path, second: Path):
     expected, found = final_weights(first), final_weights(second)
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-    assert steady(first) == steady(second)
+    assert steady(first) == steady(second) != []
     assert steady(first, "samples.jsonl") == steady(second, "samples.jsonl")
 
 
@@ -110,7 +108,7 @@ def test_the_micro_batch_leaves_the_curve(tiny, overrides):
     # AdamW, because Muon orthogonalises in bf16 and so carries more float noise than the sum over micro-batches.
     whole = train(tiny("optim=adamw", "data.window=document"))
     split = train(tiny("optim=adamw", "data.window=document", "name=split", *overrides))
-    assert largest_difference(whole.folder, split.folder) < 1e-6
+    assert largest_difference(whole.folder, split.folder) < 1e-5
 
 
 def test_two_processes_equal_one_with_documents_of_uneven_length(tiny):
@@ -156,15 +154,9 @@ def test_a_run_that_is_killed_and_started_again_equals_one_that_never_was(tiny, 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sigterm_saves_says_so_and_the_same_command_goes_on(tiny, text, outputs, processes):
-    # Updates of one window each: hundreds of them, so that there is time to interrupt.
-    long = [
-        "training_tokens=40960",
-        "data.tokens_per_update=64",
-        "log.every_updates=50",
-        "eval=null",
-        "sample=null",
-        "checkpoint.every_tokens=null",
-    ]
+    # Small updates, so that there is time to interrupt between them.
+    budget = ["training_tokens=25600", "data.tokens_per_update=128", "checkpoint.every_tokens=null"]
+    long = [*budget, "log.every_updates=20", "eval=null", "sample=null"]
     words = command(text, *long, "name=stopped", f"hardware.processes={processes}")
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     wait_for(
@@ -179,7 +171,7 @@ def test_sigterm_saves_says_so_and_the_same_command_goes_on(tiny, text, outputs,
     (folder,) = (outputs / "stopped").glob("llama_3m*")
     assert json.loads((folder / "summary.json").read_text())["status"] == "preempted"
     (checkpoint,) = list_checkpoints(folder / "checkpoints")
-    assert checkpoint.update < 640
+    assert checkpoint.update < 200
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL, timeout=120)
     unbroken = train(tiny(*long, "name=unbroken", f"hardware.processes={processes}"))
     assert_same_run(unbroken.folder, folder)
@@ -267,8 +259,9 @@ def test_loading_what_is_no_run_says_so(tmp_path):
         load(tmp_path)
 
 
-def test_wandb_writes_an_offline_run_that_its_own_tool_reads(tiny):
-    result = train(tiny("wandb={mode:offline,project:p,entity:null,group:null,tags:[a]}"))
+def test_wandb_writes_an_offline_run_that_its_own_tool_reads(text):
+    words = [word for word in tiny_overrides(text) if word != "wandb=null"]
+    result = train(compose([*words, "wandb.mode=offline", "wandb.tags=[a]"]))
     (record,) = (result.folder / "wandb").glob("offline-run-*/run-*.wandb")
     shown = subprocess.run(["wandb", "leet", "inspect", "--json", str(record)], capture_output=True, text=True, timeout=60)
     assert shown.returncode == 0, shown.stderr
