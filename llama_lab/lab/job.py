@@ -71,6 +71,8 @@ class StopRequest:
     def holding(self, process: "subprocess.Popen[bytes]") -> Iterator[None]:
         """While the context lasts, `process` is the one that signals go to."""
         self._process = process
+        if self.received:  # between the end of the job before and the start of this one
+            self._receive(signal.SIGTERM, None)
         try:
             yield
         finally:

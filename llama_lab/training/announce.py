@@ -1,6 +1,5 @@
 """What a run says before its first update and after its last."""
 
-import math
 import shlex
 
 import torch
@@ -32,9 +31,6 @@ def say_hello(run: RunConfig, folder: RunFolder, data: PreparedData, console: Co
         f"{tokens / max(data.train.tokens, 1):.2f} epochs of {short_count(data.train.tokens)}; {cost:.2e} FLOPs"
     )
     console.say(f"Device: {processes} on {device}, {run.precision.value}, micro-batch {run.hardware.micro_batch}{compiled}")
-    console.say(
-        f"A model that knows nothing has loss ln({vocabulary}) = {math.log(vocabulary):.4f}; the first loss should be near it"
-    )
 
 
 def say_results(run: RunConfig, folder: RunFolder, data: PreparedData, status: str, tracker: Tracker, console: Console) -> None:
@@ -42,9 +38,8 @@ def say_results(run: RunConfig, folder: RunFolder, data: PreparedData, status: s
     summary = folder.summary()
     console.say("")
     if status == "preempted":
-        console.say(
-            f"Stopped after update {summary.get('update', 0)} of {run.updates}; the same command goes on from there", style="bold"
-        )
+        again = "the same command without fresh=true" if run.fresh else "the same command"
+        console.say(f"Stopped after update {summary.get('update', 0)} of {run.updates}; {again} goes on from there", style="bold")
         return
     console.say(f"Finished {run.updates:,} updates in {short_time(summary.get('seconds', 0.0))}", style="bold")
     if (bits := summary.get("val/bits_per_byte")) is not None:

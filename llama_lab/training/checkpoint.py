@@ -42,7 +42,10 @@ def list_checkpoints(folder: Path) -> list[Checkpoint]:
     """All complete checkpoints in `folder`, oldest first. A folder that does not exist holds none."""
     found = []
     for manifest in folder.glob(f"tokens-*/{MANIFEST}"):
-        content = json.loads(manifest.read_text(encoding="utf-8"))
+        try:
+            content = json.loads(manifest.read_text(encoding="utf-8"))
+        except ValueError:  # torn by a power cut
+            continue
         found.append(Checkpoint(manifest.parent, content["update"], content["tokens"]))
     return sorted(found, key=lambda checkpoint: checkpoint.update)
 

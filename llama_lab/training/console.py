@@ -1,5 +1,6 @@
 """What a person sees while a run trains: plain lines, and under them a progress bar where there is a terminal."""
 
+import contextlib
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -49,8 +50,10 @@ class Console:
     def say(self, text: str, style: str | None = None) -> None:
         """Print one or several lines, as they are. `style` is seen on a terminal only."""
         if self._enabled:
-            self._rich.print(text, style=style, markup=False)
             self.note(text)
+            # A terminal that was closed, or a pipe whose reader left, is no reason to stop training.
+            with contextlib.suppress(OSError, UnicodeError):
+                self._rich.print(text, style=style, markup=False, emoji=False)
 
     def note(self, text: str) -> None:
         """Write into train.log without showing it."""

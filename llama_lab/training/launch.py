@@ -5,7 +5,10 @@ machine are spawned here. Under torchrun or srun the processes exist already, an
 """
 
 import contextlib
+import os
+import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +18,7 @@ from typing import Any
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import run_folder
 from llama_lab.config.resolve import resolve
-from llama_lab.config.schema import RunConfig
+from llama_lab.config.schema import RunConfig, Window
 from llama_lab.data.prepare import PreparedData, prepare
 from llama_lab.training.run_folder import RunFolder, describe_origin, open_run, relative
 
@@ -65,12 +68,12 @@ def launch(
         RuntimeError: a worker process failed; its traceback is in the text.
     """
     run = resolve(run)
-    from llama_lab.training.worker import Place  # torch from here on: the config has been answered
-
-    place = Place.from_environment()
-    if place is not None:
-        return _follow(run, load_observers, place, handle_signals, command, extra_slug)
-    data = prepare(run.data, run.tokenizer, _say)
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return _follow(run, load_observers, handle_signals, command, extra_slug)
+    done = RunFolder(run_folder(run, extra_slug))
+    if done.finished and not run.fresh:
+        return _already(done, _say)
+    data = _prepare(run, _say)
     with open_run(run, run_folder(run, extra_slug), origin=_origin(run, data, command)) as folder:
         if folder.finished:
             return _already(folder, _say)
@@ -115,88 +118,118 @@ def _work(run: RunConfig, folder: RunFolder, data: PreparedData, worker: Any, lo
             tracker.finish(exit_code)
         if worker.is_main:
             folder.write_summary(status=status)
-            draw_plots(folder.path, vocab_size=data.tokenizer.vocab_size)
-            say_results(run, folder, data, status, tracker, console)
+            try:
+                draw_plots(folder.path, vocab_size=data.tokenizer.vocab_size)
+                say_results(run, folder, data, status, tracker, console)
+            except Exception:
+                # The run is done and saved; a missing font or a closed terminal must not make it a failed one.
+                console.note(traceback.format_exc())
+                console.say("The pictures or closing words could not be made; train.log says why")
     return status
 
 
 def _spawn(run: RunConfig, folder: RunFolder, data: PreparedData, load_observers: Callable[[], Any], handle_signals: bool) -> str:
     """Start one process a rank on this machine, forward a stop to them, and wait."""
-    import os
-    import signal
-
     import torch.multiprocessing as mp
 
     from llama_lab.training.stop import Stop, stop_on_signals
 
-    stop, forwarded = Stop(), False
+    stop, asked = Stop(), mp.get_context("spawn").Event()
     with (
         tempfile.TemporaryDirectory(prefix="llama_lab-") as meeting,
         stop_on_signals(stop) if handle_signals else contextlib.nullcontext(),
     ):
         # A file to meet at needs no port, so two runs on one machine cannot take each other's.
-        rendezvous = (Path(meeting) / "store").as_uri()
-        arguments = (run, folder.path, data.folder, rendezvous, load_observers, handle_signals)
+        rendezvous = f"file://{meeting}/store"
+        arguments = (run, folder.path, data.folder, rendezvous, load_observers, asked if handle_signals else None)
         workers: Any = mp.spawn(_spawned, args=arguments, nprocs=run.hardware.processes or 1, join=False)
         try:
             while not workers.join(timeout=STOP_POLL_SECONDS, grace_period=GRACE_SECONDS):
-                if stop.requested() and not forwarded:
-                    forwarded = True
-                    for process in workers.pids():
-                        with contextlib.suppress(ProcessLookupError):
-                            os.kill(process, signal.SIGTERM)
+                if stop.requested():
+                    asked.set()
+        except (mp.ProcessExitedException, mp.ProcessRaisedException):
+            # A signal to the whole group can end a worker that is still starting; nothing is lost then.
+            if not stop.requested():
+                raise
         finally:
             for process in workers.processes:
                 if process is not None and process.is_alive():
                     process.kill()
+    if stop.requested() and folder.summary()["status"] == "running":
+        folder.write_summary(status="preempted")
     return folder.summary()["status"]
 
 
 def _spawned(
-    rank: int, run: RunConfig, path: Path, data: Path, rendezvous: str, load_observers: Callable[[], Any], handle_signals: bool
+    rank: int, run: RunConfig, path: Path, data: Path, rendezvous: str, load_observers: Callable[[], Any], asked: Any
 ) -> None:
-    """What a spawned process runs. Ctrl-C reaches it from the terminal too; only its parent listens to that."""
+    """What a spawned process runs. Its parent alone listens to signals, and passes a stop on through `asked`."""
     from llama_lab.data.prepare import open_prepared
     from llama_lab.training.stop import Stop, stop_on_signals
     from llama_lab.training.worker import Place, join
 
-    stop = Stop()
-    signals = stop_on_signals(stop, ignore_interrupt=True) if handle_signals else contextlib.nullcontext()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.stdout.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
+    stop = Stop(asked)
+    signals = contextlib.nullcontext() if asked is None else stop_on_signals(stop, ignore=True)
     with signals, join(run.hardware, Place(rank, run.hardware.processes or 1, rank, rendezvous)) as worker:
         _work(run, RunFolder(path), open_prepared(data), worker, load_observers, stop)
 
 
+def _end_with_parent() -> None:
+    """End this process when its parent is gone: the run's lock went with it, and another start may write into the folder."""
+    from multiprocessing import connection, parent_process
+
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _prepare(run: RunConfig, say: Callable[[str], None]) -> PreparedData:
+    """The run's data, if it is enough for one window, and holds validation tokens where the run validates."""
+    data = prepare(run.data, run.tokenizer, say)
+    problems = []
+    if run.data.window is Window.contiguous and data.train.tokens <= run.data.max_seq_len:
+        rule = f"is more than the {data.train.tokens - 1:,} tokens there are to predict; give more text or a shorter window"
+        problems.append((f"data.max_seq_len={run.data.max_seq_len}", rule))
+    if run.eval is not None and data.val is None:
+        problems.append(("eval", "has nothing to validate on: the data holds no validation tokens; eval=null trains without"))
+    if problems:
+        raise ConfigError(problems)
+    return data
+
+
 def _follow(
-    run: RunConfig,
-    load_observers: Callable[[], Any],
-    place: Any,
-    handle_signals: bool,
-    command: list[str] | None,
-    extra_slug: str | None,
+    run: RunConfig, load_observers: Callable[[], Any], handle_signals: bool, command: list[str] | None, extra_slug: str | None
 ) -> TrainResult:
     """Be one of the processes that torchrun started: the first holds the folder, the others do as it says."""
     import torch.distributed as dist
 
     from llama_lab.training.stop import Stop, stop_on_signals
-    from llama_lab.training.worker import join
+    from llama_lab.training.worker import Place, join
 
+    place = Place.from_environment()
+    say = _say if place.rank == 0 else _silent
     # The cache's lock lets one process prepare; the others wait for it and find the work done.
-    data = prepare(run.data, run.tokenizer, _say if place.rank == 0 else _silent)
+    data = _prepare(run, say)
     folder, stop = RunFolder(run_folder(run, extra_slug)), Stop()
     signals = stop_on_signals(stop) if handle_signals else contextlib.nullcontext()
     with contextlib.ExitStack() as held, signals, join(run.hardware, place) as worker:
-        decision = [""]
+        decision, refusal = [""], None
         if worker.is_main:
             try:
                 held.enter_context(open_run(run, folder.path, origin=_origin(run, data, command)))
                 decision = ["finished" if folder.finished else "go"]
-            except ConfigError as error:
-                decision = [f"refused: {error}"]
+            except Exception as error:
+                decision, refusal = ["refused"], error
         dist.broadcast_object_list(decision)
-        if decision[0].startswith("refused"):
-            raise ConfigError([("rank 0", decision[0])])
+        if refusal is not None:
+            raise refusal
+        if decision[0] == "refused":
+            sys.exit(2)  # rank 0 says why, once
         if decision[0] == "finished":
-            return _already(folder, _say if worker.is_main else _silent)
+            return _already(folder, say)
         if worker.is_main:
             data.tokenizer.save(folder.path / "tokenizer.json")
         with _recording(folder) if worker.is_main else contextlib.nullcontext():
@@ -207,7 +240,7 @@ def _follow(
 @contextlib.contextmanager
 def _recording(folder: RunFolder) -> Iterator[None]:
     """Write into summary.json that the run is running, and that it failed if it does."""
-    folder.write_summary(status="running")
+    folder.write_summary(status="running", error=None)
     try:
         yield
     except BaseException as error:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import Compile, EvalConfig, RunConfig, SampleConfig
 from llama_lab.data.prepare import PreparedData
 from llama_lab.data.shards import Split
@@ -108,7 +109,12 @@ def train_run(
     if worker.is_main:
         start_tokens = state.update * run.data.tokens_per_update
         metrics = Metrics(
-            folder, console, tracker, total_tokens=run.updates * run.data.tokens_per_update, start_tokens=start_tokens
+            folder,
+            console,
+            tracker,
+            vocab_size=data.tokenizer.vocab_size,
+            total_tokens=run.updates * run.data.tokens_per_update,
+            start_tokens=start_tokens,
         )
     clock = Clock(state.seconds, worker)
 
@@ -121,6 +127,9 @@ def train_run(
             torch.manual_seed(dropout_seed(run.seed.init, update, worker.place.rank))
         loss_sum, predicted = accumulate_gradients(wrapped, stream, run, worker, update)
         grad_norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+        if worker.device.type == "cpu":
+            # Elsewhere this would make the host wait for the device; there `log` and `save` notice.
+            guard(run, update, float(loss_sum), float(grad_norm))
         factor = lr_factor(run.schedule, run.optim.max_lr, update, run.updates)
         optimizer.set_lr_factor(factor)
         optimizer.step()
@@ -147,7 +156,7 @@ def wrap(model: Llama, run: RunConfig, worker: Worker) -> nn.Module:
     wrapped: nn.Module = model
     if worker.is_grouped:
         devices = [worker.device] if worker.device.type == "cuda" else None
-        wrapped = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+        wrapped = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False)
     if run.hardware.compile is Compile.always:
         wrapped.compile(dynamic=False)
     return wrapped
@@ -174,6 +183,14 @@ def resume(run: RunConfig, folder: RunFolder, model: Llama, optimizer: Optimizer
             state.predicted += saved["predicted"].to(worker.device)
         console.say(f"Continuing after update {checkpoint.update} of {run.updates} ({checkpoint.path.name})")
         break
+    else:
+        if list_checkpoints(folder.checkpoints):
+            rule = "has checkpoints, but none that can be read; fresh=true moves the run aside and starts anew"
+            raise ConfigError([(str(folder.path), rule)], scope="continuing this run")
+    if worker.agree(state.update != 0) and not worker.agree_on(state.update):
+        raise RuntimeError(
+            f"rank {worker.place.rank} finds update {state.update}, others another: is the run folder on a shared disk?"
+        )
     if worker.is_main:
         cut_back(folder.path, state.update)
     return state
@@ -185,11 +202,7 @@ def log(
     """Record the mean loss since the last row. All ranks take part; the device is waited for here and nowhere else."""
     loss_sum, predicted = worker.total(torch.stack((state.loss_sum, state.predicted))).tolist()
     loss, norm = loss_sum / max(predicted, 1.0), float(grad_norm)
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise Diverged(
-            f"at update {state.update} the loss is {loss} and the gradient norm {norm}: a lower optim.max_lr "
-            f"(now {run.optim.max_lr}) or a longer schedule.warmup_updates (now {run.schedule.warmup_updates}) usually helps"
-        )
+    guard(run, state.update, loss, norm)
     state.loss_sum.zero_()
     state.predicted.zero_()
     if metrics is not None:
@@ -203,20 +216,30 @@ def log(
         )
 
 
+def guard(run: RunConfig, update: int, loss: float, grad_norm: float) -> None:
+    """Raise `Diverged` unless both are finite numbers."""
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        raise Diverged(
+            f"at update {update} the loss is {loss} and the gradient norm {grad_norm}: a lower optim.max_lr "
+            f"(now {run.optim.max_lr}) or a longer schedule.warmup_updates (now {run.schedule.warmup_updates}) usually helps"
+        )
+
+
 def save(
     run: RunConfig, folder: RunFolder, model: Llama, optimizer: Optimizers, state: State, worker: Worker, clock: "Clock"
 ) -> None:
     """Write a checkpoint from rank 0, with the open log interval of all ranks added up."""
     with clock.excluded():
         loss_sum, predicted = worker.total(torch.stack((state.loss_sum, state.predicted))).unbind()
+        # Weights are equal on all ranks, so all of them come to the same conclusion.
+        if not (math.isfinite(loss_sum.item()) and all(bool(parameter.isfinite().all()) for parameter in model.parameters())):
+            raise Diverged(f"at update {state.update} the loss or a weight is no finite number; the checkpoint before it stays")
         if not worker.is_main:
             state.loss_sum.zero_()
             state.predicted.zero_()
             return
         state.loss_sum.copy_(loss_sum)
         state.predicted.copy_(predicted)
-        if not math.isfinite(state.loss_sum.item()):
-            raise Diverged(f"at update {state.update} the loss is {state.loss_sum.item()}; the checkpoint before it stays")
         save_checkpoint(
             folder.checkpoints,
             update=state.update,
@@ -323,7 +346,7 @@ def samples_due(node: SampleConfig, run: RunConfig, update: int) -> bool:
 
 def dropout_seed(seed: int, update: int, rank: int) -> int:
     """Seed of an update's dropout masks on one rank: a function of the update, so that a resumed run draws the same."""
-    return (seed * 1_000_003 + update) * 4_099 + rank
+    return ((seed * 1_000_003 + update) * 4_099 + rank) % 2**63
 
 
 def latest(folder: RunFolder) -> Checkpoint | None:

@@ -26,13 +26,17 @@ class Metrics:
         folder: where metrics.jsonl, samples.jsonl and summary.json are written.
         console: where lines are printed.
         tracker: what gets a copy.
+        vocab_size: its logarithm is printed beside the first loss.
         total_tokens: tokens of the whole run, for the progress shown.
         start_tokens: tokens trained on before this start.
     """
 
-    def __init__(self, folder: RunFolder, console: Console, tracker: Tracker, *, total_tokens: int, start_tokens: int):
+    def __init__(
+        self, folder: RunFolder, console: Console, tracker: Tracker, *, vocab_size: int, total_tokens: int, start_tokens: int
+    ):
         self._folder, self._console, self._tracker = folder, console, tracker
         self._total_tokens, self._start_tokens = total_tokens, start_tokens
+        self._vocab_size = vocab_size
         self._previous_line = time.perf_counter()
 
     def train(
@@ -56,18 +60,24 @@ class Metrics:
             f"Tokens Processed: {short_count(tokens - self._start_tokens)} ({short_count(tokens)}) | "
             f"tok/s: {tokens_per_second:.0f} | Time: {short_time(now - self._previous_line)}"
         )
+        if axes["update"] == 1:
+            knowing_nothing = math.log(self._vocab_size)
+            self._console.say(
+                f"First loss {loss:.4f} beside ln({self._vocab_size}) = {knowing_nothing:.4f}, that of a model that knows nothing"
+            )
         self._previous_line = now
 
-    def validation(self, axes: dict[str, Any], *, loss: float, bits_per_byte: float | None) -> None:
-        """Record and print one validation. `loss` is in nats a token; bits per byte are unknown where the text's bytes are."""
+    def validation(self, axes: dict[str, Any], *, loss: float, bits_per_byte: float) -> None:
+        """Record and print one validation. `loss` is in nats a token; bits per byte are infinite where no bytes are known."""
         row = {"val/loss": loss, "val/perplexity": perplexity(loss)}
         said = f"Validation after {axes['update']} updates: loss {loss:.4f}, perplexity {row['val/perplexity']:.2f}"
-        if bits_per_byte is not None:
+        if math.isfinite(bits_per_byte):
             row["val/bits_per_byte"] = bits_per_byte
             said += f", {bits_per_byte:.4f} bits per byte"
-        best = min(loss, self._folder.summary().get("best/val/loss", math.inf))
+        best = self._folder.summary().get("best/val/loss", math.inf)
         self._record(axes, row)
-        self._folder.write_summary(**{"best/val/loss": best})
+        if loss < best:
+            self._folder.write_summary(**{"best/val/loss": loss})
         self._console.say(said, style="bold")
 
     def samples(self, axes: dict[str, Any], samples: list[tuple[str, str]], *, seed: int) -> None:
@@ -139,10 +149,13 @@ def short_time(seconds: float) -> str:
 def _belongs(line: bytes, update: int) -> bool:
     if not line.endswith(b"\n"):
         return False
-    row = json.loads(line)
+    try:
+        row = json.loads(line)
+    except ValueError:  # torn by a power cut
+        return False
     return row["update"] < update or (row["update"] == update and "train/loss" in row)
 
 
 def _one_line(text: str) -> str:
     """Text with its line ends shown instead of made, so that a sample stays one line of the log."""
-    return text.replace("\n", "⏎").strip()
+    return "".join("⏎" if letter == "\n" else letter if letter.isprintable() else "·" for letter in text).strip()

@@ -75,7 +75,7 @@ def open_run(run: RunConfig, path: Path, *, origin: dict[str, Any]) -> Iterator[
             since it began and neither `fresh` nor `accept_changes` says what to do.
     """
     with _hold(path):
-        if run.fresh and path.exists():
+        if run.fresh and path.exists() and not _is_automatic_restart():
             _move_aside(path)
         folder = RunFolder(path)
         known = folder.meta()
@@ -173,6 +173,11 @@ def _hold(path: Path) -> Iterator[None]:
         lock.release()
 
 
+def _is_automatic_restart() -> bool:
+    """Whether torchrun or Slurm started this command again by itself; what it typed, `fresh=true` say, was meant once."""
+    return any(os.environ.get(name, "0") not in ("", "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+
+
 def _move_aside(path: Path) -> None:
     """Rename a folder to the first free `<name>.1`, `<name>.2`, …"""
     number = 1
@@ -198,7 +203,12 @@ def _git() -> dict[str, Any]:
     def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", str(package), *arguments], capture_output=True, text=True, timeout=10, encoding="utf-8"
+                ["git", "-C", str(package), *arguments],
+                capture_output=True,
+                text=True,
+                timeout=10,
+                encoding="utf-8",
+                errors="replace",
             )
         except (OSError, subprocess.TimeoutExpired):
             return None

@@ -4,14 +4,20 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.synchronize import Event
 from types import FrameType
 
 
 class Stop:
-    """Whether somebody asked this process to end after the current update."""
+    """Whether somebody asked this process to end after the current update.
 
-    def __init__(self) -> None:
+    Args:
+        shared: an event of another process that asks for the same; None: only this process does.
+    """
+
+    def __init__(self, shared: Event | None = None) -> None:
         self._requested = False
+        self._shared = shared
 
     def request(self) -> None:
         """Ask for the end."""
@@ -19,16 +25,16 @@ class Stop:
 
     def requested(self) -> bool:
         """Whether the end was asked for."""
-        return self._requested
+        return self._requested or (self._shared is not None and self._shared.is_set())
 
 
 @contextmanager
-def stop_on_signals(stop: Stop, *, ignore_interrupt: bool = False) -> Iterator[None]:
-    """While the context lasts, SIGTERM, SIGINT and SIGUSR1 request a stop; a second signal ends the process at once.
+def stop_on_signals(stop: Stop, *, ignore: bool = False) -> Iterator[None]:
+    """While the context lasts, SIGTERM, SIGINT, SIGHUP and SIGUSR1 request a stop; a second signal ends the process at once.
 
     Args:
-        ignore_interrupt: for a worker whose parent forwards the request: Ctrl-C reaches both from the terminal, and would
-            otherwise count twice.
+        ignore: for a worker whose parent asks it to stop in another way: a signal to the whole process group, such as Ctrl-C in a
+            terminal, reaches both, and must not count twice.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -38,13 +44,11 @@ def stop_on_signals(stop: Stop, *, ignore_interrupt: bool = False) -> Iterator[N
             os.kill(os.getpid(), number)
         stop.request()
 
-    numbers = [signal.SIGTERM, signal.SIGINT]
-    if hasattr(signal, "SIGUSR1"):
-        numbers.append(signal.SIGUSR1)
+    names = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers}
     for number in numbers:
-        ignored = ignore_interrupt and number == signal.SIGINT
-        signal.signal(number, signal.SIG_IGN if ignored else handle)
+        signal.signal(number, signal.SIG_IGN if ignore else handle)
     try:
         yield
     finally:

@@ -45,7 +45,7 @@ class WandbTracker(Tracker):
         self._table: Any = None
         self._broken = False
         self._offline = bool(run.settings._offline)
-        self._url, self._folder = run.url, run.dir
+        self._url, self._folder = None if self._offline else run.url, run.dir
 
     def log(self, row: dict[str, Any]) -> None:
         self._attempt(lambda: self._run.log(row))
@@ -128,8 +128,8 @@ def _init(wandb: Any, run: RunConfig, node: WandbConfig, folder: RunFolder, trac
         dir=str(folder.path),
         config=plain_config(run),
         mode=mode,
-        # A second init in one process, as in a notebook, would hand back the first run.
-        reinit="finish_previous",
+        # In a notebook the default would hand back a run that is open already, and end the caller's own.
+        reinit="create_new",
         settings=wandb.Settings(
             init_timeout=INIT_SECONDS,
             finish_timeout=FINISH_SECONDS,
@@ -150,8 +150,8 @@ def _mode(node: WandbConfig, wandb: Any) -> str:
     if node.mode is not TrackerMode.auto:
         return node.mode.value
     asked = os.environ.get("WANDB_MODE", "")
-    if asked in ("online", "offline", "disabled"):
-        return asked
+    if asked:
+        return {"dryrun": "offline", "run": "online"}.get(asked, asked)
     return "online" if _has_key(wandb) else "offline"
 
 

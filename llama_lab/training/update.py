@@ -33,7 +33,8 @@ def accumulate_gradients(
     first = (update - 1) * run.windows_per_update + worker.place.rank * share
     batches = [stream.batch(first + offset, micro_batch) for offset in range(0, share, micro_batch)]
 
-    predicted = torch.tensor(float(sum(int((targets != IGNORE).sum()) for _, targets in batches)), device=worker.device)
+    count = sum(int((targets != IGNORE).sum()) for _, targets in batches)
+    predicted = torch.full((), float(count), device=worker.device)
     everywhere = predicted.clone()
     if run.data.window is Window.document:
         worker.total(everywhere)  # shares hold unequal amounts of padding

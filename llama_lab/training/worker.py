@@ -35,10 +35,8 @@ class Place:
     rendezvous: str | None = None
 
     @classmethod
-    def from_environment(cls) -> "Place | None":
-        """The place that torchrun or srun gave this process; none if neither started it."""
-        if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-            return None
+    def from_environment(cls) -> "Place":
+        """The place that torchrun gave this process in RANK, WORLD_SIZE and LOCAL_RANK."""
         rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         return cls(rank, world_size, int(os.environ.get("LOCAL_RANK", rank)), "env://")
 
@@ -67,6 +65,14 @@ class Worker:
         vote = torch.tensor(int(flag))
         dist.all_reduce(vote, dist.ReduceOp.MAX)
         return bool(vote.item())
+
+    def agree_on(self, number: int) -> bool:
+        """Whether every process has the same number."""
+        if not self.is_grouped:
+            return True
+        ends = torch.tensor([number, -number])
+        dist.all_reduce(ends, dist.ReduceOp.MAX)
+        return bool(ends[0] == -ends[1])
 
     def total(self, values: Tensor) -> Tensor:
         """Sum over the processes of a tensor on the device, in place."""
@@ -143,8 +149,9 @@ def join(hardware: HardwareConfig, place: Place) -> Iterator[Worker]:
                 device_id=device if device.type == "cuda" else None,
             )
         yield Worker(place, device)
-    finally:
-        if dist.is_initialized():
+        if place.rendezvous is not None:
+            # Not after an error: leaving is collective, and the others may be waiting in another call.
             dist.destroy_process_group()
+    finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)

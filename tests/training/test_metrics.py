@@ -16,7 +16,7 @@ AXES = {"update": 256, "tokens": 8_388_608, "seconds": 53.0}
 @pytest.fixture
 def metrics(tmp_path):
     with Console(tmp_path / "train.log", total=10) as console:
-        yield Metrics(RunFolder(tmp_path), console, Tracker(), total_tokens=50_000_000_000, start_tokens=4_194_304)
+        yield Metrics(RunFolder(tmp_path), console, Tracker(), vocab_size=257, total_tokens=50_000_000_000, start_tokens=4_194_304)
 
 
 def test_the_line_has_the_documented_form(metrics, capsys):
@@ -31,7 +31,7 @@ def test_the_line_has_the_documented_form(metrics, capsys):
 
 def test_rows_have_the_axes_and_the_summary_the_last_and_best(metrics, tmp_path):
     metrics.validation(AXES, loss=2.0, bits_per_byte=1.5)
-    metrics.validation(AXES | {"update": 512}, loss=3.0, bits_per_byte=None)
+    metrics.validation(AXES | {"update": 512}, loss=3.0, bits_per_byte=math.inf)
     first, second = read_rows(tmp_path / "metrics.jsonl")
     assert first == AXES | {"val/loss": 2.0, "val/perplexity": math.exp(2.0), "val/bits_per_byte": 1.5}
     assert "val/bits_per_byte" not in second

@@ -64,7 +64,7 @@ def test_a_run_leaves_what_it_promises(tiny, capsys):
     assert meta["versions"]["torch"] == torch.__version__
     assert len(meta["starts"]) == 1
     out = capsys.readouterr().out
-    assert "loss ln(257) = 5.5491" in out
+    assert "beside ln(257) = 5.5491, that of a model that knows nothing" in out
     assert "Step: 20 | Training Progress: 100.00% | Training Loss: " in out
     assert (result.folder / "train.log").read_text(encoding="utf-8").count("Step: ") == len(training)
 
