@@ -263,7 +263,7 @@ def test_wandb_writes_an_offline_run_that_its_own_tool_reads(text):
     words = [word for word in tiny_overrides(text) if word != "wandb=null"]
     result = train(compose([*words, "wandb.mode=offline", "wandb.tags=[a]"]))
     (record,) = (result.folder / "wandb").glob("offline-run-*/run-*.wandb")
-    shown = subprocess.run(["wandb", "leet", "inspect", "--json", str(record)], capture_output=True, text=True, timeout=60)
+    shown = subprocess.run([sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(record)], capture_output=True, text=True, timeout=60)
     assert shown.returncode == 0, shown.stderr
     assert "train/loss" in shown.stdout
     assert "val/bits_per_byte" in shown.stdout
