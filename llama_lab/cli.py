@@ -17,7 +17,7 @@ DONE, FAILED, CONFIG, PREEMPTED = 0, 1, 2, 75
 
 EXIT_CODES = """\
 Exit codes: 0 done, 1 failed, 2 the request has a mistake (nothing was started), 75 stopped by a signal with its state saved
-(the same command goes on from there)."""
+(the same command goes on from there), 130 interrupted before it started."""
 
 OVERRIDES = """\
 Overrides, in any order:
@@ -94,11 +94,12 @@ def main(argv: list[str] | None = None) -> int:
         return FAILED
     except Exception as error:
         from llama_lab.config.errors import ConfigError
+        from llama_lab.training.errors import Diverged
 
-        if not isinstance(error, ConfigError):
+        if not isinstance(error, ConfigError | Diverged):
             raise
-        print(f"ConfigError: {error}", file=sys.stderr)
-        return CONFIG
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return CONFIG if isinstance(error, ConfigError) else FAILED
 
 
 def _reader_left() -> bool:

@@ -65,7 +65,7 @@ class Plan:
     def checkpoints(self) -> int:
         """How many are written, the last one included."""
         every = self.run.checkpoint.every_tokens
-        return 1 if every is None else -(-self.tokens // every)
+        return 1 if every is None else min(self.run.updates, -(-self.tokens // every))
 
     @property
     def checkpoint_bytes(self) -> int | None:

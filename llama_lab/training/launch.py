@@ -64,7 +64,7 @@ def launch(
 
     Raises:
         ConfigError: this machine, the data or an existing folder do not allow the run.
-        loop.Diverged: the loss is no longer finite.
+        errors.Diverged: the loss is no longer finite.
         RuntimeError: a worker process failed; its traceback is in the text.
     """
     run = resolve(run)

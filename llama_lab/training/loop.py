@@ -32,6 +32,7 @@ from llama_lab.training.checkpoint import (
     save_checkpoint,
 )
 from llama_lab.training.console import Console
+from llama_lab.training.errors import Diverged
 from llama_lab.training.metrics import Metrics, cut_back
 from llama_lab.training.optim import Optimizers, build_optimizer
 from llama_lab.training.run_folder import RunFolder
@@ -40,10 +41,6 @@ from llama_lab.training.stop import Stop
 from llama_lab.training.tracker import Tracker
 from llama_lab.training.update import accumulate_gradients
 from llama_lab.training.worker import Worker
-
-
-class Diverged(RuntimeError):
-    """The loss or a gradient is no longer a finite number."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,7 +138,10 @@ def test_gpus_are_counted_as_torch_counts_them() -> None:
     assert cuda.devices == torch.cuda.device_count()
     assert cuda.has_bf16 == all(torch.cuda.get_device_capability(index) >= (8, 0) for index in range(cuda.devices))
     assert resolve(compose([])).hardware.device is Device.cuda
-    assert resolve(compose(["hardware=ddp", "data.tokens_per_update=2097152"])).hardware.processes == cuda.devices
+    assert (
+        resolve(compose(["hardware=ddp", "data.tokens_per_update=2097152", "training_tokens=209715200"])).hardware.processes
+        == cuda.devices
+    )
 
 
 @pytest.mark.gpu
