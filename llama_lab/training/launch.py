@@ -1,7 +1,7 @@
 """From a config to a trained run: data, folder, processes, and what is said before and after.
 
 The parent composes and prepares once; workers are started with the result. One process trains right here. Several on one
-machine are spawned here. Under torchrun or srun the processes exist already, and the first of them decides for all.
+machine are spawned here. Under torchrun the processes exist already, and the first of them decides for all.
 """
 
 import contextlib

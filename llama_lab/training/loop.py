@@ -24,7 +24,6 @@ from llama_lab.data.stream import TokenStream
 from llama_lab.data.tokenizer import Tokenizer
 from llama_lab.model.llama import Llama
 from llama_lab.training.checkpoint import (
-    Checkpoint,
     DamagedCheckpoint,
     list_checkpoints,
     load_checkpoint,
@@ -344,9 +343,3 @@ def samples_due(node: SampleConfig, run: RunConfig, update: int) -> bool:
 def dropout_seed(seed: int, update: int, rank: int) -> int:
     """Seed of an update's dropout masks on one rank: a function of the update, so that a resumed run draws the same."""
     return ((seed * 1_000_003 + update) * 4_099 + rank) % 2**63
-
-
-def latest(folder: RunFolder) -> Checkpoint | None:
-    """The newest complete checkpoint of a run."""
-    found = list_checkpoints(folder.checkpoints)
-    return found[-1] if found else None
