@@ -23,6 +23,12 @@ EXAMPLE = "example"
 """Metadata key of a field that no option has a value for: one that a user may type."""
 
 
+def _later(value: Any) -> Any:
+    """A field that came after runs were made. Options written before it, which do not name it, keep meaning what they meant."""
+    default: Any = {"default_factory": value.copy} if isinstance(value, list) else {"default": value}
+    return field(**default, metadata={BEFORE: value})
+
+
 def shown(value: Any) -> str:
     """A value as it is typed on the command line."""
     if isinstance(value, Enum):
@@ -77,6 +83,29 @@ class Window(Enum):
 
     contiguous = "contiguous"
     document = "document"
+    packed = "packed"
+
+
+class OnError(Enum):
+    """What happens to an item of the text that cannot be read."""
+
+    stop = "stop"
+    skip = "skip"
+
+
+class Dedup(Enum):
+    """Which repeated documents are dropped."""
+
+    exact = "exact"
+    near = "near"
+
+
+class Length(Enum):
+    """A document's length class: short below 7,500 characters, medium up to 12,000, long above."""
+
+    short = "short"
+    medium = "medium"
+    long = "long"
 
 
 class TrackerMode(Enum):
@@ -185,7 +214,8 @@ class DataConfig:
     """Tokens in the global batch of one optimizer step; a multiple of `max_seq_len`. Padding in document windows counts."""
     window: Window = MISSING
     """contiguous: windows of `max_seq_len` cut from all documents joined; document: each window starts at a document's start or
-    where its previous window ended, and is padded at the document's end. Padding is not trained on."""
+    where its previous window ended, and is padded at the document's end; packed: each window starts likewise and goes on with the
+    documents that fit whole, and attention stays inside a document. Padding is not trained on."""
 
     def problems(self, at: str) -> list[Problem]:
         """What is wrong with this node alone; `at` is its key path."""
@@ -213,13 +243,24 @@ class DocsConfig(DataConfig):
 
 
 @dataclass(kw_only=True, slots=True)
-class TextConfig(DataConfig):
-    """A file, or a folder searched recursively, of .txt, .md and .jsonl (one object a line, with a `text` string)."""
+class CorpusConfig(DataConfig):
+    """What every kind of text that is read document by document has in common."""
 
-    path: str = field(default=MISSING, metadata={EXAMPLE: "book.txt"})
-    """File or folder."""
     val_fraction: float = MISSING
     """Share of documents held out by hash, in (0, 1). Below 20 documents the last share of the joined text is held out instead."""
+    text_field: str = _later("text")
+    """Key of a JSON object, or column of a table, that holds the text."""
+    dedup: Dedup | None = _later(Dedup.exact)
+    """exact: a document that repeats an earlier one, white space aside, is dropped; near: so is one that shares four fifths of its
+    five-word sequences with an earlier one; null: nothing is."""
+    ascii_only: bool = _later(False)
+    """Whether documents with any character beyond ASCII are dropped."""
+    length: Length | None = _later(None)
+    """The one length class that is kept; null: all."""
+    max_bytes: int | None = _later(None)
+    """Reading stops after the document with which the kept text reaches so many UTF-8 bytes. At least 1; null: all of it."""
+    on_error: OnError = _later(OnError.stop)
+    """stop: what cannot be read is reported and nothing is prepared; skip: it is left out, counted and reported."""
 
     def problems(self, at: str) -> list[Problem]:
         """What is wrong with this node alone; `at` is its key path."""
@@ -227,20 +268,96 @@ class TextConfig(DataConfig):
             at,
             self,
             ("val_fraction", 0 < self.val_fraction < 1, "is outside (0, 1); try 0.1"),
+            ("text_field", bool(self.text_field), "is empty; try text"),
+            ("max_bytes", self.max_bytes is None or self.max_bytes >= 1, "is below 1; null is all of it"),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class TextConfig(CorpusConfig):
+    """Files: .txt and .md are one document each, .jsonl (also .gz, .xz, .zst) and .parquet one a line or row."""
+
+    path: str = field(default=MISSING, metadata={EXAMPLE: "book.txt"})
+    """File, folder searched recursively, or a pattern such as 'data/*.jsonl.gz'; - is standard input."""
+    separator: str | None = _later(None)
+    """A line that stands between two documents in .txt and .md files, such as <|endoftext|>. null: a file is one document."""
+
+    def problems(self, at: str) -> list[Problem]:
+        """What is wrong with this node alone; `at` is its key path."""
+        return CorpusConfig.problems(self, at) + _broken(
+            at,
+            self,
             ("path", bool(self.path), "is empty; give a file or folder"),
+            ("separator", self.separator is None or bool(self.separator.strip()), "is empty; null is one document a file"),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class HuggingFaceConfig(CorpusConfig):
+    """A data set of the Hugging Face hub, or a local folder of its shape, streamed once."""
+
+    dataset: str = field(default=MISSING, metadata={EXAMPLE: "roneneldan/TinyStories"})
+    """Its name on the hub, or a folder."""
+    subset: str | None = MISSING
+    """Which of its configurations; null: the default one."""
+    split: str = MISSING
+    """Which of its splits."""
+    revision: str | None = MISSING
+    """Commit, branch or tag on the hub; null: the newest."""
+
+    def problems(self, at: str) -> list[Problem]:
+        """What is wrong with this node alone; `at` is its key path."""
+        return CorpusConfig.problems(self, at) + _broken(
+            at,
+            self,
+            ("dataset", bool(self.dataset), "is empty; give a name on the hub or a folder"),
+            ("split", bool(self.split), "is empty; try train"),
         )
 
 
 @dataclass(kw_only=True, slots=True)
 class ShardsConfig(DataConfig):
-    """Token ids prepared before: a folder with a manifest of this project."""
+    """Token ids prepared before: by `llama-lab prepare`, or by others as .npy or .bin files."""
 
     path: str = field(default=MISSING, metadata={EXAMPLE: "shards/fineweb"})
     """The folder."""
+    val_fraction: float | None = _later(None)
+    """Share of documents that `llama-lab prepare` holds out by hash where the files bring no validation split, in (0, 1).
+    null: none."""
 
     def problems(self, at: str) -> list[Problem]:
         """What is wrong with this node alone; `at` is its key path."""
-        return DataConfig.problems(self, at) + _broken(at, self, ("path", bool(self.path), "is empty; give a folder"))
+        return DataConfig.problems(self, at) + _broken(
+            at,
+            self,
+            ("path", bool(self.path), "is empty; give a folder"),
+            ("val_fraction", self.val_fraction is None or 0 < self.val_fraction < 1, "is outside (0, 1); null holds out nothing"),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class MixtureConfig(DataConfig):
+    """Several prepared folders with one tokenizer, in fixed shares."""
+
+    paths: list[str] = field(default=MISSING, metadata={EXAMPLE: "[shards/web,shards/code]"})
+    """The folders."""
+    weights: list[float] = field(default=MISSING, metadata={EXAMPLE: "[0.7,0.3]"})
+    """Share of the training windows that each folder gives; any numbers above 0, only their ratios count."""
+
+    def problems(self, at: str) -> list[Problem]:
+        """What is wrong with this node alone; `at` is its key path."""
+        return DataConfig.problems(self, at) + _broken(
+            at,
+            self,
+            ("paths", len(self.paths) >= 2, "is no mixture; give two folders or more, or data=shards for one"),
+            ("paths", len(set(self.paths)) == len(self.paths), "names a folder twice; raise its weight instead"),
+            ("weights", len(self.weights) == len(self.paths), f"has {len(self.weights)} numbers for {len(self.paths)} folders"),
+            (
+                "weights",
+                all(_positive(weight) for weight in self.weights),
+                "holds a number that is not above 0; leave the folder out",
+            ),
+        )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -252,12 +369,20 @@ class TokenizerConfig:
         return []
 
 
+BPE_SPECIAL_TOKENS = ("<SOS>", "<EOS>", "<PAD>", "<UNK>")
+"""Ids 0 to 3 of a tokenizer trained here."""
+
+
 @dataclass(kw_only=True, slots=True)
 class BpeConfig(TokenizerConfig):
     """Byte-level BPE trained on the training documents."""
 
     vocab_size: int = MISSING
     """Entries asked for, special tokens and 256 bytes included; a small text may give fewer. 261 to 1,000,000."""
+    special_tokens: list[str] = _later([])
+    """Further special tokens by name; they get the ids after <SOS>, <EOS>, <PAD>, <UNK>."""
+    train_bytes: int | None = _later(None)
+    """UTF-8 bytes of training text, from its beginning, that the merges are learned from. At least 1; null: the first gigabyte."""
 
     def problems(self, at: str) -> list[Problem]:
         """What is wrong with this node alone; `at` is its key path."""
@@ -266,6 +391,12 @@ class BpeConfig(TokenizerConfig):
             self,
             ("vocab_size", self.vocab_size >= 261, "is below 261: 4 special tokens, 256 bytes and one merge; try 2048"),
             ("vocab_size", self.vocab_size <= 1_000_000, "is above 1000000; try 32768"),
+            (
+                "special_tokens",
+                all(self.special_tokens) and len({*self.special_tokens, *BPE_SPECIAL_TOKENS}) == len(self.special_tokens) + 4,
+                f"names a token twice, or one that is there anyway: {', '.join(BPE_SPECIAL_TOKENS)}",
+            ),
+            ("train_bytes", self.train_bytes is None or self.train_bytes >= 1, "is below 1; null is up to a gigabyte"),
         )
 
 
@@ -584,7 +715,13 @@ GROUPS = ("model", "data", "tokenizer", "optim", "schedule", "hardware")
 """Nodes of a run that are filled by choosing an option in `conf/<group>/`."""
 
 SHAPES: dict[str, dict[str, type]] = {
-    "data": {"docs": DocsConfig, "text": TextConfig, "shards": ShardsConfig},
+    "data": {
+        "docs": DocsConfig,
+        "text": TextConfig,
+        "huggingface": HuggingFaceConfig,
+        "shards": ShardsConfig,
+        "mixture": MixtureConfig,
+    },
     "tokenizer": {"bpe": BpeConfig, "file": FileTokenizerConfig, "bytes": BytesConfig},
     "optim": {"adamw": AdamWConfig, "muon": MuonConfig},
     "schedule": {"cosine": CosineConfig, "linear": LinearConfig, "constant": ConstantConfig, "wsd": WsdConfig},

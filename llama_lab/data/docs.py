@@ -78,7 +78,7 @@ class DocsSource:
                 found.update(b"unreadable")
         return found.hexdigest()
 
-    def corpus(self, say: Say) -> Corpus:
+    def corpus(self, say: Say, work: Path) -> Corpus:
         """Parse, de-duplicate, hold out.
 
         Every docstring, and every paragraph of eight words or more, is kept once. Units are held out in the order of their names'
@@ -107,7 +107,7 @@ class DocsSource:
         val_bytes, train_bytes = (sum(len(document.text.encode()) for document in side) for side in (val, train))
         seconds = time.perf_counter() - start
         say(f"Read {len(self._files)} Python files in {seconds:.1f} s: {_mb(train_bytes)} to train on, {_mb(val_bytes)} held out")
-        return Corpus(lambda: iter(train), lambda: iter(val))
+        return Corpus.of(train, val)
 
     def check_unchanged(self) -> None:
         """A library is not edited while it is read; an upgrade that happens meanwhile shows in the next fingerprint."""

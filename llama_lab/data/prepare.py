@@ -7,14 +7,8 @@ trained on elsewhere.
 
 import hashlib
 import json
-import time
-from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import (
@@ -28,27 +22,23 @@ from llama_lab.config.schema import (
     TokenizerConfig,
 )
 from llama_lab.data import cache
-from llama_lab.data.baselines import compression_bits_per_byte, unigram_bits_per_byte
-from llama_lab.data.corpus import Document, Say, Source
+from llama_lab.data.build import asked_for, build
+from llama_lab.data.corpus import Say, Source
 from llama_lab.data.docs import DocsSource
 from llama_lab.data.shards import (
     FORMAT_VERSION,
     MANIFEST,
     TOKENIZER,
     Split,
-    SplitWriter,
     content_fingerprint,
     open_split,
     read_manifest,
-    token_dtype,
-    write_manifest,
 )
 from llama_lab.data.text import TextSource
 from llama_lab.data.tokenizer import BytesTokenizer, Tokenizer, build_tokenizer, load_tokenizer
 
 # Raised when the same corpus and tokenizer config give other shards.
 RECIPE = 1
-SAY_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +77,8 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, say: Say = print) -> P
         return _open_shards(data, tokenizer)
     source = _find_source(data)
     from_file = isinstance(tokenizer, FileTokenizerConfig)
-    key = _key(source.fingerprint(), build_tokenizer(tokenizer, lambda: ()).hash if from_file else _asked(tokenizer))
-    name = f"{source.name}-{_asked(tokenizer).replace(' ', '')}-{key[:12]}"
+    key = _key(source.fingerprint(), build_tokenizer(tokenizer, lambda: ()).hash if from_file else asked_for(tokenizer))
+    name = f"{source.name}-{asked_for(tokenizer).replace(' ', '')}-{key[:12]}"
     folder = cache.prepared_root() / name
     if not (folder / MANIFEST).exists():
         _prepare_once(name, source, tokenizer, key, say)
@@ -148,7 +138,7 @@ def _open_shards(data: ShardsConfig, config: TokenizerConfig) -> PreparedData:
             typed = "tokenizer=bytes"
         case BpeConfig():
             asked = read_manifest(prepared.folder, f"data.path={data.path}")["source"]["tokenizer"]
-            fits = not isinstance(own, BytesTokenizer) and (config.vocab_size == own.vocab_size or asked == _asked(config))
+            fits = not isinstance(own, BytesTokenizer) and (config.vocab_size == own.vocab_size or asked == asked_for(config))
             typed = f"tokenizer.vocab_size={config.vocab_size}"
             if not isinstance(own, BytesTokenizer):
                 beside = f"tokenizer.vocab_size={own.vocab_size} or {beside}"
@@ -172,17 +162,6 @@ def _find_source(data: DataConfig) -> Source:
             raise TypeError(f"no text is found for {type(data).__name__}")
 
 
-def _asked(config: TokenizerConfig) -> str:
-    """How the tokenizer was asked for, in words that do not change when more kinds come."""
-    match config:
-        case BpeConfig():
-            return f"bpe {config.vocab_size}"
-        case FileTokenizerConfig():
-            return "file"
-        case _:
-            return "bytes"
-
-
 def _key(source: str, tokenizer: str) -> str:
     """Hash of everything that decides on the tokens."""
     return hashlib.sha256(json.dumps([RECIPE, FORMAT_VERSION, source, tokenizer]).encode()).hexdigest()
@@ -204,59 +183,7 @@ def _prepare_once(name: str, source: Source, config: TokenizerConfig, key: str, 
         folder = cache.prepared_root() / name
         if not (folder / MANIFEST).exists():
             with cache.drafted(name) as draft:
-                _build(draft, source, config, key, say)
+                build(draft, source, config, key, say)
                 source.check_unchanged()
     finally:
         lock.release()
-
-
-def _build(folder: Path, source: Source, config: TokenizerConfig, key: str, say: Say) -> None:
-    """Everything that an entry holds, its manifest last."""
-    corpus = source.corpus(say)
-    start = time.perf_counter()
-    tokenizer = build_tokenizer(config, lambda: (document.text for document in corpus.train()))
-    if isinstance(config, BpeConfig):
-        say(f"Trained a tokenizer of {tokenizer.vocab_size:,} entries in {time.perf_counter() - start:.1f} s")
-    tokenizer.save(folder / TOKENIZER)
-    start = time.perf_counter()
-    train, train_counts = _write_split(folder, "train", corpus.train(), tokenizer, say)
-    val, val_counts = _write_split(folder, "val", corpus.val(), tokenizer, say)
-    ratio = (train["text_bytes"] + val["text_bytes"]) / (train["tokens"] + val["tokens"])
-    say(
-        f"Encoded {train['tokens']:,} training and {val['tokens']:,} validation tokens of {ratio:.2f} bytes "
-        f"in {time.perf_counter() - start:.1f} s"
-    )
-    unigram = unigram_bits_per_byte(train_counts, val_counts, val["text_bytes"])
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "token_dtype": token_dtype(tokenizer.vocab_size).name,
-        "tokenizer": {"hash": tokenizer.hash, "vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id},
-        "splits": {"train": train, "val": val},
-        "baselines": {**compression_bits_per_byte(document.text for document in corpus.val()), "unigram_bits_per_byte": unigram},
-        "source": {"data": source.name, "tokenizer": _asked(config), "key": key},
-    }
-    write_manifest(folder, manifest)
-
-
-def _write_split(
-    folder: Path, split: str, documents: Iterator[Document], tokenizer: Tokenizer, say: Say
-) -> tuple[dict[str, Any], np.ndarray]:
-    """Encode documents into shards; returns the split's part of the manifest, and how often each id is predicted."""
-    sizes: deque[int] = deque()
-
-    def texts() -> Iterator[str]:
-        for document in documents:
-            sizes.append(len(document.text.encode()))
-            yield document.text
-
-    start = said = time.perf_counter()
-    done = 0
-    with SplitWriter(folder, split, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id) as writer:
-        for ids in tokenizer.encode_stream(texts()):
-            done += sizes[0]
-            writer.add(ids, sizes.popleft())
-            now = time.perf_counter()
-            if now - said > SAY_SECONDS:
-                said = now
-                say(f"Encoded {done / 1e6:,.0f} MB of {split} text in {now - start:.0f} s")
-        return writer.close(), writer.counts

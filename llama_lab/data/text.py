@@ -8,13 +8,14 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import Problem, TextConfig
 from llama_lab.data.cache import ContentHashes
-from llama_lab.data.corpus import Corpus, Document, Say, text_digest
+from llama_lab.data.corpus import Corpus, Document, Say, Side, text_digest
 
 # Raised when the same files give other documents or another split.
 FORMAT = 1
@@ -58,7 +59,7 @@ class TextSource:
             found.update(f"\0{name}\0{content}".encode(errors="surrogatepass"))
         return found.hexdigest()
 
-    def corpus(self, say: Say) -> Corpus:
+    def corpus(self, say: Say, work: Path) -> Corpus:
         """Read everything once, report what is wrong with it, and decide for each document on its side.
 
         A document that repeats an earlier one, white space aside, is dropped. From 20 documents on, one is held out if the hash
@@ -91,7 +92,7 @@ class TextSource:
         if count < MIN_DOCUMENTS:
             return self._cut(sides, sum(sizes))
         _hold_out(sides, hashes, self._config.val_fraction)
-        return Corpus(lambda: self._side(sides, TRAIN), lambda: self._side(sides, VAL))
+        return _lazy(lambda: self._side(sides, TRAIN), lambda: self._side(sides, VAL), count, sum(sizes))
 
     def check_unchanged(self) -> None:
         """Raise ConfigError if a file has another size or date than when its hash was taken."""
@@ -129,7 +130,7 @@ class TextSource:
             if not any(document.text.strip() for document in part(after=after)):
                 rule = f"leaves nothing to {side} of {size:,} bytes of text; give more text or another data.val_fraction"
                 raise ConfigError([(f"data.val_fraction={self._config.val_fraction}", rule)], scope="the data")
-        return Corpus(lambda: part(after=False), lambda: part(after=True))
+        return _lazy(lambda: part(after=False), lambda: part(after=True), len(sides), size)
 
     def _documents(self, problems: list[Problem] | None = None) -> Iterator[Document]:
         """Every document that is not empty, in the order of the files' names.
@@ -152,6 +153,14 @@ class TextSource:
                             return
             except OSError as error:
                 raise _unreadable(path, error) from error
+
+
+def _lazy(train: Callable[[], Iterator[Document]], val: Callable[[], Iterator[Document]], count: int, size: int) -> Corpus:
+    def documents(first: int) -> Iterator[tuple[Side, Document]]:
+        sides = (((Side.train, document) for document in train()), ((Side.val, document) for document in val()))
+        return islice(chain.from_iterable(sides), first, None)
+
+    return Corpus(documents, count, size)
 
 
 Item = tuple[str, str, str | None]

@@ -12,10 +12,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.schema import BpeConfig, BytesConfig, FileTokenizerConfig, TokenizerConfig
+from llama_lab.config.schema import BPE_SPECIAL_TOKENS, BpeConfig, BytesConfig, FileTokenizerConfig, TokenizerConfig
 
-SPECIAL_TOKENS = ["<SOS>", "<EOS>", "<PAD>", "<UNK>"]
-"""Ids 0 to 3 of a tokenizer trained here."""
 EOS_NAMES = ("<EOS>", "<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|eos|>", "[EOS]")
 """Names under which the end of a document is looked for in a tokenizer of unknown origin."""
 BYTES_EOS = 256
@@ -23,6 +21,8 @@ BYTES_EOS = 256
 PIECE_CHARS = 100_000
 # In flight at once: enough to keep all cores busy, little in memory.
 BATCH_CHARS = 2_000_000
+# A hundred times as much text moves hardly a merge.
+MAX_TRAIN_BYTES = 10**9
 # Byte-level pre-tokenization joins a space with what follows it, never with what it follows.
 PIECE_END = re.compile(r"\S(?= )")
 
@@ -120,7 +120,7 @@ def build_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterable[str]])
     """
     match config:
         case BpeConfig():
-            return train_bpe(texts(), config.vocab_size)
+            return train_bpe(texts(), config.vocab_size, special_tokens=config.special_tokens, train_bytes=config.train_bytes)
         case FileTokenizerConfig():
             return load_tokenizer(Path(config.path).expanduser(), f"tokenizer.path={config.path}")
         case BytesConfig():
@@ -129,12 +129,16 @@ def build_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterable[str]])
             raise TypeError(f"no tokenizer is built from {type(config).__name__}")
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_bpe(
+    texts: Iterable[str], vocab_size: int, *, special_tokens: Sequence[str] = (), train_bytes: int | None = None
+) -> Tokenizer:
     """A byte-level BPE learned from texts; the same texts give the same tokenizer.
 
     Args:
         vocab_size: entries, the four special tokens and 256 bytes included. There are fewer if the texts have no further pair of
             tokens that occurs twice.
+        special_tokens: names that follow the four.
+        train_bytes: UTF-8 bytes that are learned from, up to the end of a document; None: a gigabyte.
     """
     backend = tokenizers.Tokenizer(models.BPE(unk_token="<UNK>"))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -142,11 +146,13 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
-        special_tokens=SPECIAL_TOKENS,
+        special_tokens=[*BPE_SPECIAL_TOKENS, *special_tokens],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator((piece for piece, _ in _pieces(texts, PIECE_CHARS)), trainer)
+    backend.train_from_iterator(
+        (piece for piece, _ in _pieces(_first_bytes(texts, train_bytes or MAX_TRAIN_BYTES), PIECE_CHARS)), trainer
+    )
     return Tokenizer(backend.to_str())
 
 
@@ -181,6 +187,16 @@ def _is_cuttable(parsed: Any) -> bool:
     before = parsed.get("pre_tokenizer") or {}
     plain = before.get("type") == "ByteLevel" and before.get("use_regex", True)
     return plain and parsed.get("normalizer") is None and all(token.get("special") for token in parsed.get("added_tokens", []))
+
+
+def _first_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
+    """Texts up to the one with which `limit` UTF-8 bytes are reached."""
+    size = 0
+    for text in texts:
+        yield text
+        size += len(text.encode())
+        if size >= limit:
+            return
 
 
 def _pieces(texts: Iterable[str], piece_chars: int | None) -> Iterator[tuple[str, bool]]:

@@ -15,6 +15,7 @@ from llama_lab.model.count import ffn_dim, parameters
 GIVEN = {
     "data=text": ["data.path=book.txt"],
     "data=shards": ["data.path=shards"],
+    "data=mixture": ["data.paths=[web,code]", "data.weights=[0.7,0.3]"],
     "tokenizer=file": ["tokenizer.path=tokenizer.json"],
 }
 OPTIONS = [f"{group}={option}" for group in GROUPS for option in paths.options(group)]
@@ -30,7 +31,7 @@ def preset_words(name: str) -> list[str]:
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes(option: str) -> None:
     group, _, name = option.partition("=")
-    run = compose([option, *GIVEN.get(option, [])])
+    run = compose([option, *GIVEN.get(option, []), "schedule.warmup_updates=1"])
     assert run.origin.choices[group] == name
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import DocsConfig
-from llama_lab.data.corpus import Corpus, Document, text_digest
+from llama_lab.data.corpus import Corpus, Document, Side, text_digest
 from llama_lab.data.docs import DocsSource, Unit, _hold_out
 
 VAL_BYTES = 150_000
@@ -34,11 +34,11 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def corpus(package: Path) -> Corpus:
     """The whole library and the package: parsing takes seconds, so once for all tests."""
-    return DocsSource(DocsConfig(packages=[package.name], val_bytes=VAL_BYTES)).corpus(silent)
+    return DocsSource(DocsConfig(packages=[package.name], val_bytes=VAL_BYTES)).corpus(silent, Path("unused"))
 
 
 def test_holds_a_useful_amount_of_english(corpus: Corpus) -> None:
-    train, val = ("\n\n".join(document.text for document in side()) for side in (corpus.train, corpus.val))
+    train, val = ("\n\n".join(document.text for document in corpus.side(side)) for side in Side)
     assert len(train.encode()) > 1_500_000
     assert VAL_BYTES <= len(val.encode()) < 1.3 * VAL_BYTES
     for text in (train, val):
@@ -49,8 +49,8 @@ def test_no_paragraph_of_validation_stands_in_training(corpus: Corpus) -> None:
     def paragraphs(text: str) -> set[bytes]:
         return {text_digest(paragraph) for paragraph in text.split("\n\n") if len(paragraph.split()) >= 8}
 
-    train = set().union(*(paragraphs(document.text) for document in corpus.train()))
-    val = set().union(*(paragraphs(document.text) for document in corpus.val()))
+    train = set().union(*(paragraphs(document.text) for document in corpus.side(Side.train)))
+    val = set().union(*(paragraphs(document.text) for document in corpus.side(Side.val)))
     assert val
     assert not train & val
 
@@ -60,13 +60,13 @@ def test_few_word_sequences_of_validation_stand_in_training(corpus: Corpus) -> N
         words = text.split()
         return [tuple(words[start : start + 8]) for start in range(len(words) - 7)]
 
-    train = {sequence for document in corpus.train() for sequence in sequences(document.text)}
-    val = [sequence for document in corpus.val() for sequence in sequences(document.text)]
+    train = {sequence for document in corpus.side(Side.train) for sequence in sequences(document.text)}
+    val = [sequence for document in corpus.side(Side.val) for sequence in sequences(document.text)]
     assert sum(sequence in train for sequence in val) < 0.01 * len(val)
 
 
 def test_packages_are_held_out_whole(corpus: Corpus) -> None:
-    train, val = ({document.name.split(".")[0] for document in side()} for side in (corpus.train, corpus.val))
+    train, val = ({document.name.split(".")[0] for document in corpus.side(side)} for side in Side)
     assert not train & val
     assert len(val) >= 6
 
@@ -81,7 +81,7 @@ def test_no_unit_is_most_of_the_validation_text() -> None:
 
 
 def test_a_topic_and_a_signature_read_as_documentation(corpus: Corpus) -> None:
-    texts = {document.name: document.text for side in (corpus.train, corpus.val) for document in side()}
+    texts = {document.name: document.text for side in Side for document in corpus.side(side)}
     assert "\n\ndumps(obj, skipkeys, ensure_ascii," in texts["json"]
     assert "Serialize ``obj`` to a JSON formatted ``str``." in texts["json"]
     assert "class Fraction\n" in texts["fractions"]
@@ -102,17 +102,17 @@ def test_more_held_out_than_there_is_names_the_limit(library: Path) -> None:
         "".join(f'def f{number}():\n    """Does the thing with number {number}."""\n' for number in range(9000))
     )
     with pytest.raises(ConfigError, match=r"data\.val_bytes=900000000 is more than half of the .* bytes found; use at most \d+"):
-        DocsSource(DocsConfig(packages=[], val_bytes=900_000_000)).corpus(silent)
+        DocsSource(DocsConfig(packages=[], val_bytes=900_000_000)).corpus(silent, Path("unused"))
 
 
 def test_a_python_without_sources_points_to_text(library: Path) -> None:
     source = DocsSource(DocsConfig(packages=[], val_bytes=VAL_BYTES))
     with pytest.raises(ConfigError, match="came without its library's sources; use data=text"):
-        source.corpus(silent)
+        source.corpus(silent, Path("unused"))
 
 
 def test_packages_are_read_and_not_imported(corpus: Corpus) -> None:
-    texts = {document.name: document.text for side in (corpus.train, corpus.val) for document in side()}
+    texts = {document.name: document.text for side in Side for document in corpus.side(side)}
     assert "curious things" in texts["wonderland"]
     assert "Half a pair: ?" in texts["wonderland.half"]
     assert "wonderland.broken" not in texts

@@ -10,7 +10,7 @@ import pytest
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import TextConfig
 from llama_lab.data.cache import ContentHashes
-from llama_lab.data.corpus import Corpus
+from llama_lab.data.corpus import Corpus, Side
 from llama_lab.data.text import TextSource
 
 
@@ -19,11 +19,11 @@ def source(path: Path, val_fraction: float = 0.1) -> TextSource:
 
 
 def read(path: Path, val_fraction: float = 0.1) -> Corpus:
-    return source(path, val_fraction).corpus(print)
+    return source(path, val_fraction).corpus(print, Path("unused"))
 
 
 def texts(corpus: Corpus) -> tuple[list[str], list[str]]:
-    return [document.text for document in corpus.train()], [document.text for document in corpus.val()]
+    return [document.text for document in corpus.side(Side.train)], [document.text for document in corpus.side(Side.val)]
 
 
 def refusal(path: Path, val_fraction: float = 0.1) -> str:
@@ -183,9 +183,9 @@ def test_a_file_that_changes_while_it_is_read_is_named(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [{"text": f"number {number}"} for number in range(30)])
     found = source(path)
     found.fingerprint()
-    corpus = found.corpus(print)
+    corpus = found.corpus(print, Path("unused"))
     write_lines(path, [{"text": "other"}])
     with pytest.raises(ConfigError, match="changed while it was being read; run the command again"):
-        list(corpus.train())
+        list(corpus.side(Side.train))
     with pytest.raises(ConfigError, match="changed while it was being read"):
         found.check_unchanged()
