@@ -11,8 +11,9 @@ import numpy as np
 from llama_lab.config.schema import BpeConfig, FileTokenizerConfig, TokenizerConfig
 from llama_lab.data.baselines import compression_bits_per_byte, unigram_bits_per_byte
 from llama_lab.data.corpus import Document, Say, Side, Source
-from llama_lab.data.shards import FORMAT_VERSION, TOKENIZER, SplitWriter, token_dtype, write_manifest
+from llama_lab.data.shards import FORMAT_VERSION, TOKENIZER, token_dtype
 from llama_lab.data.tokenizer import Tokenizer, build_tokenizer
+from llama_lab.data.writer import SplitWriter, write_manifest
 
 SAY_SECONDS = 10.0
 

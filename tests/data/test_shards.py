@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from llama_lab.config.errors import ConfigError
-from llama_lab.data import shards
-from llama_lab.data.shards import Split, SplitWriter, content_fingerprint, open_split, read_manifest, token_dtype, write_manifest
+from llama_lab.data import shards, writer
+from llama_lab.data.shards import Split, content_fingerprint, open_split, read_manifest, token_dtype
+from llama_lab.data.writer import SplitWriter, write_manifest
 
 EOS = 1
 
@@ -17,10 +18,10 @@ EOS = 1
 def write(folder: Path, documents: list[list[int]], *, vocab_size: int = 300, shard_tokens: int = 1000) -> Split:
     """A folder with one split; a document has twice as many bytes as tokens."""
     folder.mkdir(exist_ok=True)
-    with SplitWriter(folder, "train", vocab_size=vocab_size, eos_id=EOS, shard_tokens=shard_tokens) as writer:
+    with SplitWriter(folder, "train", vocab_size=vocab_size, eos_id=EOS, shard_tokens=shard_tokens) as split_writer:
         for ids in documents:
-            writer.add(np.array(ids, dtype=np.uint32), 2 * len(ids))
-        described = writer.close()
+            split_writer.add(np.array(ids, dtype=np.uint32), 2 * len(ids))
+        described = split_writer.close()
     manifest = {
         "format_version": shards.FORMAT_VERSION,
         "token_dtype": token_dtype(vocab_size).name,
@@ -40,7 +41,7 @@ def sequence(documents: list[list[int]]) -> list[int]:
 
 @pytest.mark.parametrize("shard_tokens", [1, 2, 7, 1000])
 def test_every_range_is_read_across_files(tmp_path: Path, shard_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "BUFFER_TOKENS", 5)
+    monkeypatch.setattr(writer, "BUFFER_TOKENS", 5)
     monkeypatch.setattr(shards, "MAX_MAPPED", 3)
     documents = [[5, 6, 7], [], [8] * 9, [9]]
     split = write(tmp_path / "a", documents, shard_tokens=shard_tokens)
@@ -65,10 +66,10 @@ def test_bytes_before_counts_whole_documents_exactly_and_shares_in_proportion(tm
 
 
 def test_counts_are_of_predicted_tokens(tmp_path: Path) -> None:
-    with SplitWriter(tmp_path, "train", vocab_size=10, eos_id=EOS) as writer:
-        writer.add(np.array([3, 3, 4]), 3)
-        assert writer.close()["max_id"] == 4
-        assert writer.counts.tolist() == [0, 1, 0, 2, 1, 0, 0, 0, 0, 0]
+    with SplitWriter(tmp_path, "train", vocab_size=10, eos_id=EOS) as split:
+        split.add(np.array([3, 3, 4]), 3)
+        assert split.close()["max_id"] == 4
+        assert split.counts.tolist() == [0, 1, 0, 2, 1, 0, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(("vocab_size", "name"), [(65_536, "uint16"), (65_537, "uint32")])
@@ -80,10 +81,10 @@ def test_the_vocabulary_decides_on_the_dtype(tmp_path: Path, vocab_size: int, na
 
 @pytest.mark.parametrize("id", [-1, 300, 70_000])
 def test_an_id_outside_the_vocabulary_is_never_written(tmp_path: Path, id: int) -> None:
-    with SplitWriter(tmp_path, "train", vocab_size=300, eos_id=EOS) as writer:
-        writer.add(np.array([5, id]), 2)
+    with SplitWriter(tmp_path, "train", vocab_size=300, eos_id=EOS) as split:
+        split.add(np.array([5, id]), 2)
         with pytest.raises(ValueError, match=f"id {id} is outside the vocabulary of 300"):
-            writer.close()
+            split.close()
 
 
 def test_a_split_travels_to_another_process_without_its_maps(tmp_path: Path) -> None:

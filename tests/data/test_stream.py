@@ -8,8 +8,9 @@ import torch
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import Window
-from llama_lab.data.shards import Split, SplitWriter, open_split, read_manifest, token_dtype, write_manifest
+from llama_lab.data.shards import Split, open_split, read_manifest, token_dtype
 from llama_lab.data.stream import IGNORE, TokenStream, permute
+from llama_lab.data.writer import SplitWriter, write_manifest
 
 EOS = 1
 VOCAB = 60_000
