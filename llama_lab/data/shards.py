@@ -39,12 +39,13 @@ class Split:
 
     Attributes:
         tokens: length of the sequence, end-of-document tokens included.
-        documents: number of documents.
-        text_bytes: UTF-8 bytes of the documents' text.
+        documents: number of documents; 0 where that is unknown.
+        text_bytes: UTF-8 bytes of the documents' text; 0 where that is unknown.
         folder, files: where they lie.
         starts: position of each file's first id.
         dtype: of the ids, as they are stored.
-        starts_file, bytes_file: name of the two tables over documents.
+        starts_file, bytes_file: name of the two tables over documents; None for files of others, which have none.
+        offsets: bytes before each file's first id; empty where there are none in any.
     """
 
     tokens: int
@@ -54,8 +55,9 @@ class Split:
     files: tuple[str, ...]
     starts: tuple[int, ...]
     dtype: np.dtype
-    starts_file: str
-    bytes_file: str
+    starts_file: str | None
+    bytes_file: str | None
+    offsets: tuple[int, ...] = ()
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Ids start to stop - 1, in the dtype they are stored in; a view into the mapped file where they lie in one."""
@@ -77,11 +79,13 @@ class Split:
         return self._table(self.starts_file)
 
     def bytes_before(self, position: int) -> int:
-        """UTF-8 bytes of the text in ids 0 to position - 1; inside a document, in proportion to its tokens.
+        """UTF-8 bytes of the text in ids 0 to position - 1; inside a document, in proportion to its tokens; 0 if unknown.
 
         Args:
             position: 1 to `tokens`.
         """
+        if self.bytes_file is None:
+            return 0
         last = position - 1
         document = int(np.searchsorted(self.document_starts, last, side="right")) - 1
         if document >= self.documents:
@@ -92,13 +96,15 @@ class Split:
 
     @cached_property
     def _maps(self) -> "_Maps":
-        return _Maps([self.folder / file for file in self.files], self.dtype)
+        return _Maps([self.folder / file for file in self.files], self.dtype, self.offsets)
 
     @cached_property
     def _document_bytes(self) -> np.ndarray:
         return self._table(self.bytes_file)
 
-    def _table(self, file: str) -> np.ndarray:
+    def _table(self, file: str | None) -> np.ndarray:
+        if file is None:
+            raise ValueError(f"where documents begin in {self.folder} is not known")
         return np.memmap(self.folder / file, dtype=OFFSET, mode="r", shape=(self.documents + 1,)).view(np.ndarray)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -109,15 +115,15 @@ class Split:
 class _Maps:
     """Memory maps of files, opened when first read; those read longest ago are closed when there are too many."""
 
-    def __init__(self, paths: list[Path], dtype: np.dtype):
-        self._paths, self._dtype = paths, dtype
+    def __init__(self, paths: list[Path], dtype: np.dtype, offsets: tuple[int, ...] = ()):
+        self._paths, self._dtype, self._offsets = paths, dtype, offsets or (0,) * len(paths)
         self._open: OrderedDict[int, np.ndarray] = OrderedDict()
 
     def __getitem__(self, index: int) -> np.ndarray:
         found = self._open.get(index)
         if found is None:
             # A plain array over the map: slicing a memmap costs several times as much.
-            found = np.memmap(self._paths[index], dtype=self._dtype, mode="r").view(np.ndarray)
+            found = np.memmap(self._paths[index], dtype=self._dtype, mode="r", offset=self._offsets[index]).view(np.ndarray)
             self._open[index] = found
             if len(self._open) > MAX_MAPPED:
                 self._open.popitem(last=False)
