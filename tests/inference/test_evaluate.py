@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from llama_lab.config.schema import ModelConfig, Window
 from llama_lab.data.shards import Split, open_split
-from llama_lab.data.writer import SplitWriter
 from llama_lab.data.stream import TokenStream
+from llama_lab.data.writer import SplitWriter
 from llama_lab.inference.evaluate import evaluate
 from llama_lab.model.llama import Llama
 
