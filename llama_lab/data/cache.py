@@ -11,12 +11,13 @@ import os
 import secrets
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llama_lab.config.errors import ConfigError
 
@@ -152,15 +153,63 @@ def entry_lock(name: str) -> "filelock.BaseFileLock":
     return filelock.FileLock(prepared_root() / f"{name}.lock", mode=0o666)
 
 
-class ContentHashes:
-    """SHA-256 of files; those of large files are remembered under their size and date in the cache folder."""
+class Remembered:
+    """What was found out by reading large files, kept in the cache folder under their size and date. Threads may share one.
 
-    def __init__(self) -> None:
-        self._path = cache_root() / "content-hashes.json"
+    Args:
+        name: of the file that it is kept in.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._path = cache_root() / f"{name}.json"
+        self._lock = threading.Lock()
         self._known: dict[str, list] = {}
         with suppress(OSError, ValueError):
             loaded = json.loads(self._path.read_text(encoding="utf-8"))
             self._known = loaded if isinstance(loaded, dict) else {}
+
+    def knows(self, path: Path) -> bool:
+        """Whether `of` would answer without reading the file."""
+        return self._entry(path, path.stat()) is not None
+
+    def of(self, path: Path, find: Callable[[Path], Any]) -> Any:
+        """What `find` says of a file, or said of it before.
+
+        Args:
+            find: reads the file; gives something that JSON can hold.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        stat, now = path.stat(), time.time_ns()
+        known = self._entry(path, stat)
+        if known is not None:
+            return known[2]
+        found = find(path)
+        if stat.st_size >= LARGE_BYTES and now - stat.st_mtime_ns > SETTLED_NS:
+            with self._lock:
+                self._known[str(path.absolute())] = [stat.st_size, stat.st_mtime_ns, found]
+                self._save()
+        return found
+
+    def _entry(self, path: Path, stat: os.stat_result) -> list | None:
+        known = self._known.get(str(path.absolute()))
+        fits = isinstance(known, list) and len(known) == 3 and known[:2] == [stat.st_size, stat.st_mtime_ns]
+        return known if fits else None
+
+    def _save(self) -> None:
+        """Whoever writes last wins; what another process loses by that is found out again."""
+        draft = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
+        with suppress(OSError):
+            draft.write_text(json.dumps(self._known), encoding="utf-8")
+            draft.replace(self._path)
+
+
+class ContentHashes:
+    """SHA-256 of files; those of large files are remembered."""
+
+    def __init__(self) -> None:
+        self._remembered = Remembered("content-hashes")
 
     def of(self, path: Path) -> str:
         """Hash of a file's content.
@@ -168,25 +217,12 @@ class ContentHashes:
         Raises:
             OSError: it cannot be read.
         """
-        key, stat = str(path.absolute()), path.stat()
-        stamp = [stat.st_size, stat.st_mtime_ns]
-        known = self._known.get(key)
-        if isinstance(known, list) and known[:2] == stamp and len(known) == 3:
-            return known[2]
-        now = time.time_ns()
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if stat.st_size >= LARGE_BYTES and now - stat.st_mtime_ns > SETTLED_NS:
-            self._known[key] = [*stamp, found]
-            self._save()
-        return found
+        return self._remembered.of(path, _sha256)
 
-    def _save(self) -> None:
-        """Whoever writes last wins; what another process loses by that is hashed again."""
-        draft = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
-        with suppress(OSError):
-            draft.write_text(json.dumps(self._known), encoding="utf-8")
-            draft.replace(self._path)
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def run_cache_command(args: list[str]) -> int:
