@@ -117,7 +117,7 @@ def edit(**changes):
         (lambda folder: (folder / "manifest.json").unlink(), "holds no manifest.json"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "not one of this project's"),
         (lambda folder: (folder / "manifest.json").write_text("[]"), "not one of this project's"),
-        (edit(format_version=99), "has format 99, this version reads 1; prepare it again"),
+        (edit(format_version=99), "has format 99, this version reads 2; prepare it again"),
         (edit(splits={"train": {}}), "has a damaged manifest.json"),
         (edit(source={}), "it lacks data, tokenizer"),
         (edit(token_dtype="uint32"), "the counts of train are not those of its files"),

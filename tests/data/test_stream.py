@@ -8,7 +8,7 @@ import torch
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import Window
-from llama_lab.data.shards import Split, open_split, read_manifest, token_dtype
+from llama_lab.data.shards import FORMAT_VERSION, Split, open_split, read_manifest, token_dtype
 from llama_lab.data.stream import IGNORE, TokenStream, permute
 from llama_lab.data.writer import SplitWriter, write_manifest
 
@@ -30,7 +30,7 @@ def make(tmp_path: Path):
                 following += length
             described = writer.close()
         manifest = {
-            "format_version": 1,
+            "format_version": FORMAT_VERSION,
             "token_dtype": token_dtype(VOCAB).name,
             "tokenizer": {"hash": "h", "vocab_size": VOCAB, "eos_id": EOS},
             "splits": {"train": described},
@@ -177,9 +177,10 @@ def test_a_set_of_fifty_billion_tokens_opens_at_once(tmp_path: Path) -> None:
         pytest.skip("no sparse files here")
     np.array([0, tokens - 1], dtype="<i8").tofile(tmp_path / "train-starts.bin")
     np.array([0, 1], dtype="<i8").tofile(tmp_path / "train-bytes.bin")
-    tables = {f"document_{name}": {"file": f"train-{name}.bin", "bytes": 16, "sha256": ""} for name in ("starts", "bytes")}
+    np.array([0, 0], dtype="<i8").tofile(tmp_path / "train-ids.bin")
+    tables = {f"document_{name}": {"file": f"train-{name}.bin", "bytes": 16, "sha256": ""} for name in ("starts", "bytes", "ids")}
     described = {"tokens": tokens, "documents": 1, "text_bytes": 1, "max_id": 0, "shards": files, **tables}
-    manifest = {"format_version": 1, "token_dtype": "uint16", "splits": {"train": described}}
+    manifest = {"format_version": FORMAT_VERSION, "token_dtype": "uint16", "splits": {"train": described}}
     manifest |= {"tokenizer": {"hash": "", "vocab_size": 2, "eos_id": 1}, "source": {"data": "test", "tokenizer": "test"}}
     write_manifest(tmp_path, manifest)
     split = open_split(tmp_path, read_manifest(tmp_path, "it"), "train")
