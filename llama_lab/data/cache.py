@@ -201,6 +201,7 @@ class Remembered:
         """Whoever writes last wins; what another process loses by that is found out again."""
         draft = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
         with suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             draft.write_text(json.dumps(self._known), encoding="utf-8")
             draft.replace(self._path)
 

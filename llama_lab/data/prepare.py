@@ -17,11 +17,14 @@ from llama_lab.config.schema import (
     DataConfig,
     DocsConfig,
     FileTokenizerConfig,
+    MixtureConfig,
+    Problem,
     ShardsConfig,
     TextConfig,
     TokenizerConfig,
+    Window,
 )
-from llama_lab.data import cache
+from llama_lab.data import cache, foreign
 from llama_lab.data.build import asked_for, build
 from llama_lab.data.corpus import Say, Source
 from llama_lab.data.docs import DocsSource
@@ -42,23 +45,68 @@ RECIPE = 1
 
 
 @dataclass(frozen=True, slots=True)
+class PreparedSource:
+    """One folder of tokens.
+
+    Attributes:
+        name: no two sources of a run share it.
+        weight: its share of the training windows; those of all sources add up to 1.
+        folder: where the tokens lie.
+        val: None if nothing is held out, which only `data=shards` and a mixture of such can bring about.
+    """
+
+    name: str
+    weight: float
+    folder: Path
+    train: Split
+    val: Split | None
+
+
+@dataclass(frozen=True, slots=True)
 class PreparedData:
     """Tokens ready to train on.
 
     Attributes:
-        folder: where they lie; `open_prepared` opens it in another process.
-        val: None if nothing is held out, which only `data=shards` can bring about.
+        sources: one, or several for a mixture.
         fingerprint: equal for equal tokens and tokenizer, wherever they lie and however they came about.
         baselines: `gzip_bits_per_byte` and `xz_bits_per_byte` of the validation text (of its first 8 MB), `unigram_bits_per_byte`
             of its tokens under the training tokens' frequencies. Empty if they are unknown.
     """
 
-    folder: Path
     tokenizer: Tokenizer
-    train: Split
-    val: Split | None
+    sources: tuple[PreparedSource, ...]
     fingerprint: str
     baselines: dict[str, float]
+
+    @property
+    def train_tokens(self) -> int:
+        """Training tokens of all sources."""
+        return sum(source.train.tokens for source in self.sources)
+
+    @property
+    def val_tokens(self) -> int:
+        """Validation tokens of all sources; 0 if nothing is held out."""
+        return sum(source.val.tokens for source in self.sources if source.val is not None)
+
+    @property
+    def folder(self) -> Path:
+        """Where the tokens lie, if they are no mixture; asking a mixture is a ValueError, here and below."""
+        return self._only.folder
+
+    @property
+    def train(self) -> Split:
+        """Training tokens, if they are no mixture."""
+        return self._only.train
+
+    @property
+    def val(self) -> Split | None:
+        """Validation tokens, if they are no mixture."""
+        return self._only.val
+
+    @property
+    def _only(self) -> PreparedSource:
+        (only,) = self.sources
+        return only
 
 
 def prepare(data: DataConfig, tokenizer: TokenizerConfig, say: Say = print) -> PreparedData:
@@ -74,7 +122,9 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, say: Say = print) -> P
         ConfigError: the text, the tokenizer, the prepared folder or the cache folder is not as it must be.
     """
     if isinstance(data, ShardsConfig):
-        return _open_shards(data, tokenizer)
+        return _open_shards(data, tokenizer, say)
+    if isinstance(data, MixtureConfig):
+        return _open_mixture(data, tokenizer, say)
     source = _find_source(data)
     from_file = isinstance(tokenizer, FileTokenizerConfig)
     key = _key(source.fingerprint(), build_tokenizer(tokenizer, lambda: ()).hash if from_file else asked_for(tokenizer))
@@ -110,23 +160,50 @@ def open_prepared(folder: Path, subject: str | None = None) -> PreparedData:
     if train is None:
         raise ConfigError([(subject, "holds no training tokens")], scope="the data")
     return PreparedData(
-        folder=folder,
         tokenizer=tokenizer,
-        train=train,
-        val=open_split(folder, manifest, "val"),
+        sources=(PreparedSource(folder.name, 1.0, folder, train, open_split(folder, manifest, "val")),),
         fingerprint=content_fingerprint(manifest),
         baselines=manifest.get("baselines", {}),
     )
 
 
-def _open_shards(data: ShardsConfig, config: TokenizerConfig) -> PreparedData:
+def _open_shards(data: ShardsConfig, config: TokenizerConfig, say: Say) -> PreparedData:
+    """A folder of tokens, its tokenizer the one that the config names."""
+    folder = Path(data.path).expanduser().absolute()
+    if data.val_fraction is not None:
+        rule = f"holds out nothing from tokens that are read where they lie; type {foreign.prepare_command(data, config)}"
+        raise ConfigError([(f"data.val_fraction={data.val_fraction}", rule)], scope="the data")
+    return _open_bare(data, config, folder, say) if foreign.is_bare(folder) else _open_own(data, config, folder)
+
+
+def _open_bare(data: ShardsConfig, config: TokenizerConfig, folder: Path, say: Say) -> PreparedData:
+    """A folder of files that others wrote, read where they lie."""
+    subject = f"data.path={data.path}"
+    if data.window is not Window.contiguous:
+        rule = f"needs to know where documents begin, which {data.path} does not say; type {foreign.prepare_command(data, config)}"
+        raise ConfigError([(f"data.window={data.window.name}", rule)], scope="the data")
+    tokens = foreign.find_tokens(folder, subject)
+    tokenizer = foreign.open_tokenizer(folder, config, subject)
+    digests = foreign.check_ids(tokens, tokenizer.vocab_size, subject, say)
+    train = tokens.split("train")
+    if train is None:
+        raise ConfigError([(subject, "holds no training tokens: all of its files have val in their names")], scope="the data")
+    return PreparedData(
+        tokenizer=tokenizer,
+        sources=(PreparedSource(folder.name, 1.0, folder, train, tokens.split("val")),),
+        fingerprint=foreign.tokens_fingerprint(tokens, digests, tokenizer.hash),
+        baselines={},
+    )
+
+
+def _open_own(data: ShardsConfig, config: TokenizerConfig, folder: Path) -> PreparedData:
     """A folder prepared before, if its tokenizer is the one that the config names.
 
     Shards are only readable with the tokenizer they were made with, which lies beside them. `tokenizer=file` and
     `tokenizer=bytes` must be that one. `tokenizer=bpe` takes it as it is, since nothing is trained here, provided that it has
     `vocab_size` entries, or was asked for with that: otherwise the config would record a vocabulary that the model does not have.
     """
-    prepared = open_prepared(Path(data.path).expanduser().absolute(), f"data.path={data.path}")
+    prepared = open_prepared(folder, f"data.path={data.path}")
     own = prepared.tokenizer
     beside = f"tokenizer=file tokenizer.path={prepared.folder / TOKENIZER}"
     match config:
@@ -150,6 +227,47 @@ def _open_shards(data: ShardsConfig, config: TokenizerConfig) -> PreparedData:
         rule = f"is not the tokenizer that {data.path} was made with, which has {own.vocab_size} entries; use {beside}"
         raise ConfigError([(typed, rule)], scope="the data")
     return prepared
+
+
+def _open_mixture(data: MixtureConfig, config: TokenizerConfig, say: Say) -> PreparedData:
+    """Several folders, each opened as `data=shards` does, with one tokenizer between them."""
+    parts: list[PreparedData] = []
+    problems: list[Problem] = []
+    for path in data.paths:
+        one = ShardsConfig(
+            path=path, max_seq_len=data.max_seq_len, tokens_per_update=data.tokens_per_update, window=data.window, val_fraction=None
+        )
+        try:
+            parts.append(_open_shards(one, config, say))
+        except ConfigError as error:
+            # What was typed is a list of folders; the problem is with one of them.
+            problems += [(subject.replace("data.path=", "data.paths: "), rule) for subject, rule in error.problems]
+    for path, part in zip(data.paths, parts, strict=False):
+        if not problems and part.tokenizer.hash != parts[0].tokenizer.hash:
+            rule = f"has another tokenizer than {data.paths[0]}; prepare one of them again with the other's {TOKENIZER}"
+            problems.append((f"data.paths: {path}", rule))
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)), scope="the data")
+    names = _unique_names([part.folder for part in parts])
+    weights = [weight / sum(data.weights) for weight in data.weights]
+    sources = [
+        PreparedSource(name, weight, part.folder, part.train, part.val)
+        for name, weight, part in zip(names, weights, parts, strict=True)
+    ]
+    fingerprint = hashlib.sha256(json.dumps([part.fingerprint for part in parts]).encode()).hexdigest()
+    return PreparedData(tokenizer=parts[0].tokenizer, sources=tuple(sources), fingerprint=fingerprint, baselines={})
+
+
+def _unique_names(folders: list[Path]) -> list[str]:
+    """The last part of each path; where that is taken, with a number behind it."""
+    names: list[str] = []
+    for folder in folders:
+        base = folder.name or "source"
+        number = 1
+        while (name := base if number == 1 else f"{base}.{number}") in names:
+            number += 1
+        names.append(name)
+    return names
 
 
 def _find_source(data: DataConfig) -> Source:

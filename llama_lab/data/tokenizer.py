@@ -64,6 +64,15 @@ class Tokenizer:
         self.eos_id = vocabulary[found]
         self._piece_chars = PIECE_CHARS if _is_cuttable(parsed) else None
 
+    @property
+    def content(self) -> str:
+        """The JSON text that it was made from."""
+        return self._content
+
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[str, ...]]:
+        """How another process makes it anew; the library would forget what is set after a load."""
+        return type(self), () if isinstance(self, BytesTokenizer) else (self._content,)
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text. What looks like a special token in it is text like any other."""
         return self.encode_batch([text])[0].tolist()

@@ -141,7 +141,7 @@ def _spawn(run: RunConfig, folder: RunFolder, data: PreparedData, load_observers
     ):
         # A file to meet at needs no port, so two runs on one machine cannot take each other's.
         rendezvous = f"file://{meeting}/store"
-        arguments = (run, folder.path, data.folder, rendezvous, load_observers, asked if handle_signals else None)
+        arguments = (run, folder.path, data, rendezvous, load_observers, asked if handle_signals else None)
         workers: Any = mp.spawn(_spawned, args=arguments, nprocs=run.hardware.processes or 1, join=False)
         try:
             while not workers.join(timeout=STOP_POLL_SECONDS, grace_period=GRACE_SECONDS):
@@ -161,10 +161,9 @@ def _spawn(run: RunConfig, folder: RunFolder, data: PreparedData, load_observers
 
 
 def _spawned(
-    rank: int, run: RunConfig, path: Path, data: Path, rendezvous: str, load_observers: Callable[[], Any], asked: Any
+    rank: int, run: RunConfig, path: Path, data: PreparedData, rendezvous: str, load_observers: Callable[[], Any], asked: Any
 ) -> None:
     """What a spawned process runs. Its parent alone listens to signals, and passes a stop on through `asked`."""
-    from llama_lab.data.prepare import open_prepared
     from llama_lab.training.stop import Stop, stop_on_signals
     from llama_lab.training.worker import Place, join
 
@@ -173,7 +172,7 @@ def _spawned(
     stop = Stop(asked)
     signals = contextlib.nullcontext() if asked is None else stop_on_signals(stop, ignore=True)
     with signals, join(run.hardware, Place(rank, run.hardware.processes or 1, rank, rendezvous)) as worker:
-        _work(run, RunFolder(path), open_prepared(data), worker, load_observers, stop)
+        _work(run, RunFolder(path), data, worker, load_observers, stop)
 
 
 def _end_with_parent() -> None:
