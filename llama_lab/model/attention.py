@@ -35,12 +35,15 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
 
-    def forward(self, x_btc: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(
+        self, x_btc: Tensor, cos: Tensor, sin: Tensor, hidden_b1ts: Tensor | None, cache: KVCache | None, layer: int
+    ) -> Tensor:
         """Attend within `x_btc` and, with a cache, to what it holds.
 
         Args:
             x_btc: (batch, time, dim).
             cos, sin: rotary tables of these positions, (time, head_dim / 2), of the dtype of `x_btc`.
+            hidden_b1ts: from `hidden_from` where documents must not see each other; None: each position sees all earlier ones.
             cache: earlier keys and values, which this layer's are appended to; None attends within `x_btc` alone.
             layer: which of the cache's layers is this one.
 
@@ -53,7 +56,7 @@ class Attention(nn.Module):
         q_bhtd, k_bgsd = rotate(q_bhtd, cos, sin), rotate(k_bgtd, cos, sin)
         if cache is not None:
             k_bgsd, v_bgsd = cache.extended(layer, k_bgsd, v_bgsd)
-        mixed_bhtd = causal_attention(q_bhtd, k_bgsd, v_bgsd)
+        mixed_bhtd = causal_attention(q_bhtd, k_bgsd, v_bgsd, hidden_b1ts)
         return self.o(mixed_bhtd.transpose(1, 2).flatten(2))
 
     def _heads(self, x_btc: Tensor, norm: RMSNorm | None) -> Tensor:
@@ -62,29 +65,53 @@ class Attention(nn.Module):
         return (x_bthd if norm is None else norm(x_bthd)).transpose(1, 2)
 
 
-def causal_attention(q_bhtd: Tensor, k_bgsd: Tensor, v_bgsd: Tensor) -> Tensor:
+def hidden_from(documents_bt: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores of packed documents, (b, 1, t, t): 0 where a query sees a key, else minus infinity.
+
+    A query sees itself and what is before it in its own document. Built once a forward pass, for all layers.
+
+    Args:
+        documents_bt: number of each position's document.
+        dtype: of the scores.
+    """
+    length = documents_bt.shape[1]
+    same = documents_bt.unsqueeze(2) == documents_bt.unsqueeze(1)
+    hidden = torch.zeros(same.shape, dtype=dtype, device=same.device).masked_fill(~same.tril(), -math.inf)
+    return hidden.view(-1, 1, length, length)
+
+
+def causal_attention(q_bhtd: Tensor, k_bgsd: Tensor, v_bgsd: Tensor, hidden_b1ts: Tensor | None = None) -> Tensor:
     """Weighted values, (b, h, t, d): softmax(q k / sqrt(d)) v, where query i sees the keys up to i + s - t.
 
-    The last query thus sees every key: with a cache the t queries are the newest of s positions.
+    The last query thus sees every key: with a cache the t queries are the newest of s positions. `hidden_b1ts` takes the place of
+    this rule where it is given.
     """
     queries, keys = q_bhtd.shape[2], k_bgsd.shape[2]
     if q_bhtd.device.type == "cpu" and queries > 1 and keys <= LONGEST_EXPLICIT:
-        return _explicit(q_bhtd, k_bgsd, v_bgsd)
+        return _explicit(q_bhtd, k_bgsd, v_bgsd, hidden_b1ts)
     grouped = q_bhtd.shape[1] != k_bgsd.shape[1]
+    if hidden_b1ts is not None:
+        if grouped:
+            # CUDA's kernels share keys between heads or take a mask, not both; what would be left keeps every score in memory.
+            sharing = q_bhtd.shape[1] // k_bgsd.shape[1]
+            k_bgsd, v_bgsd = k_bgsd.repeat_interleave(sharing, dim=1), v_bgsd.repeat_interleave(sharing, dim=1)
+        return functional.scaled_dot_product_attention(q_bhtd, k_bgsd, v_bgsd, attn_mask=hidden_b1ts)
     if queries in (1, keys):
         return functional.scaled_dot_product_attention(q_bhtd, k_bgsd, v_bgsd, is_causal=queries > 1, enable_gqa=grouped)
     visible = torch.ones(queries, keys, dtype=torch.bool, device=q_bhtd.device).tril(keys - queries)
     return functional.scaled_dot_product_attention(q_bhtd, k_bgsd, v_bgsd, attn_mask=visible, enable_gqa=grouped)
 
 
-def _explicit(q_bhtd: Tensor, k_bgsd: Tensor, v_bgsd: Tensor) -> Tensor:
+def _explicit(q_bhtd: Tensor, k_bgsd: Tensor, v_bgsd: Tensor, hidden_b1ts: Tensor | None) -> Tensor:
     """Attention as plain batched products; queries that share a key head stand below each other, so keys are never repeated."""
     batch, heads, queries, head_dim = q_bhtd.shape
     kv_heads, keys = k_bgsd.shape[1:3]
     sharing = heads // kv_heads
     q = q_bhtd.reshape(batch * kv_heads, sharing * queries, head_dim)
     k, v = k_bgsd.flatten(0, 1), v_bgsd.flatten(0, 1)
-    hidden = torch.full((queries, keys), -math.inf, dtype=q.dtype, device=q.device).triu(keys - queries + 1).repeat(sharing, 1)
+    hidden = hidden_b1ts
+    if hidden is None:
+        hidden = torch.full((queries, keys), -math.inf, dtype=q.dtype, device=q.device).triu(keys - queries + 1).repeat(sharing, 1)
     if torch.compiler.is_compiling():
         mixed = torch.bmm(_weights(q, k, hidden), v)
     else:
@@ -93,8 +120,15 @@ def _explicit(q_bhtd: Tensor, k_bgsd: Tensor, v_bgsd: Tensor) -> Tensor:
 
 
 def _weights(q: Tensor, k: Tensor, hidden: Tensor) -> Tensor:
-    """softmax(q k / sqrt(d)), (n, queries, keys); `hidden` is minus infinity where a query must not look, else 0."""
-    return torch.softmax(torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=1.0 / math.sqrt(q.shape[-1])), dim=-1)
+    """softmax(q k / sqrt(d)), (n, queries, keys); `hidden` is minus infinity where a query must not look, else 0.
+
+    It is (queries, keys) where that is so in every sequence, else (batch, 1, time, keys).
+    """
+    scale = 1.0 / math.sqrt(q.shape[-1])
+    if hidden.ndim == 2:
+        return torch.softmax(torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=scale), dim=-1)
+    scores_bhts = torch.bmm(q * scale, k.transpose(1, 2)).view(len(hidden), -1, *hidden.shape[2:])
+    return torch.softmax(scores_bhts + hidden, dim=-1).view(len(q), q.shape[1], -1)
 
 
 class _ExplicitAttention(torch.autograd.Function):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from llama_lab.config.schema import ModelConfig
-from llama_lab.model.attention import Attention
+from llama_lab.model.attention import Attention, hidden_from
 from llama_lab.model.blocks import Linear, RMSNorm, SwiGLU
 from llama_lab.model.cache import KVCache
 from llama_lab.model.count import ffn_dim
@@ -33,9 +33,11 @@ class Block(nn.Module):
         self.ffn = SwiGLU(config.dim, ffn_dim(config))
         self.dropout = config.dropout
 
-    def forward(self, x_btc: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(
+        self, x_btc: Tensor, cos: Tensor, sin: Tensor, hidden_b1ts: Tensor | None, cache: KVCache | None, layer: int
+    ) -> Tensor:
         """Map (batch, time, dim) to the same; see `Attention.forward` for the rest."""
-        x_btc = x_btc + self._dropped(self.attention(self.attention_norm(x_btc), cos, sin, cache, layer))
+        x_btc = x_btc + self._dropped(self.attention(self.attention_norm(x_btc), cos, sin, hidden_b1ts, cache, layer))
         return x_btc + self._dropped(self.ffn(self.ffn_norm(x_btc)))
 
     def _dropped(self, branch: Tensor) -> Tensor:
@@ -79,17 +81,30 @@ class Llama(nn.Module):
         return torch.get_autocast_dtype(weight.device.type) if on else weight.dtype
 
     @overload
-    def forward(self, tokens: Tensor, targets: None = None, cache: KVCache | None = None) -> Tensor: ...
+    def forward(
+        self, tokens: Tensor, targets: None = None, cache: KVCache | None = None, documents: Tensor | None = None
+    ) -> Tensor: ...
     @overload
-    def forward(self, tokens: Tensor, targets: Tensor, cache: None = None) -> Tensor: ...
+    def forward(self, tokens: Tensor, targets: Tensor, cache: None = None, documents: Tensor | None = None) -> Tensor: ...
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        cache: KVCache | None = None,
+        documents: Tensor | None = None,
+    ) -> Tensor:
         """Predict the token after each position.
+
+        Packed documents are predicted as each would be alone: attention stays inside a document. Positions go on counting over
+        all of them, which changes nothing, because rotary positions act through distances only.
 
         Args:
             tokens: (batch, time), int64 in [0, vocab_size), time at most `max_seq_len` with what the cache holds.
             targets: (batch, time), the tokens that do follow, `loss.IGNORE` where there is none to predict.
             cache: earlier positions; `tokens` are taken to follow them, and are appended.
+            documents: (batch, time), number of each position's document, the same for neighbours in one; None: each sequence is
+                one. Not with a cache.
 
         Returns:
             Without targets logits, (batch, time, vocab_size), in the activations' dtype. With targets their summed cross-entropy
@@ -105,8 +120,9 @@ class Llama(nn.Module):
             raise ValueError(f"{end} positions do not fit a context of {longest}")
         x_btc = self.embedding(tokens).to(self.activation_dtype())
         cos, sin = self.cos[start:end].to(x_btc.dtype), self.sin[start:end].to(x_btc.dtype)
+        hidden_b1ts = None if documents is None else hidden_from(documents, x_btc.dtype)
         for layer, block in enumerate(self.blocks):
-            x_btc = block(x_btc, cos, sin, cache, layer)
+            x_btc = block(x_btc, cos, sin, hidden_b1ts, cache, layer)
         if cache is not None:
             cache.length = end
         x_btc = self.norm(x_btc)
