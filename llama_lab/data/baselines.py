@@ -3,30 +3,17 @@
 import gzip
 import lzma
 import math
-from collections.abc import Iterable
 
 import numpy as np
 
-# xz takes a second a megabyte, and more text moves the result little.
 MAX_BYTES = 8_000_000
+"""Of text that is worth compressing: xz takes a second a megabyte, and more text moves the result little."""
 
 
-def compression_bits_per_byte(texts: Iterable[str]) -> dict[str, float]:
-    """Bits a byte that gzip and xz need at their best settings for texts joined by a blank line.
-
-    Args:
-        texts: documents; those beyond 8 MB are left out.
-    """
-    kept: list[bytes] = []
-    size = 0
-    for text in texts:
-        kept.append(text.encode())
-        size += len(kept[-1])
-        if size >= MAX_BYTES:
-            break
-    joined = b"\n\n".join(kept)[:MAX_BYTES]
-    packed = {"gzip": gzip.compress(joined, compresslevel=9), "xz": lzma.compress(joined, preset=9 | lzma.PRESET_EXTREME)}
-    return {f"{name}_bits_per_byte": 8 * len(found) / len(joined) for name, found in packed.items()}
+def compression_bits_per_byte(text: bytes) -> dict[str, float]:
+    """Bits a byte that gzip and xz need for a text at their best settings."""
+    packed = {"gzip": gzip.compress(text, compresslevel=9), "xz": lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)}
+    return {f"{name}_bits_per_byte": 8 * len(found) / len(text) for name, found in packed.items()}
 
 
 def unigram_bits_per_byte(train_counts: np.ndarray, val_counts: np.ndarray, text_bytes: int) -> float:

@@ -1,7 +1,7 @@
 """The folder that prepared data is kept in: where it is, what is in it, and how it is cleaned.
 
 `<root>/prepared/<name>/` is one prepared data set, complete as soon as it has that name; `<name>.lock` is held while it is being
-made in a draft, a hidden folder beside it.
+made in a draft, the hidden folder `.<name>.partial` beside it. `place` makes them.
 """
 
 import argparse
@@ -13,19 +13,19 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from llama_lab.config.errors import ConfigError
 
 if TYPE_CHECKING:
     import filelock
 
 DAY_SECONDS = 86_400
 USED_FILE = "last_used"
+PARTIAL = ".partial"
+"""Ends the name of a draft."""
 # Hashing less than this is faster than remembering it.
 LARGE_BYTES = 16_000_000
 # A file that changed less than this before it was hashed could change again within the same tick of its clock.
@@ -49,36 +49,6 @@ def cache_root() -> Path:
 def prepared_root() -> Path:
     """Folder of the prepared data sets."""
     return cache_root() / "prepared"
-
-
-@contextmanager
-def writing() -> Iterator[None]:
-    """Turn a cache that cannot be written, or a full disk, into a ConfigError."""
-    try:
-        yield
-    except OSError as error:
-        rule = f"cannot be written: {error.strerror or error}; set LLAMA_LAB_CACHE to a folder with room that you may write to"
-        raise ConfigError([(f"The cache {cache_root()}", rule)], scope="the data") from error
-
-
-@contextmanager
-def drafted(name: str) -> Iterator[Path]:
-    """A new empty folder that becomes the entry `name` in one step at the end, or vanishes on an error.
-
-    The caller holds the entry's lock and has seen that no complete entry is there, so what a killed process left is nobody's.
-    """
-    folder = prepared_root() / name
-    with writing():
-        for left in [folder, *prepared_root().glob(f".{name}.*")]:
-            shutil.rmtree(left, ignore_errors=True)
-        draft = prepared_root() / f".{name}.{secrets.token_hex(4)}"
-        draft.mkdir()  # not by tempfile, whose folders other users may not enter
-        try:
-            yield draft
-            draft.replace(folder)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
 
 
 def mark_used(folder: Path) -> None:
@@ -114,7 +84,7 @@ def entries() -> list[Entry]:
             if path.is_dir():
                 mark = path / USED_FILE
                 used = (mark if mark.exists() else path).stat().st_mtime
-                size = sum(file.stat().st_size for file in path.iterdir())
+                size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
                 found.append(Entry(path.name, path, _kind(path), size, used))
     return sorted(found, key=lambda entry: entry.used, reverse=True)
 
@@ -147,10 +117,15 @@ def remove(entry: Entry) -> bool:
 
 def entry_lock(name: str) -> "filelock.BaseFileLock":
     """The lock that is held while an entry is made or removed. The system releases it when its process ends, however it ends."""
+    return lock_file(prepared_root() / f"{name}.lock")
+
+
+def lock_file(path: Path) -> "filelock.BaseFileLock":
+    """A lock that every user of a shared folder may hold. The file stays when it is released: deleting it would split those who
+    wait."""
     import filelock
 
-    # Any user of a shared cache may hold it. The file stays when it is released: deleting it would split those who wait.
-    return filelock.FileLock(prepared_root() / f"{name}.lock", mode=0o666)
+    return filelock.FileLock(path, mode=0o666)
 
 
 class Remembered:
@@ -261,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
     actions = parser.add_subparsers(dest="action")
     parser.set_defaults(action="list")
     actions.add_parser("list", help="what is there, with its size and last use")
-    clean = actions.add_parser("clean", help="remove what killed processes left, or what is named")
+    clean = actions.add_parser("clean", help="remove what stopped commands left unfinished, or what is named")
     which = clean.add_mutually_exclusive_group()
     which.add_argument("name", nargs="?", metavar="NAME", help="one entry, as `list` shows it")
     which.add_argument("--all", action="store_true", help="everything")

@@ -28,9 +28,9 @@ from llama_lab.data import cache, foreign
 from llama_lab.data.build import asked_for, build
 from llama_lab.data.corpus import Say, Source
 from llama_lab.data.docs import DocsSource
+from llama_lab.data.place import Place, making
 from llama_lab.data.shards import (
     FORMAT_VERSION,
-    MANIFEST,
     TOKENIZER,
     Split,
     content_fingerprint,
@@ -109,14 +109,15 @@ class PreparedData:
         return only
 
 
-def prepare(data: DataConfig, tokenizer: TokenizerConfig, say: Say = print) -> PreparedData:
+def prepare(data: DataConfig, tokenizer: TokenizerConfig, say: Say = print, *, out: Path | None = None) -> PreparedData:
     """Tokens for a config: from the cache, or made now.
 
     Several processes and users may call this at once: one prepares, the others wait and find the result. A process that is
-    killed leaves nothing that counts as prepared.
+    killed leaves nothing that counts as prepared; the next call goes on where it was.
 
     Args:
         say: takes short sentences about progress; silent if everything is there already.
+        out: the folder to make, instead of a cache entry; it is empty or does not exist, or was made by such a call before.
 
     Raises:
         ConfigError: the text, the tokenizer, the prepared folder or the cache folder is not as it must be.
@@ -128,12 +129,16 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, say: Say = print) -> P
     source = _find_source(data)
     from_file = isinstance(tokenizer, FileTokenizerConfig)
     key = _key(source.fingerprint(), build_tokenizer(tokenizer, lambda: ()).hash if from_file else asked_for(tokenizer))
-    name = f"{source.name}-{asked_for(tokenizer).replace(' ', '')}-{key[:12]}"
-    folder = cache.prepared_root() / name
-    if not (folder / MANIFEST).exists():
-        _prepare_once(name, source, tokenizer, key, say)
-    cache.mark_used(folder)
-    return open_prepared(folder, f"{folder} (llama-lab cache clean {name} removes it)")
+    name = f"{source.name}-{''.join(asked_for(tokenizer).split()[:2])}-{key[:12]}"
+    place = Place.in_cache(name) if out is None else Place.at(out, f"--out {out}")
+    if not place.is_made(key):
+        with making(place, key, say) as draft:
+            if draft is not None:
+                build(draft, source, tokenizer, key, say)
+    if out is not None:
+        return open_prepared(place.folder)
+    cache.mark_used(place.folder)
+    return open_prepared(place.folder, f"{place.folder} (llama-lab cache clean {name} removes it)")
 
 
 def open_prepared(folder: Path, subject: str | None = None) -> PreparedData:
@@ -283,25 +288,3 @@ def _find_source(data: DataConfig) -> Source:
 def _key(source: str, tokenizer: str) -> str:
     """Hash of everything that decides on the tokens."""
     return hashlib.sha256(json.dumps([RECIPE, FORMAT_VERSION, source, tokenizer]).encode()).hexdigest()
-
-
-def _prepare_once(name: str, source: Source, config: TokenizerConfig, key: str, say: Say) -> None:
-    """Make a cache entry, unless another process has made it by the time the lock is held."""
-    import filelock
-
-    with cache.writing():
-        cache.prepared_root().mkdir(parents=True, exist_ok=True)
-        lock = cache.entry_lock(name)
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            say(f"Another process is preparing {name}; waiting for it")
-            lock.acquire()
-    try:
-        folder = cache.prepared_root() / name
-        if not (folder / MANIFEST).exists():
-            with cache.drafted(name) as draft:
-                build(draft, source, config, key, say)
-                source.check_unchanged()
-    finally:
-        lock.release()

@@ -3,7 +3,10 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +22,18 @@ EOS_NAMES = ("<EOS>", "<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|eo
 BYTES_EOS = 256
 # Encoding takes about a hundred times the memory of its text, so a long text goes piece by piece.
 PIECE_CHARS = 100_000
-# In flight at once: enough to keep all cores busy, little in memory.
-BATCH_CHARS = 2_000_000
+# Encoded at once, and so many of these ahead of what is asked for: all cores are busy while ids are written and text is read, and
+# little is in memory.
+BATCH_CHARS = 500_000
+BATCHES_AHEAD = 3
 # A hundred times as much text moves hardly a merge.
 MAX_TRAIN_BYTES = 10**9
 # Byte-level pre-tokenization joins a space with what follows it, never with what it follows.
 PIECE_END = re.compile(r"\S(?= )")
+
+
+Batch = list[tuple[str, bool]]
+"""Pieces of texts, each with whether it is its text's last."""
 
 
 class Tokenizer:
@@ -36,6 +45,7 @@ class Tokenizer:
     Attributes:
         vocab_size: one more than the largest id.
         eos_id: the token that stands between documents.
+        special_ids: the tokens that text is never encoded to, by name.
         hash: SHA-256 of the content as canonical JSON, so that neither white space nor the library's version moves it.
 
     Raises:
@@ -61,6 +71,7 @@ class Tokenizer:
         if found is None:
             raise ValueError(f"has no token for the end of a document; looked for {', '.join(EOS_NAMES)}")
         self.vocab_size = max(vocabulary.values()) + 1
+        self.special_ids = {token["content"]: token["id"] for token in parsed.get("added_tokens", []) if token.get("special")}
         self.eos_id = vocabulary[found]
         self._piece_chars = PIECE_CHARS if _is_cuttable(parsed) else None
 
@@ -79,22 +90,23 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, (tokens,) unsigned, encoded on all cores."""
-        return list(self.encode_stream(texts))
+        return list(_joined(map(self._encode_pieces, _batches(_pieces(texts, self._piece_chars)))))
 
-    def encode_stream(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
-        """The same, one text after the other, with a bounded amount of text in memory."""
-        parts: list[np.ndarray] = []
-        for batch in _batches(_pieces(texts, self._piece_chars)):
-            encodings = self._backend.encode_batch_fast([piece for piece, _ in batch], add_special_tokens=False)
-            for encoding, (_, is_last) in zip(encodings, batch, strict=True):
-                parts.append(np.array(encoding.ids, dtype=np.uint32))
-                if is_last:
-                    yield parts[0] if len(parts) == 1 else np.concatenate(parts)
-                    parts.clear()
+    def encode_stream(self, texts: Iterable[str]) -> Generator[np.ndarray]:
+        """The same, one text after the other, with a bounded amount of text in memory.
+
+        It reads some texts ahead, and encodes them while the caller is busy with the ids of those before.
+        """
+        yield from _joined(_ahead(self._encode_pieces, _batches(_pieces(texts, self._piece_chars))))
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of ids, special tokens left out; broken UTF-8 becomes U+FFFD, and ids without a meaning are passed over."""
         return self._backend.decode([int(id) for id in ids if 0 <= id < self.vocab_size], skip_special_tokens=True)
+
+    def _encode_pieces(self, batch: Batch) -> list[tuple[np.ndarray, bool]]:
+        """(ids, whether they are their text's last) of pieces. Other threads run meanwhile."""
+        encodings = self._backend.encode_batch_fast([piece for piece, _ in batch], add_special_tokens=False)
+        return [(np.array(encoding.ids, dtype=np.uint32), last) for encoding, (_, last) in zip(encodings, batch, strict=True)]
 
     def save(self, path: Path) -> None:
         """Write `tokenizer.json`."""
@@ -110,7 +122,10 @@ class BytesTokenizer(Tokenizer):
     def __init__(self) -> None:
         super().__init__(_bytes_content())
 
-    def encode_stream(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return list(self.encode_stream(texts))
+
+    def encode_stream(self, texts: Iterable[str]) -> Generator[np.ndarray]:
         for text in texts:
             yield np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint16)
 
@@ -221,9 +236,9 @@ def _pieces(texts: Iterable[str], piece_chars: int | None) -> Iterator[tuple[str
         yield text[start:] if start else text, True
 
 
-def _batches(pieces: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
+def _batches(pieces: Iterable[tuple[str, bool]]) -> Iterator[Batch]:
     """Pieces in groups of at least `BATCH_CHARS`, but for the last group."""
-    batch: list[tuple[str, bool]] = []
+    batch: Batch = []
     size = 0
     for piece in pieces:
         batch.append(piece)
@@ -233,6 +248,30 @@ def _batches(pieces: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, boo
             batch, size = [], 0
     if batch:
         yield batch
+
+
+def _joined(batches: Iterable[list[tuple[np.ndarray, bool]]]) -> Iterator[np.ndarray]:
+    """Ids of whole texts."""
+    parts: list[np.ndarray] = []
+    for batch in batches:
+        for ids, is_last in batch:
+            parts.append(ids)
+            if is_last:
+                yield parts[0] if len(parts) == 1 else np.concatenate(parts)
+                parts.clear()
+
+
+def _ahead(work: Callable[[Batch], list[tuple[np.ndarray, bool]]], batches: Iterator[Batch]) -> Iterator[list]:
+    """What `work` makes of each batch, in their order, made by threads for the next few."""
+    with ThreadPoolExecutor(BATCHES_AHEAD, thread_name_prefix="encode") as threads:
+        waiting = deque(threads.submit(work, batch) for batch in islice(batches, BATCHES_AHEAD))
+        try:
+            while waiting:
+                waiting.extend(threads.submit(work, batch) for batch in islice(batches, 1))
+                yield waiting.popleft().result()
+        finally:
+            for task in waiting:
+                task.cancel()
 
 
 def _bytes_content() -> str:

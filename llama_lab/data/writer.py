@@ -22,10 +22,6 @@ MAX_NAMES = 2**16
 READ_BYTES = 2**22
 
 
-class NotWhole(Exception):
-    """A file is shorter than it was when its writer said so."""
-
-
 class SplitWriter:
     """Writes one split, document after document.
 
@@ -37,8 +33,6 @@ class SplitWriter:
         state: what `checkpoint` of an earlier writer returned, to go on from there.
         counts: that writer's counts at that point.
 
-    Raises:
-        NotWhole: the files are not those of `state`.
     """
 
     def __init__(
@@ -65,7 +59,7 @@ class SplitWriter:
         self._ids = HashedFile(folder / f"{split}-ids.bin", entries * 2 * OFFSET.itemsize)
         self._shard = self._open_shard(self._state["shard_bytes"]) if self._state["shard_bytes"] else None
         self.counts = np.zeros(vocab_size, dtype=np.int64) if counts is None else counts
-        """How often each id was written, the EOS before the first document not counted once all is written: it is never predicted."""
+        """How often each id was written. Once all is, the EOS before the first document is not counted: it is never predicted."""
 
     def add(self, ids: np.ndarray, text_bytes: int, *, source: int = 0, item: int = 0) -> None:
         """Append a document and the EOS behind it.
@@ -88,6 +82,11 @@ class SplitWriter:
         self._state["documents"] += 1
         if self._buffered >= BUFFER_TOKENS:
             self._flush()
+
+    @property
+    def tokens(self) -> int:
+        """Ids so far, those of the ends of documents included."""
+        return self._state["tokens"]
 
     def checkpoint(self) -> dict[str, Any]:
         """Put all documents so far on the disk; returns what a later writer needs to go on, apart from the counts."""
@@ -155,6 +154,20 @@ class SplitWriter:
             self._shard = None
 
 
+def is_whole(folder: Path, split: str, state: dict[str, Any]) -> bool:
+    """Whether a split's files hold at least what `checkpoint` returned; a disk may lose more than the system promised."""
+    entries = state["documents"] * OFFSET.itemsize
+    sizes = {f"{split}-starts.bin": entries, f"{split}-bytes.bin": entries, f"{split}-ids.bin": 2 * entries}
+    sizes |= {shard["file"]: shard["bytes"] for shard in state["shards"]}
+    sizes[f"{split}-{len(state['shards']):05d}.bin"] = state["shard_bytes"]
+    return all(has_bytes(folder / name, size) for name, size in sizes.items())
+
+
+def has_bytes(path: Path, size: int) -> bool:
+    """Whether a file is at least so long."""
+    return size == 0 or (path.is_file() and path.stat().st_size >= size)
+
+
 class SourceNames:
     """Numbers the names that documents have their text from, and writes each to `sources.txt`: a JSON string a line.
 
@@ -208,25 +221,15 @@ class HashedFile:
 
     Args:
         size: bytes that it has already, to go on behind them; what follows them is cut off.
-
-    Raises:
-        NotWhole: it has fewer.
     """
 
     def __init__(self, path: Path, size: int = 0):
         self._path, self._hash = path, hashlib.sha256()
         self.bytes = size
         self._is_synced = True
-        try:
-            self._file = path.open("r+b" if size else "wb", buffering=2**20)
-        except FileNotFoundError as error:
-            raise NotWhole(path.name) from error
+        self._file = path.open("r+b" if size else "wb", buffering=2**20)
         if size:
-            try:
-                self._read_back(size)
-            except BaseException:
-                self.release()
-                raise
+            self._read_back(size)
 
     def write(self, values: np.ndarray) -> None:
         """Append the bytes of an array."""
@@ -263,7 +266,7 @@ class HashedFile:
         while left:
             raw = self._file.read(min(left, READ_BYTES))
             if not raw:
-                raise NotWhole(self._path.name)
+                raise OSError(f"{self._path.name} has become shorter")
             self._hash.update(raw)
             left -= len(raw)
         self._file.seek(size)
