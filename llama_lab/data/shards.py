@@ -119,6 +119,11 @@ class Split:
         name = json.loads(self._sources[source])
         return f"{name}:{item}" if item else name
 
+    def locate(self, position: int) -> tuple[str, int]:
+        """(file, number of the id in it) where a position of the sequence lies."""
+        shard = bisect.bisect_right(self.starts, position) - 1
+        return self.files[shard], position - self.starts[shard]
+
     @cached_property
     def _sources(self) -> list[str]:
         assert self.sources_file is not None
@@ -199,11 +204,14 @@ def read_manifest(folder: Path, subject: str, say: Callable[[str], None] | None 
     return manifest
 
 
-def verify_shards(folder: Path, subject: str | None = None) -> Iterator[Problem]:
+def verify_shards(
+    folder: Path, subject: str | None = None, progress: Callable[[int, int], None] | None = None
+) -> Iterator[Problem]:
     """What is wrong with a prepared folder, found by reading all of it.
 
     Args:
         subject: what problems are reported under; the folder if not given.
+        progress: told after each file the bytes that are checked, and those there are.
 
     Yields:
         A problem for each file that is missing or is not what was written.
@@ -213,8 +221,10 @@ def verify_shards(folder: Path, subject: str | None = None) -> Iterator[Problem]
     """
     subject = subject or str(folder)
     manifest = _load_manifest(folder, lambda rule: ConfigError([(subject, rule)], scope="the data"))
+    done, total = 0, sum(described["bytes"] for described in _files(manifest))
     for described in _files(manifest):
         path = folder / described["file"]
+        done += described["bytes"]
         try:
             with path.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -223,6 +233,8 @@ def verify_shards(folder: Path, subject: str | None = None) -> Iterator[Problem]
             continue
         if found != described["sha256"]:
             yield subject, _changed(path)
+        if progress is not None:
+            progress(done, total)
 
 
 def _load_manifest(folder: Path, refuse: Callable[[str], ConfigError]) -> dict[str, Any]:
