@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from llama_lab.config import devices
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.schema import Compile, Device, Precision, Problem, RunConfig, nearest_multiples
+from llama_lab.config.schema import Compile, Device, Precision, Problem, RunConfig
+from llama_lab.config.validate import too_many_processes
 
 CPU_MICRO_BATCH_TOKENS = 4096
 GPU_MICRO_BATCH_TOKENS = 16384
@@ -92,16 +93,12 @@ def _precision(run: RunConfig, device: Device, cuda: devices.Cuda, found: list[P
 
 
 def _micro_batch(run: RunConfig, device: Device, processes: int, found: list[Problem]) -> int:
-    """Windows at once: as typed, else the largest divisor of a process's share within the device's budget of tokens."""
-    windows, tokens = run.windows_per_update, run.data.max_seq_len
-    subject = f"data.tokens_per_update={run.data.tokens_per_update}"
-    given = run.hardware.micro_batch
-    step = processes * (given or 1)
-    if windows % step:
-        across = f"{processes} processes" + (f" x hardware.micro_batch={given}" if given else "")
-        rule = f"is {windows} windows of {tokens}, no multiple of {across}; "
-        found.append((subject, rule + nearest_multiples(run.data.tokens_per_update, step * tokens)))
-        return given or 1
-    share = windows // processes
+    """Windows at once: as typed, else a process's share in as few passes of even size as the device's budget of tokens allows."""
+    found += too_many_processes(run, processes)
+    if run.hardware.micro_batch is not None:
+        return run.hardware.micro_batch
+    share = -(-run.windows_per_update // processes)
     budget = CPU_MICRO_BATCH_TOKENS if device is Device.cpu else GPU_MICRO_BATCH_TOKENS
-    return given or max(size for size in range(1, share + 1) if share % size == 0 and (size == 1 or size * tokens <= budget))
+    limit = max(1, budget // run.data.max_seq_len)
+    passes = -(-share // limit)
+    return -(-share // passes)

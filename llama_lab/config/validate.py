@@ -33,7 +33,7 @@ def problems(run: RunConfig, unclear: Collection[str] = ()) -> list[Problem]:
             found += own
             broken.add(name)
     if "data" not in broken:
-        found += _windows(run) or ([] if "hardware" in broken else _batch(run))
+        found += _windows(run) or ([] if "hardware" in broken else too_many_processes(run, run.hardware.processes or 1))
     if not broken & {"data", "training_tokens"}:
         found += _budget(run)
         if run.updates and "schedule" not in broken:
@@ -67,23 +67,15 @@ def _windows(run: RunConfig) -> list[Problem]:
     return [(f"data.tokens_per_update={data.tokens_per_update}", rule)]
 
 
-def _batch(run: RunConfig) -> list[Problem]:
-    """Whether the windows of an update fall evenly to the processes and their micro-batches, as far as these are given."""
-    hardware, windows = run.hardware, run.windows_per_update
-    processes, micro_batch = hardware.processes or 1, hardware.micro_batch or 1
-    step = processes * micro_batch
-    if windows % step == 0:
+def too_many_processes(run: RunConfig, processes: int) -> list[Problem]:
+    """What is wrong if there is not a window of an update for each process. Otherwise any number will do: shares may be uneven."""
+    data, windows = run.data, run.windows_per_update
+    if processes <= windows:
         return []
-    given = " x ".join(
-        f"hardware.{name}={value}" for name, value in [("processes", processes), ("micro_batch", micro_batch)] if value > 1
-    )
-    rule = f"is {windows} windows of {run.data.max_seq_len}, no multiple of {given}; "
-    rule += nearest_multiples(run.data.tokens_per_update, step * run.data.max_seq_len)
-    if micro_batch > 1 and windows % processes == 0:
-        share = windows // processes
-        fitting = max(size for size in range(1, min(micro_batch, share) + 1) if share % size == 0)
-        rule += f"; or hardware.micro_batch={fitting}"
-    return [(f"data.tokens_per_update={run.data.tokens_per_update}", rule)]
+    has = "1 window" if windows == 1 else f"{windows} windows"
+    rule = f"is {has} of {data.max_seq_len}, too few for {processes} processes to have one each; "
+    rule += f"at least {processes * data.max_seq_len}, or hardware.processes={windows}"
+    return [(f"data.tokens_per_update={data.tokens_per_update}", rule)]
 
 
 def _budget(run: RunConfig) -> list[Problem]:

@@ -1,25 +1,62 @@
 """Batches of token windows: which window comes when, and the tensors that the model is given.
 
 Everything is a pure function of (seed, number of the window), so neither the number of processes nor the point where a run
-was resumed changes what is trained on.
+was resumed changes what is trained on. How a split is cut into windows is `windows`'s, how sources take turns `mixture`'s.
 """
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from llama_lab.config.errors import ConfigError
-from llama_lab.config.schema import Window
+from llama_lab.config.schema import RunConfig, Window
+from llama_lab.data.mixture import Mixture
+from llama_lab.data.prepare import PreparedData
 from llama_lab.data.shards import Split
+from llama_lab.data.windows import cut_windows
 
 IGNORE = -100
 """Target of a position that is not predicted."""
 # Four rounds make a Feistel network a good permutation of a large set; a small one needs more to mix.
 ROUNDS = 8
+# Windows whose places are computed at once: the cost of a few large numpy calls is shared by many small batches.
+BLOCK = 1024
+
+
+class Batch(NamedTuple):
+    """Windows as the model is given them, on the CPU.
+
+    Attributes:
+        tokens, targets: (windows, max_seq_len) int64. Where targets are `IGNORE`, padded tokens are 0.
+        documents: for packed windows the number of each token's document within its window, (windows, max_seq_len) int32, padding
+            being one more; None where attention is not cut.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    documents: Tensor | None
+
+
+class Located(NamedTuple):
+    """Where a window of the endless order comes from.
+
+    Attributes:
+        source: number of the source.
+        epoch: of the source, from 0.
+        place: of the window in the source, in the order of the text.
+        start, stop: tokens start to stop - 1 of the source are read, and start + 1 to stop predicted. In a contiguous window that
+            goes on at the beginning, `stop` is beyond the last prediction.
+    """
+
+    source: int
+    epoch: int
+    place: int
+    start: int
+    stop: int
 
 
 class TokenStream:
@@ -30,10 +67,13 @@ class TokenStream:
     The first epoch starts at the first token; each later one starts at an offset of its own, below a window's length, and goes on
     at the beginning when it reaches the end. So another tail is left out each time, and a text passed over several times is
     not always cut at the same places, which shows on held-out text. Document windows start with the EOS before a document,
-    or where the document's previous window ended, and are padded at its end: their targets there are `IGNORE`.
+    or where the document's previous window ended, and are padded at its end: their targets there are `IGNORE`. Packed windows
+    start likewise, go on with the next documents as long as they fit whole, and say which token belongs to which.
 
     Each epoch holds each window once. Unshuffled, as for validation, windows come in the order of the text, and the last
     contiguous window is kept and padded, so that each token behind the first is predicted exactly once.
+
+    Memory does not grow with the tokens. Document windows take 8 bytes a document, packed ones 8 bytes a window.
 
     Args:
         split: the tokens.
@@ -47,89 +87,199 @@ class TokenStream:
         text_bytes: UTF-8 bytes that the text behind these windows takes; also counts what a left-out tail stands for.
 
     Raises:
-        ConfigError: the split is shorter than one window.
+        ConfigError: the split is shorter than one window, or where its documents begin is needed and not known.
     """
 
     def __init__(
         self, split: Split, *, max_seq_len: int, window: Window, seed: int = 0, shuffle: bool = True, max_tokens: int | None = None
     ):
-        self._split, self._length, self._seed, self._shuffle = split, max_seq_len, seed, shuffle
+        self._split, self.max_seq_len, self._seed, self._shuffle = split, max_seq_len, seed, shuffle
         self._end = split.tokens if max_tokens is None else min(split.tokens, max_tokens + 1)
-        self.predicted_tokens = self._end - 1
+        self._cut = cut_windows(split, window, max_seq_len, end=self._end, keep_tail=not shuffle)
+        self.windows, self.predicted_tokens = self._cut.count, self._cut.predicted
         self.text_bytes = split.bytes_before(self._end)
-        self._windows_before: np.ndarray | None = None
-        if window is Window.document:
-            starts = np.minimum(split.document_starts, self._end - 1)
-            self._windows_before = np.cumsum(-(-np.diff(starts, prepend=starts[0]) // max_seq_len))
-            self.windows = int(self._windows_before[-1])
-        elif shuffle:
-            self.windows = self.predicted_tokens // max_seq_len
-            self.predicted_tokens = self.windows * max_seq_len
-        else:
-            self.windows = -(-self.predicted_tokens // max_seq_len)
-        if self.windows == 0:
-            rule = f"is more than the {split.tokens - 1:,} tokens there are to predict; give more text or a shorter window"
-            raise ConfigError([(f"data.max_seq_len={max_seq_len}", rule)], scope="the data")
+        self._block = (-1, np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64))
 
-    def batch(self, first: int, count: int) -> tuple[Tensor, Tensor]:
-        """Windows first to first + count - 1 of the endless order.
+    @property
+    def packs(self) -> bool:
+        """Whether a window may hold several documents that must not see each other."""
+        return self._cut.boundaries is not None
 
-        Returns:
-            tokens and targets, each (count, max_seq_len) int64 on the CPU. Where targets are `IGNORE`, padded tokens are 0.
-        """
-        tokens = np.zeros((count, self._length), dtype=np.int64)
-        targets = np.full((count, self._length), IGNORE, dtype=np.int64)
-        for row, (start, stop) in enumerate(zip(*self._spans(first, count), strict=True)):
+    def batch(self, first: int, count: int) -> Batch:
+        """Windows first to first + count - 1 of the endless order."""
+        batch = blank_batch(count, self.max_seq_len, packs=self.packs)
+        self.fill(batch, range(count), first)
+        return batch
+
+    def batches(self, count: int, *, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        """One epoch in batches of `count` windows, the last one smaller; of these every `world_size`th, from the `rank`th on."""
+        for first in range(rank * count, self.windows, world_size * count):
+            yield self.batch(first, min(count, self.windows - first))
+
+    def fill(self, batch: Batch, rows: Sequence[int], first: int) -> None:
+        """Write the windows from `first` on into rows of a blank batch."""
+        tokens, targets = batch.tokens.numpy(), batch.targets.numpy()
+        _, starts, stops = self._spans(first, len(rows))
+        last = self._end - 1
+        for row, start, stop in zip(rows, starts.tolist(), stops.tolist(), strict=True):
             filled = 0
             while start < stop:
-                end = min(stop, self._end - 1)
+                end = min(stop, last)
                 ids = self._split.read(start, end + 1)
                 tokens[row, filled : filled + end - start] = ids[:-1]
                 targets[row, filled : filled + end - start] = ids[1:]
                 filled += end - start
                 start, stop = 0, stop - end
-        return torch.from_numpy(tokens), torch.from_numpy(targets)
+        if batch.documents is not None:
+            self._number_documents(batch.documents.numpy(), rows, starts, stops)
 
-    def batches(self, count: int, *, rank: int = 0, world_size: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch in batches of `count` windows, the last one smaller; of these every `world_size`th, from the `rank`th on."""
-        for first in range(rank * count, self.windows, world_size * count):
-            yield self.batch(first, min(count, self.windows - first))
+    def predicted(self, first: int, count: int) -> int:
+        """Tokens that these windows predict; where they are padded their spans are looked at, but not their tokens."""
+        if self._cut.full:
+            return count * self.max_seq_len
+        _, starts, stops = self._spans(first, count)
+        return int((stops - starts).sum())
 
     def order(self, first: int, count: int) -> np.ndarray:
         """Place in the split, (count,) int64 in [0, windows), of windows first to first + count - 1 of the endless order."""
-        indices = np.arange(first, first + count, dtype=np.int64)
-        if not self._shuffle:
-            return indices % self.windows
-        places = np.empty(count, dtype=np.int64)
-        for epoch in range(first // self.windows, (first + count - 1) // self.windows + 1):
-            inside = indices // self.windows == epoch
-            places[inside] = permute(indices[inside] % self.windows, self.windows, f"{self._seed} {epoch}")
-        return places
+        return self._spans(first, count)[0]
 
-    def _spans(self, first: int, count: int) -> tuple[list[int], list[int]]:
-        """First input and last target of each window; a target beyond the split's end is meant from its start."""
-        places = self.order(first, count)
-        if self._windows_before is None:
-            starts = places * self._length
-            if not self._shuffle:
-                return starts.tolist(), np.minimum(starts + self._length, self._end - 1).tolist()
-            starts += self._offsets(np.arange(first, first + count, dtype=np.int64) // self.windows)
-            starts %= self._end - 1
-            return starts.tolist(), (starts + self._length).tolist()
-        # windows_before[d] windows lie before document d, so the last d with at most `place` of them holds the window.
-        documents = np.searchsorted(self._windows_before, places, side="right") - 1
-        table = self._split.document_starts
-        starts = table[documents] + (places - self._windows_before[documents]) * self._length
-        stops = np.minimum(np.minimum(starts + self._length, table[documents + 1]), self._end - 1)
-        return starts.tolist(), stops.tolist()
+    def located(self, first: int, count: int, source: int = 0) -> list[Located]:
+        """Where these windows come from."""
+        numbers = range(first, first + count)
+        spans = zip(numbers, *(values.tolist() for values in self._spans(first, count)), strict=True)
+        return [Located(source, number // self.windows, *span) for number, *span in spans]
 
-    def _offsets(self, epochs: np.ndarray) -> np.ndarray:
-        """Where each window's epoch starts, in [0, max_seq_len); 0 for the first."""
-        found = np.zeros(len(epochs), dtype=np.int64)
-        for epoch in range(max(1, int(epochs[0])), int(epochs[-1]) + 1):
-            digest = hashlib.blake2b(f"{self._seed} {epoch} offset".encode(), digest_size=8).digest()
-            found[epochs == epoch] = int.from_bytes(digest, "little") % self._length
-        return found
+    def _spans(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Place, first input and last target of each window; a target beyond the split's end is meant from its start."""
+        parts = []
+        for block in range(first // BLOCK, (first + count - 1) // BLOCK + 1):
+            if self._block[0] != block:
+                self._block = (block, *self._block_spans(block * BLOCK, BLOCK))
+            inside = slice(max(first - block * BLOCK, 0), first + count - block * BLOCK)
+            parts.append([values[inside] for values in self._block[1:]])
+        if len(parts) == 1:
+            places, starts, stops = parts[0]
+        else:
+            places, starts, stops = (np.concatenate(values) for values in zip(*parts, strict=True))
+        return places, starts, stops
+
+    def _block_spans(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        epochs, places = np.divmod(np.arange(first, first + count, dtype=np.int64), self.windows)
+        offsets = np.zeros(count, dtype=np.int64)
+        # A small set has many epochs in a block; each is one stretch of it.
+        edges = np.flatnonzero(np.diff(epochs, prepend=epochs[0] - 1))
+        for start, stop in zip(edges, [*edges[1:], count], strict=True) if self._shuffle else ():
+            epoch, inside = int(epochs[start]), slice(start, stop)
+            places[inside] = permute(places[inside], self.windows, f"{self._seed} {epoch}")
+            offsets[inside] = self._offset(epoch)
+        return places, *self._cut.spans(places, offsets)
+
+    def _offset(self, epoch: int) -> int:
+        """Where an epoch of contiguous windows starts, in [0, max_seq_len); 0 for the first."""
+        if epoch == 0:
+            return 0
+        digest = hashlib.blake2b(f"{self._seed} {epoch} offset".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") % self.max_seq_len
+
+    def _number_documents(self, documents: np.ndarray, rows: Sequence[int], starts: np.ndarray, stops: np.ndarray) -> None:
+        """Count the boundaries inside each window; its end is one, so that padding sees padding alone."""
+        boundaries = self._cut.boundaries
+        assert boundaries is not None
+        before = np.searchsorted(boundaries, starts, side="right")
+        after = np.searchsorted(boundaries, stops, side="right")
+        for row, start, stop, low, high in zip(rows, starts, stops, before, after, strict=True):
+            inside = np.append(boundaries[low:high], stop) - start
+            documents[row, inside[inside < self.max_seq_len]] = 1
+            np.cumsum(documents[row], out=documents[row])
+
+
+class MixedStream:
+    """The windows that a run is trained on, from one source or from several in turn.
+
+    Each source goes through its own windows in an order of its own, and `Mixture` says whose turn it is. A single source comes in
+    exactly the order of its `TokenStream`.
+
+    Args:
+        streams: of each source, all of the same length and kind of window.
+        weights: of each source; only their ratios count.
+    """
+
+    def __init__(self, streams: Sequence[TokenStream], weights: Sequence[float]):
+        self.streams, self.mixture = list(streams), Mixture(weights)
+
+    def batch(self, first: int, count: int) -> Batch:
+        """Windows first to first + count - 1 of the endless order."""
+        batch = blank_batch(count, self.streams[0].max_seq_len, packs=self.streams[0].packs)
+        for stream, (rows, number) in zip(self.streams, self.mixture.turns(first, count), strict=True):
+            if len(rows):
+                stream.fill(batch, rows.tolist(), number)
+        return batch
+
+    def predicted(self, first: int, count: int) -> int:
+        """Tokens that these windows predict."""
+        turns = zip(self.streams, self.mixture.turns(first, count), strict=True)
+        return sum(stream.predicted(number, len(rows)) for stream, (rows, number) in turns if len(rows))
+
+    def located(self, first: int, count: int) -> list[Located]:
+        """Where these windows come from."""
+        found: dict[int, Located] = {}
+        for source, (rows, number) in enumerate(self.mixture.turns(first, count)):
+            if len(rows):
+                found |= zip(rows.tolist(), self.streams[source].located(number, len(rows), source), strict=True)
+        return [found[row] for row in range(count)]
+
+    def epochs(self, count: int) -> list[float]:
+        """How often each source was passed over in the first `count` windows."""
+        return [given / stream.windows for given, stream in zip(self.mixture.given(count), self.streams, strict=True)]
+
+
+def training_stream(run: RunConfig, data: PreparedData) -> MixedStream:
+    """The windows of a run, in their order.
+
+    Raises:
+        ConfigError: a source is shorter than one window, or not cut into documents where the windows need it.
+    """
+    streams = [
+        TokenStream(source.train, max_seq_len=run.data.max_seq_len, window=run.data.window, seed=seed)
+        for source, seed in zip(data.sources, source_seeds(run.seed.data, len(data.sources)), strict=True)
+    ]
+    return MixedStream(streams, [source.weight for source in data.sources])
+
+
+def source_seeds(seed: int, sources: int) -> list[int]:
+    """A seed for the order of each source: the run's own for a single one, else one derived from it and the source's number."""
+    if sources == 1:
+        return [seed]
+    digests = [hashlib.blake2b(f"{seed} source {source}".encode(), digest_size=8).digest() for source in range(sources)]
+    return [int.from_bytes(digest, "little") for digest in digests]
+
+
+def blank_batch(count: int, length: int, *, packs: bool) -> Batch:
+    """Nothing but padding."""
+    tokens, targets = torch.zeros(count, length, dtype=torch.int64), torch.full((count, length), IGNORE, dtype=torch.int64)
+    return Batch(tokens, targets, torch.zeros(count, length, dtype=torch.int32) if packs else None)
+
+
+def batch_hash(batch: Batch, first: int, count: int) -> int:
+    """64 bits that say what was fed: the sum, modulo 2^64, of a hash of each window's number and content.
+
+    A sum does not depend on how windows are spread over processes and micro-batches: those of an update add up to the same.
+
+    Args:
+        first: number of the first window in the endless order.
+        count: windows that count; those behind them only fill the batch up.
+    """
+    length = batch.tokens.shape[1]
+    parts = [part.numpy() for part in batch if part is not None]
+    content = np.empty((count, len(parts) * length), dtype="<i4")
+    for number, part in enumerate(parts):
+        content[:, number * length : (number + 1) * length] = part[:count]
+    total = 0
+    for row in range(count):
+        digest = hashlib.blake2b(content[row], digest_size=8, salt=(first + row).to_bytes(16, "little"))
+        total += int.from_bytes(digest.digest(), "little")
+    return total % 2**64
 
 
 def permute(indices: np.ndarray, size: int, key: str) -> np.ndarray:

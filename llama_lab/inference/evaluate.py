@@ -1,7 +1,7 @@
 """Scoring held-out tokens: how many nats the model needs for them, and what that is per byte of text."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,7 @@ class Evaluation:
             can be compared between tokenizers; infinite if there is no text.
         tokens: how many were predicted.
         text_bytes: UTF-8 bytes of the text that they stand for.
+        sources: how well each source of a mixture is predicted, by name; empty if it is none.
     """
 
     loss_nats: float
@@ -30,6 +31,7 @@ class Evaluation:
     bits_per_byte: float
     tokens: int
     text_bytes: int
+    sources: dict[str, "Evaluation"] = field(default_factory=dict)
 
 
 def evaluate(model: Llama, stream: TokenStream, *, micro_batch: int, rank: int = 0, world_size: int = 1) -> Evaluation:
@@ -56,15 +58,25 @@ def evaluate(model: Llama, stream: TokenStream, *, micro_batch: int, rank: int =
     model.eval()
     try:
         with torch.no_grad():
-            for tokens, targets in stream.batches(micro_batch, rank=rank, world_size=world_size):
+            for tokens, targets, documents in stream.batches(micro_batch, rank=rank, world_size=world_size):
                 missing = (0, 0, 0, micro_batch - len(tokens))
                 tokens, targets = functional.pad(tokens, missing), functional.pad(targets, missing, value=IGNORE)
-                nats += model(tokens.to(device), targets.to(device))
+                more = {} if documents is None else {"documents": functional.pad(documents, missing).to(device)}
+                nats += model(tokens.to(device), targets.to(device), **more)
     finally:
         model.train(was_training)
     if world_size > 1:
         dist.all_reduce(nats)
     return _evaluation(nats.item(), stream.predicted_tokens, stream.text_bytes)
+
+
+def together(sources: dict[str, Evaluation]) -> Evaluation:
+    """The tokens of several texts as one. Bits per byte are infinite where the bytes of any of them are unknown."""
+    parts = list(sources.values())
+    nats = sum(part.loss_nats * part.tokens for part in parts)
+    known = all(part.text_bytes for part in parts)
+    whole = _evaluation(nats, sum(part.tokens for part in parts), sum(part.text_bytes for part in parts) if known else 0)
+    return replace(whole, sources=sources)
 
 
 def _evaluation(nats: float, tokens: int, text_bytes: int) -> Evaluation:

@@ -3,27 +3,32 @@
 import torch
 
 from llama_lab.config.schema import RunConfig, SampleConfig, Window
-from llama_lab.data.shards import Split
+from llama_lab.data.prepare import PreparedData
 from llama_lab.data.stream import TokenStream
 from llama_lab.data.tokenizer import Tokenizer
-from llama_lab.inference.evaluate import Evaluation, evaluate
+from llama_lab.inference.evaluate import Evaluation, evaluate, together
 from llama_lab.inference.generate import generate
 from llama_lab.model.llama import Llama
 from llama_lab.training.loop import Observers
 from llama_lab.training.worker import Worker
 
 
-def validate(model: Llama, split: Split, run: RunConfig, worker: Worker) -> Evaluation:
-    """Score the held-out tokens at the run's precision. All ranks take part and get the same result.
+def validate(model: Llama, data: PreparedData, run: RunConfig, worker: Worker) -> Evaluation:
+    """Score the held-out tokens of all sources at the run's precision. All ranks take part and get the same result.
 
     Validation windows are contiguous whatever training does, so that runs with either kind are measured alike.
     """
     assert run.eval is not None and run.hardware.micro_batch is not None
-    length = run.data.max_seq_len
-    stream = TokenStream(split, max_seq_len=length, window=Window.contiguous, shuffle=False, max_tokens=run.eval.max_tokens)
-    with worker.autocast(run.precision):
-        place = worker.place
-        return evaluate(model, stream, micro_batch=run.hardware.micro_batch, rank=place.rank, world_size=place.world_size)
+    length, limit, place = run.data.max_seq_len, run.eval.max_tokens, worker.place
+    found = {}
+    for source in data.sources:
+        if source.val is not None:
+            stream = TokenStream(source.val, max_seq_len=length, window=Window.contiguous, shuffle=False, max_tokens=limit)
+            with worker.autocast(run.precision):
+                found[source.name] = evaluate(
+                    model, stream, micro_batch=run.hardware.micro_batch, rank=place.rank, world_size=place.world_size
+                )
+    return together(found) if len(data.sources) > 1 else next(iter(found.values()))
 
 
 def sample(model: Llama, tokenizer: Tokenizer, node: SampleConfig, seed: int) -> list[str]:

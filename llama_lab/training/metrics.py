@@ -38,19 +38,47 @@ class Metrics:
         self._total_tokens, self._start_tokens = total_tokens, start_tokens
         self._vocab_size = vocab_size
         self._previous_line = time.perf_counter()
+        self._fed: list[dict[str, Any]] = []
+
+    def fed(self, update: int, fingerprint: int) -> None:
+        """Note the 64 bits that say what an update was fed; `flush` writes them."""
+        self._fed.append({"update": update, "hash": f"{fingerprint:016x}"})
+
+    def flush(self) -> None:
+        """Write what was noted into batches.jsonl. Called before a state is saved, so that the file never ends before it."""
+        self._append("batches.jsonl", *self._fed)
+        self._fed.clear()
 
     def train(
-        self, axes: dict[str, Any], *, loss: float, lr: float, grad_norm: float, tokens_per_second: float, peak_gib: float
+        self,
+        axes: dict[str, Any],
+        *,
+        loss: float,
+        lr: float,
+        grad_norm: float,
+        tokens_per_second: float,
+        data_wait: float,
+        peak_gib: float,
+        sources: dict[str, float],
     ) -> None:
-        """Record and print one training row. `loss` is in nats a token, the mean since the row before."""
+        """Record and print one training row.
+
+        Args:
+            loss: in nats a token, the mean since the row before.
+            data_wait: share of the time since the row before that was spent waiting for data.
+            sources: what each source of a mixture has given so far, by metric key.
+        """
         row = {
             "train/loss": loss,
             "train/perplexity": perplexity(loss),
             "train/lr": lr,
             "train/grad_norm": grad_norm,
             "speed/tokens_per_second": tokens_per_second,
+            "speed/data_wait": data_wait,
             "memory/peak_gib": peak_gib,
+            **sources,
         }
+        self.flush()
         self._record(axes, row)
         now = time.perf_counter()
         tokens = axes["tokens"]
@@ -67,13 +95,27 @@ class Metrics:
             )
         self._previous_line = now
 
-    def validation(self, axes: dict[str, Any], *, loss: float, bits_per_byte: float) -> None:
-        """Record and print one validation. `loss` is in nats a token; bits per byte are infinite where no bytes are known."""
+    def validation(
+        self, axes: dict[str, Any], *, loss: float, bits_per_byte: float, sources: dict[str, tuple[float, float]]
+    ) -> None:
+        """Record and print one validation.
+
+        Args:
+            loss: in nats a token.
+            bits_per_byte: infinite where no bytes are known.
+            sources: the same two of each source of a mixture, by its name.
+        """
         row = {"val/loss": loss, "val/perplexity": perplexity(loss)}
         said = f"Validation after {axes['update']} updates: loss {loss:.4f}, perplexity {row['val/perplexity']:.2f}"
         if math.isfinite(bits_per_byte):
             row["val/bits_per_byte"] = bits_per_byte
             said += f", {bits_per_byte:.4f} bits per byte"
+        for name, (own_loss, own_bits) in sources.items():
+            row[f"val/{name}/loss"] = own_loss
+            said += f"; {name} {own_loss:.4f}"
+            if math.isfinite(own_bits):
+                row[f"val/{name}/bits_per_byte"] = own_bits
+                said += f" ({own_bits:.4f} bits per byte)"
         best = self._folder.summary().get("best/val/loss", math.inf)
         self._record(axes, row)
         if loss < best:
@@ -95,9 +137,9 @@ class Metrics:
         self._folder.write_summary(**axes, **finite)
         self._tracker.log(axes | row)
 
-    def _append(self, name: str, row: dict[str, Any]) -> None:
+    def _append(self, name: str, *rows: dict[str, Any]) -> None:
         with (self._folder.path / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def cut_back(folder: Path, update: int) -> None:
@@ -106,7 +148,7 @@ def cut_back(folder: Path, update: int) -> None:
     Later rows go, a line that a kill left half-written too, and so do validation and samples of this very update: they follow
     the checkpoint and are made again.
     """
-    for name in ("metrics.jsonl", "samples.jsonl"):
+    for name in ("metrics.jsonl", "samples.jsonl", "batches.jsonl"):
         path = folder / name
         if not path.is_file():
             continue
@@ -153,7 +195,7 @@ def _belongs(line: bytes, update: int) -> bool:
         row = json.loads(line)
     except ValueError:  # torn by a power cut
         return False
-    return row["update"] < update or (row["update"] == update and "train/loss" in row)
+    return row["update"] < update or (row["update"] == update and bool({"train/loss", "hash"} & row.keys()))
 
 
 def _one_line(text: str) -> str:

@@ -66,6 +66,16 @@ class Worker:
         dist.all_reduce(vote, dist.ReduceOp.MAX)
         return bool(vote.item())
 
+    def settle(self, flag: bool, number: int) -> tuple[bool, int]:
+        """Whether any process says so, and the sum of a number from each modulo 2^64: one message between hosts an update."""
+        if not self.is_grouped:
+            return flag, number % 2**64
+        # In halves, whose sums stay far inside the 64 bits of a message.
+        message = torch.tensor([int(flag), number % 2**32, number % 2**64 >> 32])
+        dist.all_reduce(message)
+        asked, low, high = message.tolist()
+        return asked > 0, (low + (high << 32)) % 2**64
+
     def agree_on(self, number: int) -> bool:
         """Whether every process has the same number."""
         if not self.is_grouped:

@@ -29,14 +29,10 @@ ONE_LINE = {
         ["data.max_seq_len=2048", "data.tokens_per_update=500000", "training_tokens=1000000000"],
         "data.tokens_per_update=500000 is not a multiple of data.max_seq_len=2048; nearest: 499712 or 501760",
     ),
-    "micro_batch": (
-        ["data.tokens_per_update=8192", "hardware.micro_batch=3"],
-        "data.tokens_per_update=8192 is 32 windows of 256, no multiple of hardware.micro_batch=3; nearest: 7680 or 8448; "
-        "or hardware.micro_batch=2",
-    ),
     "processes": (
-        ["data.tokens_per_update=8192", "hardware.processes=3"],
-        "data.tokens_per_update=8192 is 32 windows of 256, no multiple of hardware.processes=3; nearest: 7680 or 8448",
+        ["data.tokens_per_update=8192", "hardware.processes=33"],
+        "data.tokens_per_update=8192 is 32 windows of 256, too few for 33 processes to have one each; at least 8448, "
+        "or hardware.processes=32",
     ),
     "warm-up": (
         ["training_tokens=409600", "schedule.warmup_updates=2000"],

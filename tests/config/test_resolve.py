@@ -54,11 +54,13 @@ def test_the_run_that_was_given_stays_as_it_is() -> None:
         (["data.max_seq_len=256", "data.tokens_per_update=1536"], 6),
         (["data.max_seq_len=64", "data.tokens_per_update=768"], 12),
         (["data.max_seq_len=8192", "data.tokens_per_update=24576"], 1),
-        (["data.max_seq_len=1024", "data.tokens_per_update=7168"], 1),
+        (["data.max_seq_len=1024", "data.tokens_per_update=7168"], 4),
+        (["data.max_seq_len=1024", "data.tokens_per_update=10240"], 4),
+        (["data.max_seq_len=1024", "data.tokens_per_update=9216"], 3),
         (["hardware.micro_batch=2"], 2),
     ],
 )
-def test_the_micro_batch_is_the_largest_divisor_that_fits(words: list[str], micro_batch: int) -> None:
+def test_the_micro_batch_makes_the_fewest_even_passes_that_fit(words: list[str], micro_batch: int) -> None:
     assert on_cpu(*words).hardware.micro_batch == micro_batch
 
 
@@ -78,7 +80,9 @@ def test_torchrun_says_how_many_processes_there_are(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ConfigError, match="contradicts the 4 processes that were started; leave it out"):
         on_cpu("hardware.processes=2")
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(ConfigError, match="is 16 windows of 256, no multiple of 3 processes; nearest: 3840 or 4608"):
+    assert on_cpu().hardware.micro_batch == 6
+    monkeypatch.setenv("WORLD_SIZE", "17")
+    with pytest.raises(ConfigError, match="is 16 windows of 256, too few for 17 processes to have one each; at least 4352"):
         on_cpu()
 
 

@@ -90,7 +90,7 @@ def test_each_contiguous_window_comes_once_an_epoch(make, seed: int) -> None:
         whole = split.read(0, split.tokens).astype(np.int64)
         used = set()
         for epoch in range(4):
-            tokens, targets = stream.batch(epoch * stream.windows, stream.windows)
+            tokens, targets, _ = stream.batch(epoch * stream.windows, stream.windows)
             assert tokens.dtype == targets.dtype == torch.int64
             assert tokens.is_contiguous() and targets.is_contiguous()
             rows = sorted(zip(tokens.tolist(), targets.tolist(), strict=True))
@@ -125,7 +125,7 @@ def test_document_windows_predict_every_token_once_and_never_cross(make, seed: i
     for length in (1, 4, 16):
         stream = TokenStream(split, max_seq_len=length, window=Window.document, seed=seed, shuffle=shuffle)
         assert stream.windows == sum(-(-(document + 1) // length) for document in lengths)
-        tokens, targets = stream.batch(0, stream.windows)
+        tokens, targets, _ = stream.batch(0, stream.windows)
         assert int((targets != IGNORE).sum()) == stream.predicted_tokens == split.tokens - 1
         assert sorted(targets[targets != IGNORE].tolist()) == sorted(split.read(1, split.tokens).tolist())
         starts = set(split.read(0, split.tokens)[split.document_starts[:-1] + 1].tolist())
@@ -143,13 +143,13 @@ def test_validation_predicts_each_token_once_in_order(make, window: Window, max_
     split = make([50, 1, 30, 7])
     stream = TokenStream(split, max_seq_len=16, window=window, shuffle=False, max_tokens=max_tokens)
     predicted = min(split.tokens - 1, max_tokens or split.tokens)
-    targets = torch.cat([batch[1] for batch in stream.batches(4)]).flatten()
+    targets = torch.cat([batch.targets for batch in stream.batches(4)]).flatten()
     assert targets[targets != IGNORE].tolist() == split.read(1, predicted + 1).tolist()
     assert stream.predicted_tokens == predicted
     # Three bytes a token, none for the end of a document.
     assert stream.text_bytes == 3 * int((split.read(1, predicted + 1) != EOS).sum())
     for world_size in (1, 2, 3, 5):
-        parts = [torch.cat([torch.empty(0, 16), *(batch[1] for batch in stream.batches(2, rank=rank, world_size=world_size))])
+        parts = [torch.cat([torch.empty(0, 16), *(batch.targets for batch in stream.batches(2, rank=rank, world_size=world_size))])
                  for rank in range(world_size)]  # fmt: skip
         shared = torch.cat(parts)
         assert sorted(shared[shared != IGNORE].tolist()) == sorted(targets[targets != IGNORE].tolist())
@@ -187,5 +187,5 @@ def test_a_set_of_fifty_billion_tokens_opens_at_once(tmp_path: Path) -> None:
     assert split is not None
     stream = TokenStream(split, max_seq_len=2048, window=Window.contiguous, seed=0)
     assert stream.windows == 24_414_062
-    assert stream.batch(10**9, 4)[0].shape == (4, 2048)
+    assert stream.batch(10**9, 4).tokens.shape == (4, 2048)
     assert len(split._maps._open) <= 4
