@@ -9,7 +9,7 @@ import contextlib
 import copy
 import functools
 import re
-from collections.abc import Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -64,12 +64,13 @@ class Request:
     sweep_params: dict[str, str]
 
 
-def compose(overrides: list[str], *, config_dir: Path | None = None) -> RunConfig:
+def compose(overrides: list[str], *, config_dir: Path | None = None, nodes: Collection[str] | None = None) -> RunConfig:
     """The run that these overrides describe, checked as far as it can be without looking at the machine.
 
     Args:
         overrides: `group=option`, `group.field=value`, `experiment=preset`, as on the command line.
         config_dir: a folder with more options and presets.
+        nodes: the nodes that matter, where no run is to be started: only they are checked, each by itself. null: the whole run.
 
     Raises:
         ConfigError: everything wrong with the overrides and with the run that they make.
@@ -88,10 +89,12 @@ def compose(overrides: list[str], *, config_dir: Path | None = None) -> RunConfi
             found += set_value(config, choices, override)
         elif key not in any_shape():
             found.append((f"{key}={shown(override.value())}", unknown_field(key, any_shape(), {})))
-    found += missing_values(config, typed.unclear)
+    found += missing_values(config, typed.unclear if nodes is None else typed.unclear | (set(GROUPS) - set(nodes)))
     run = _build(config, Origin(choices=choices, label=label(choices, config_dir), base=base), found)
-    if run is not None:
+    if run is not None and nodes is None:
         found += problems_of(run, typed.unclear)
+    elif run is not None:
+        found += [problem for name in nodes or () if name not in typed.unclear for problem in getattr(run, name).problems(name)]
     if found or run is None:
         raise ConfigError(list(dict.fromkeys(found)))
     return run

@@ -8,9 +8,10 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import BpeConfig, FileTokenizerConfig, TokenizerConfig
@@ -41,7 +42,7 @@ def asked_for(config: TokenizerConfig) -> str:
 
 
 def build(folder: Path, source: Source, config: TokenizerConfig, key: str, say: Say) -> None:
-    """Everything that a prepared folder holds, its manifest last.
+    """Everything that a prepared folder holds, made from text; its manifest last.
 
     Args:
         folder: empty, or what a killed call with the same arguments left.
@@ -52,109 +53,48 @@ def build(folder: Path, source: Source, config: TokenizerConfig, key: str, say: 
     if not (folder / MANIFEST).exists():
         (folder / WORK).mkdir(exist_ok=True)
         corpus = source.corpus(say, folder / WORK)
-        tokenizer = _find_tokenizer(folder, corpus, config, say)
+        tokenizer = _find_tokenizer(folder, config, corpus, say)
         with FolderWriter(folder, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id) as writer:
-            _encode(corpus, tokenizer, writer, say)
-            described, counts, val_text = writer.close()
-        try:
-            source.check_unchanged()
-        except ConfigError:
-            discard(folder)
-            raise
-        val_bytes = described["splits"]["val"]["text_bytes"]
-        unigram = unigram_bits_per_byte(counts["train"], counts["val"], val_bytes)
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            "token_dtype": token_dtype(tokenizer.vocab_size).name,
-            "tokenizer": {
-                "hash": tokenizer.hash,
-                "vocab_size": tokenizer.vocab_size,
-                "eos_id": tokenizer.eos_id,
-                "special_ids": tokenizer.special_ids,
-            },
-            **described,
-            "baselines": {**compression_bits_per_byte(val_text), "unigram_bits_per_byte": unigram},
-            "source": {"data": source.name, "tokenizer": asked_for(config), "key": key, "counts": corpus.counts},
-        }
-        write_manifest(folder, manifest)
+            _write(corpus, tokenizer, writer, say)
+            origin = {"data": source.name, "tokenizer": asked_for(config), "key": key, "counts": corpus.counts}
+            finish(folder, writer, tokenizer, origin, source.check_unchanged)
     forget_progress(folder)
     shutil.rmtree(folder / WORK, ignore_errors=True)
 
 
-def _find_tokenizer(folder: Path, corpus: Corpus, config: TokenizerConfig, say: Say) -> Tokenizer:
-    """The tokenizer that lies in the folder, or else a new one."""
-    path = folder / TOKENIZER
-    if path.exists():
-        return load_tokenizer(path)
-    start = time.perf_counter()
-    tokenizer = build_tokenizer(config, lambda: (document.text for document in corpus.side(Side.train)))
-    if isinstance(config, BpeConfig):
-        say(f"Trained a tokenizer of {tokenizer.vocab_size:,} entries in {time.perf_counter() - start:.1f} s")
-    draft = folder / f".{TOKENIZER}"
-    tokenizer.save(draft)
-    with draft.open("rb") as file:
-        os.fsync(file.fileno())
-    draft.replace(path)
-    return tokenizer
-
-
-def _encode(corpus: Corpus, tokenizer: Tokenizer, writer: FolderWriter, say: Say) -> None:
-    """Encode and write every document that is not written yet."""
-    waiting: deque[tuple[Side, Document, int]] = deque()
-
-    def texts(first: int) -> Iterator[str]:
-        for side, document in corpus.documents(first):
-            waiting.append((side, document, len(document.text.encode())))
-            yield document.text
-
-    if writer.documents:
-        done, total = writer.text_bytes / 1e6, corpus.text_bytes / 1e6
-        say(f"Going on where an earlier command stopped: {done:,.0f} of {total:,.0f} MB are encoded")
-    clock = _Clock(corpus.text_bytes, writer.text_bytes)
-    saved = said = time.perf_counter()
-    with closing(tokenizer.encode_stream(texts(writer.documents))) as encoded:
-        for ids in encoded:
-            side, document, size = waiting.popleft()
-            writer.add(side, document, ids, size)
-            now = time.perf_counter()
-            if now - saved > SAVE_SECONDS:
-                writer.save()
-                saved = now
-            if now - said > SAY_SECONDS:
-                say(clock.words(writer.text_bytes))
-                said = now
-    say(clock.result(writer))
-
-
-class _Clock:
-    """How fast encoding goes, in words.
+def finish(
+    folder: Path, writer: FolderWriter, tokenizer: Tokenizer, origin: dict[str, Any], check_unchanged: Callable[[], None]
+) -> None:
+    """Close the files, compute the baselines and write the manifest. Without validation documents there is no such split.
 
     Args:
-        total: UTF-8 bytes of all text.
-        before: those that were encoded by an earlier process.
+        origin: what the tokens come from.
+        check_unchanged: raises ConfigError if that is not what it was when it was read.
     """
-
-    def __init__(self, total: int, before: int):
-        self._total, self._before, self._start = total, before, time.perf_counter()
-
-    def words(self, done: int) -> str:
-        """Where it stands, and how long it will take."""
-        speed = self._speed(done)
-        left = duration((self._total - done) / speed) if done < self._total else "little"
-        share = f"{done / 1e6:,.0f} of {self._total / 1e6:,.0f} MB ({100 * done / max(1, self._total):.0f} %)"
-        return f"Encoded {share} at {speed / 1e6:.1f} MB/s, {left} left"
-
-    def result(self, writer: FolderWriter) -> str:
-        """What came out."""
-        seconds = time.perf_counter() - self._start
-        train, val = writer.tokens[Side.train], writer.tokens[Side.val]
-        ratio = writer.text_bytes / (train + val)
-        speed = f" ({self._speed(writer.text_bytes) / 1e6:.1f} MB/s)" if writer.text_bytes > self._before else ""
-        return f"Encoded {train:,} training and {val:,} validation tokens of {ratio:.2f} bytes in {seconds:.1f} s{speed}"
-
-    def _speed(self, done: int) -> float:
-        """Bytes a second of this process."""
-        return max(1.0, (done - self._before) / max(1e-9, time.perf_counter() - self._start))
+    described, counts, val_text = writer.close()
+    try:
+        check_unchanged()
+    except ConfigError:
+        discard(folder)
+        raise
+    baselines, val = {}, described["splits"]["val"]
+    if val["documents"]:
+        baselines = compression_bits_per_byte(val_text)
+        baselines["unigram_bits_per_byte"] = unigram_bits_per_byte(counts["train"], counts["val"], val["text_bytes"])
+    else:
+        for file in folder.glob("val-*.bin"):
+            file.unlink()
+        del described["splits"]["val"]
+    entries = {"hash": tokenizer.hash, "vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id}
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "token_dtype": token_dtype(tokenizer.vocab_size).name,
+        "tokenizer": {**entries, "special_ids": tokenizer.special_ids},
+        **described,
+        "baselines": baselines,
+        "source": origin,
+    }
+    write_manifest(folder, manifest)
 
 
 def duration(seconds: float) -> str:
@@ -162,3 +102,80 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def _find_tokenizer(folder: Path, config: TokenizerConfig, corpus: Corpus, say: Say) -> Tokenizer:
+    """The tokenizer that lies in the folder, or else a new one."""
+    if (folder / TOKENIZER).exists():
+        return load_tokenizer(folder / TOKENIZER)
+    start = time.perf_counter()
+    tokenizer = build_tokenizer(config, lambda: (document.text for document in corpus.side(Side.train)))
+    if isinstance(config, BpeConfig):
+        say(f"Trained a tokenizer of {tokenizer.vocab_size:,} entries in {time.perf_counter() - start:.1f} s")
+    draft = folder / f".{TOKENIZER}"
+    tokenizer.save(draft)
+    with draft.open("r+b") as file:
+        os.fsync(file.fileno())
+    draft.replace(folder / TOKENIZER)
+    return tokenizer
+
+
+def _write(corpus: Corpus, tokenizer: Tokenizer, writer: FolderWriter, say: Say) -> None:
+    """Encode and write every document that is not written yet, and note every few seconds how far that is."""
+    waiting: deque[tuple[Side, Document, int]] = deque()
+
+    def texts(first: int) -> Iterator[str]:
+        for side, document in corpus.documents(first):
+            waiting.append((side, document, len(document.text.encode())))
+            yield document.text
+
+    clock = _Clock(corpus.text_bytes, writer, say)
+    saved = time.perf_counter()
+    with closing(tokenizer.encode_stream(texts(writer.documents))) as encoded:
+        for ids in encoded:
+            side, document, size = waiting.popleft()
+            writer.add(side, document, ids, size)
+            if time.perf_counter() - saved > SAVE_SECONDS:
+                writer.save()
+                saved = time.perf_counter()
+            clock.tick()
+    clock.stop()
+
+
+class _Clock:
+    """Says how far encoding is, how fast it goes and how long it will take.
+
+    Args:
+        total: UTF-8 bytes of all text.
+    """
+
+    def __init__(self, total: int, writer: FolderWriter, say: Say):
+        self._total, self._writer, self._say = total, writer, say
+        self._start = self._said = time.perf_counter()
+        self._before = writer.text_bytes
+        if writer.documents:
+            done = f"{writer.text_bytes / 1e6:,.0f} of {total / 1e6:,.0f} MB"
+            say(f"Going on where an earlier command stopped: {done} are encoded")
+
+    def tick(self) -> None:
+        """Say something if it is time to."""
+        now = time.perf_counter()
+        if now - self._said < SAY_SECONDS:
+            return
+        self._said = now
+        done, speed = self._writer.text_bytes, self._speed(now)
+        share = f"{done / 1e6:,.0f} of {self._total / 1e6:,.0f} MB ({100 * done / max(1, self._total):.0f} %)"
+        left = duration(max(0.0, (self._total - done) / speed))
+        self._say(f"Encoded {share} at {speed / 1e6:.1f} MB/s, {left} left")
+
+    def stop(self) -> None:
+        """Say what came out."""
+        now, writer = time.perf_counter(), self._writer
+        train, val = writer.tokens[Side.train], writer.tokens[Side.val]
+        counts = f"{train:,} training and {val:,} validation tokens of {writer.text_bytes / (train + val):.2f} bytes"
+        speed = f" ({self._speed(now) / 1e6:.1f} MB/s)" if writer.text_bytes > self._before else ""
+        self._say(f"Encoded {counts} in {now - self._start:.1f} s{speed}")
+
+    def _speed(self, now: float) -> float:
+        """Bytes of text a second, of this process alone."""
+        return max(1.0, (self._writer.text_bytes - self._before) / max(1e-9, now - self._start))

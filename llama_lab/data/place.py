@@ -4,7 +4,6 @@ A draft has one name, so that a killed command finds it and goes on. It becomes 
 folder's name is complete.
 """
 
-import errno
 import json
 import shutil
 from collections.abc import Iterator
@@ -24,7 +23,10 @@ if TYPE_CHECKING:
 
 KEY = "key"
 WORK = "work"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Stopped(KeyboardInterrupt):
+    """Interrupted, with what was done kept for the next command."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +50,21 @@ class Place:
     @classmethod
     def in_cache(cls, name: str) -> "Place":
         """The cache entry of that name."""
-        otherwise = "set LLAMA_LAB_CACHE to a folder with room that you may write to"
         root = cache.prepared_root()
-        return cls(root / name, root / f"{name}.lock", f"The cache {cache.cache_root()}", otherwise, True)
+        return cls(root / name, root / f"{name}.lock", f"The cache {cache.cache_root()}", cache.ELSEWHERE, True)
 
     @classmethod
     def at(cls, folder: Path, typed: str) -> "Place":
         """A folder of the user's own."""
         return cls(folder, folder.with_name(f".{folder.name}.lock"), typed, "name another folder", False)
+
+    def check(self) -> None:
+        """Raise ConfigError if something is there that was not prepared: known before any text is read."""
+        if self.is_entry or not self.folder.exists() or (self.folder / MANIFEST).exists():
+            return
+        if not self.folder.is_dir() or any(self.folder.iterdir()):
+            what = "holds files of something else" if self.folder.is_dir() else "is a file"
+            raise ConfigError([(self.subject, f"{what}; name a folder that does not exist yet")], scope="the data")
 
     def is_made(self, key: str) -> bool:
         """Whether the folder is complete.
@@ -63,15 +72,13 @@ class Place:
         Raises:
             ConfigError: something else is there.
         """
-        if (self.folder / MANIFEST).exists():
-            if not self.is_entry and _key(self.folder) != key:
-                rule = "holds a set that was prepared from other text or in another way; name another folder, or remove it"
-                raise ConfigError([(self.subject, rule)], scope="the data")
-            return True
-        if not self.is_entry and self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            what = "holds files of something else" if self.folder.is_dir() else "is a file"
-            raise ConfigError([(self.subject, f"{what}; name a folder that does not exist yet")], scope="the data")
-        return False
+        self.check()
+        if not (self.folder / MANIFEST).exists():
+            return False
+        if not self.is_entry and _key(self.folder) != key:
+            rule = "holds a set that was prepared from other text or in another way; name another folder, or remove it"
+            raise ConfigError([(self.subject, rule)], scope="the data")
+        return True
 
     @property
     def draft(self) -> Path:
@@ -91,8 +98,9 @@ def making(place: Place, key: str, say: Say) -> Iterator[Path | None]:
 
     Raises:
         ConfigError: the disk is full, or the place cannot be written.
+        Stopped: Ctrl-C, with the draft kept.
     """
-    with _writing(place):
+    with cache.writing(place.subject, place.otherwise):
         place.folder.parent.mkdir(parents=True, exist_ok=True)
         lock = cache.lock_file(place.lock)
         _acquire(lock, place, say)
@@ -100,7 +108,7 @@ def making(place: Place, key: str, say: Say) -> Iterator[Path | None]:
         if place.is_made(key):
             yield None
             return
-        with _writing(place):
+        with cache.writing(place.subject, place.otherwise):
             _begin(place, key)
             try:
                 yield place.draft
@@ -109,6 +117,7 @@ def making(place: Place, key: str, say: Say) -> Iterator[Path | None]:
                 _tidy(place.draft)
                 if isinstance(error, KeyboardInterrupt) and place.draft.exists():
                     say(f"Interrupted; what is done is kept in {place.draft}, and the same command goes on from there")
+                    raise Stopped from error
                 raise
     finally:
         if not place.is_entry and (place.folder / MANIFEST).exists():
@@ -120,19 +129,6 @@ def making(place: Place, key: str, say: Say) -> Iterator[Path | None]:
 def discard(draft: Path) -> None:
     """Say that nobody can go on from a draft, so that it is removed when the error that follows has been raised."""
     (draft / KEY).unlink(missing_ok=True)
-
-
-@contextmanager
-def _writing(place: Place) -> Iterator[None]:
-    """Turn a place that cannot be written, or a full disk, into a ConfigError."""
-    try:
-        yield
-    except BrokenPipeError:  # of what is said, not of what is written
-        raise
-    except OSError as error:
-        again = "make room and type the same command again, which goes on from there, or " if error.errno in FULL else ""
-        rule = f"cannot be written: {error.strerror or error}; {again}{place.otherwise}"
-        raise ConfigError([(place.subject, rule)], scope="the data") from error
 
 
 def _acquire(lock: "filelock.BaseFileLock", place: Place, say: Say) -> None:
