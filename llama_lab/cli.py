@@ -43,6 +43,37 @@ What `llama-lab train` would do with the same words, without starting it: size, 
 on the way, so that tokens and epochs are counted, not guessed."""
 
 
+PREPARE_HELP = """\
+usage: llama-lab prepare [overrides...] [--out DIR] [--config-dir DIR]
+
+Text becomes tokens in files that runs read: once, on all cores, with little memory. Stopped or killed, the same command goes on
+where it was and ends with the same bytes. Of the config only data and tokenizer count.
+
+  --out DIR         make this folder; copy it wherever you train. Without it, tokens go to the cache, where train finds them
+  --config-dir DIR  further options and presets
+
+Examples:
+  llama-lab prepare data=text data.path=books/ --out shards/books                    .txt, .md, .jsonl(.gz/.xz/.zst), .parquet
+  llama-lab prepare data=text data.path='web/*.jsonl.gz' tokenizer.vocab_size=32768  a vocabulary learned from the text
+  llama-lab prepare data=text data.path=a.jsonl tokenizer=file tokenizer.path=tokenizer.json
+  llama-lab prepare data=text data.path=a.jsonl data.ascii_only=true data.length=medium data.on_error=skip
+  cat book.txt | llama-lab prepare data=text data.path=- --out shards/book
+  llama-lab prepare data=shards data.path=old_npy_folder --out shards/new            tokens that others wrote
+  llama-lab train data=shards data.path=shards/books tokenizer=file tokenizer.path=shards/books/tokenizer.json"""
+
+
+DATA_HELP = """\
+usage: llama-lab data inspect PATH [--verify] [--samples N] [--plot FILE] [--tokenizer FILE]
+       llama-lab data replay RUN --update N
+
+  inspect   what tokens are like: counts, lengths of documents, frequent tokens, decoded samples; --plot draws them, --verify
+            compares every file with its checksum. PATH is a prepared folder, an entry of `llama-lab cache`, a run's folder, or a
+            bare folder of .npy or .bin files
+  replay    which documents a run was fed in one update
+
+llama-lab data inspect --help and llama-lab data replay --help say more."""
+
+
 class UsageError(Exception):
     """A mistake in commands or flags; the text says what to type instead."""
 
@@ -55,6 +86,7 @@ class Arguments:
     multirun: bool = False
     show_config: bool = False
     config_dir: Path | None = None
+    out: Path | None = None
     help: bool = False
 
 
@@ -94,9 +126,9 @@ def main(argv: list[str] | None = None) -> int:
         return FAILED
     except Exception as error:
         from llama_lab.config.errors import ConfigError
-        from llama_lab.training.errors import Diverged
+        from llama_lab.training.errors import Diverged, SaveFailed
 
-        if not isinstance(error, ConfigError | Diverged):
+        if not isinstance(error, ConfigError | Diverged | SaveFailed):
             raise
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return CONFIG if isinstance(error, ConfigError) else FAILED
@@ -180,6 +212,35 @@ def _plan(words: list[str]) -> int:
     return DONE
 
 
+def _prepare(words: list[str]) -> int:
+    arguments = parse(words, "prepare")
+    if arguments.help:
+        print(f"{PREPARE_HELP}\n\n{EXIT_CODES}")
+        return DONE
+    from llama_lab.lab.prepare_command import prepare_and_show
+
+    finished = prepare_and_show(arguments.overrides, out=arguments.out, config_dir=arguments.config_dir)
+    return DONE if finished else PREEMPTED
+
+
+def _data(words: list[str]) -> int:
+    name, rest = (words[0], words[1:]) if words else ("--help", [])
+    if name in ("-h", "--help"):
+        print(DATA_HELP)
+        return DONE
+    if name == "inspect":
+        from llama_lab.lab.inspect import run_inspect_command
+
+        return run_inspect_command(rest)
+    if name == "replay":
+        from llama_lab.lab.replay import run_replay_command
+
+        return run_replay_command(rest)
+    close = difflib.get_close_matches(name, ["inspect", "replay"], n=1)
+    hint = f"did you mean {close[0]}?" if close else f"try: {shlex.join(['llama-lab', 'data', 'inspect', name, *rest])}"
+    raise UsageError(f"llama-lab data takes inspect or replay, not {name}; {hint}")
+
+
 def _cache(words: list[str]) -> int:
     from llama_lab.data.cache import run_cache_command
 
@@ -201,12 +262,16 @@ def _completion(words: list[str]) -> int:
 FLAGS = {
     "train": ["--multirun", "--cfg", "--config-dir", "--help"],
     "plan": ["--multirun", "--config-dir", "--help"],
+    "prepare": ["--out", "--config-dir", "--help"],
 }
+DATA_WORDS = ["inspect", "replay", "--verify", "--samples", "--plot", "--tokenizer", "--update", "--help"]
 SHORT = {"-m": "--multirun", "-h": "--help"}
 
 COMMANDS = {
     "train": Command("train a model, or with -m several", FLAGS["train"], _train),
     "plan": Command("say what a run would take, without starting it", FLAGS["plan"], _plan),
+    "prepare": Command("turn text into tokens to train on", FLAGS["prepare"], _prepare),
+    "data": Command("look into tokens, or at what a run was fed", DATA_WORDS, _data),
     "cache": Command("list or clean prepared data", ["list", "clean"], _cache),
     "completion": Command("print a completion script for bash, zsh or fish", ["bash", "zsh", "fish"], _completion),
 }
@@ -232,6 +297,11 @@ def parse(words: list[str], command: str) -> Arguments:
             if not Path(value).is_dir() or not value:
                 raise UsageError(f"--config-dir needs a folder with groups of options in it; {value!r} is none")
             arguments.config_dir = Path(value).absolute()
+        elif flag == "--out":
+            value = value or next(rest, "")
+            if not value or value.startswith("-") or "=" in value:
+                raise UsageError(f"--out needs the folder to make, such as --out shards/books; {value!r} is none")
+            arguments.out = Path(value).expanduser().absolute()
         elif equals:
             raise UsageError(f"{flag} takes no value; type it alone, without ={value}")
         elif flag == "--multirun":
@@ -254,7 +324,8 @@ def _unknown_command(name: str, rest: list[str]) -> str:
 def _unknown_flag(word: str, command: str) -> str:
     bare = word.lstrip("-")
     key = bare.partition("=")[0]
-    close = difflib.get_close_matches(word.partition("=")[0], [*FLAGS[command], *SHORT], n=1)
+    known = FLAGS[command] + [short for short, flag in SHORT.items() if flag in FLAGS[command]]
+    close = difflib.get_close_matches(word.partition("=")[0], known, n=1)
     if "=" in bare or "." in bare:
         hint = f"fields are set without dashes: {bare if '=' in bare else key + '=VALUE'}"
     elif close:

@@ -542,8 +542,8 @@ class HardwareConfig:
     processes: int | None = MISSING
     """Data-parallel processes, one a GPU on cuda. null: all visible GPUs on cuda, else 1. At least 1."""
     micro_batch: int | None = MISSING
-    """Windows that a process runs through the model at once. null: the largest divisor of a process's share that keeps to
-    4,096 tokens on a CPU and 16,384 elsewhere. At least 1."""
+    """Windows that a process runs through the model at once; the last of its share may be fewer. null: the share in the fewest
+    passes of even size that keep to 4,096 tokens on a CPU and 16,384 elsewhere. At least 1."""
     compile: Compile = MISSING
     """Whether the model goes through torch.compile."""
     deterministic: bool = MISSING
@@ -629,6 +629,12 @@ class CheckpointConfig:
     """Training tokens between two checkpoints. At least 1; null: only the last update."""
     keep: int = MISSING
     """Newest checkpoints that stay on disk. At least 1."""
+    keep_best: int | None = _later(None)
+    """Checkpoints that stay for their validation loss, the lowest first, beside the newest. Only updates that are both saved and
+    validated compete, so let `every_tokens` and `eval.every_updates` meet. At least 1; null: none."""
+    keep_every_tokens: int | None = _later(None)
+    """Training tokens between two checkpoints that stay for good; they are saved whatever `every_tokens` says. At least 1; null:
+    none."""
 
     def problems(self, at: str) -> list[Problem]:
         """What is wrong with this node alone; `at` is its key path."""
@@ -637,6 +643,12 @@ class CheckpointConfig:
             self,
             ("every_tokens", self.every_tokens is None or self.every_tokens >= 1, "is below 1; null is only the last update"),
             ("keep", self.keep >= 1, "is below 1; 1 keeps the newest"),
+            ("keep_best", self.keep_best is None or self.keep_best >= 1, "is below 1; null keeps none for its loss"),
+            (
+                "keep_every_tokens",
+                self.keep_every_tokens is None or self.keep_every_tokens >= 1,
+                "is below 1; null keeps none for good",
+            ),
         )
 
 

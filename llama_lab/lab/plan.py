@@ -1,22 +1,21 @@
 """What a run would take, said before it starts: size, compute, budget, and where its files would go. Torch-free."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from llama_lab.config.compose import compose
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import run_folder
 from llama_lab.config.resolve import resolve
-from llama_lab.config.schema import BpeConfig, BytesConfig, MuonConfig, RunConfig, TokenizerConfig
+from llama_lab.config.schema import BpeConfig, BytesConfig, RunConfig, TokenizerConfig
+from llama_lab.data.mixture import Exposure, exposures
 from llama_lab.data.prepare import PreparedData, prepare
 from llama_lab.data.tokenizer import BytesTokenizer
 from llama_lab.lab.sweep import expand
 from llama_lab.lab.table import print_table
 from llama_lab.model.count import flops_per_token, parameters
+from llama_lab.training.retention import Need, free_bytes, need, short_bytes
 from llama_lab.training.run_folder import RunFolder
-
-BYTES_PER_NUMBER = 4
-"""Weights and optimizer states are fp32 whatever `precision` says."""
 
 Rows = list[tuple[str, str]]
 
@@ -30,12 +29,14 @@ class Plan:
         folder: where it would be.
         data: what it would train on; null if that cannot be had yet.
         problem: why it cannot be had; null if it can.
+        exposures: what it would take from each source of the data.
     """
 
     run: RunConfig
     folder: Path
     data: PreparedData | None
     problem: ConfigError | None
+    exposures: list[Exposure] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
@@ -62,22 +63,9 @@ class Plan:
         )
 
     @property
-    def checkpoints(self) -> int:
-        """How many are written, the last one included."""
-        every = self.run.checkpoint.every_tokens
-        return 1 if every is None else min(self.run.updates, -(-self.tokens // every))
-
-    @property
-    def checkpoint_bytes(self) -> int | None:
-        """Weights and optimizer states on disk, to about a percent; null without a vocabulary."""
-        if self.vocab_size is None or self.parameters is None:
-            return None
-        numbers = 3 * self.parameters  # the weights and AdamW's two moments
-        if isinstance(self.run.optim, MuonConfig):
-            # Muon keeps one moment, for the matrices inside the blocks. Next to these and the embeddings, vectors do not count.
-            outside = self.vocab_size * self.run.model.dim * (1 if self.run.model.tie_embeddings else 2)
-            numbers = 2 * self.parameters + outside
-        return numbers * BYTES_PER_NUMBER
+    def checkpoints(self) -> Need | None:
+        """The disk that its checkpoints take; null without a vocabulary."""
+        return None if self.vocab_size is None else need(self.run, self.vocab_size)
 
     @property
     def status(self) -> str:
@@ -113,14 +101,16 @@ def rows(plan: Plan) -> Rows:
     """(what, how much) of one run."""
     run, hardware = plan.run, plan.run.hardware
     processes, micro_batch = hardware.processes or 1, hardware.micro_batch or 1
-    accumulated = run.windows_per_update // (processes * micro_batch)
+    share = -(-run.windows_per_update // processes)
+    passes = -(-share // micro_batch)
+    most = "" if processes * passes * micro_batch == run.windows_per_update else "at most "
     batch = f"{run.windows_per_update} of {run.data.max_seq_len} tokens: {processes} {'process' if processes == 1 else 'processes'}"
     return [
         *_size(plan),
         ("updates", _count(run.updates)),
         ("training tokens", _count(plan.tokens)),
         *_epochs(plan),
-        ("windows an update", f"{batch} x {accumulated} accumulated x {micro_batch} in a micro-batch"),
+        ("windows an update", f"{batch} x {passes} accumulated x {most}{min(micro_batch, share)} in a micro-batch"),
         ("device", f"{hardware.device.value}, {run.precision.value}"),
         *_disk(plan),
         ("run folder", f"{plan.folder} ({plan.status})"),
@@ -134,7 +124,8 @@ def _line(plan: Plan) -> list[str]:
 
 def _plan(run: RunConfig, folder: Path) -> Plan:
     try:
-        return Plan(run, folder, prepare(run.data, run.tokenizer, say=print), None)
+        data = prepare(run.data, run.tokenizer, say=print)
+        return Plan(run, folder, data, None, exposures(run, data))
     except ConfigError as error:
         return Plan(run, folder, None, error)
 
@@ -155,23 +146,19 @@ def _size(plan: Plan) -> Rows:
 def _epochs(plan: Plan) -> Rows:
     if plan.data is None:
         return []
-    held_out = f", {_count(plan.data.val.tokens)} to validate" if plan.data.val is not None else ""
-    return [
-        ("tokens in the data", f"{_count(plan.data.train.tokens)} to train{held_out}"),
-        ("epochs", f"{plan.tokens / plan.data.train.tokens:.2f}"),
-    ]
+    held_out = f", {_count(plan.data.val_tokens)} to validate" if plan.data.val_tokens else ""
+    rows = [("tokens in the data", f"{_count(plan.data.train_tokens)} to train{held_out}")]
+    if len(plan.exposures) == 1:
+        return [*rows, ("epochs", plan.exposures[0].said)]
+    return [*rows, *((one.name, f"{100 * one.share:.1f} % of the tokens, {one.said}") for one in plan.exposures)]
 
 
 def _disk(plan: Plan) -> Rows:
-    size = plan.checkpoint_bytes
-    if size is None:
+    needed = plan.checkpoints
+    if needed is None:
         return []
-    kept = min(plan.checkpoints, plan.run.checkpoint.keep)
-    # A new checkpoint is complete before the oldest one goes.
-    most = size * min(plan.checkpoints, kept + 1)
-    return [
-        ("checkpoints", f"{_count(plan.checkpoints)} written, {kept} kept, {_bytes(size)} each, {_bytes(most)} on disk at most")
-    ]
+    free = short_bytes(free_bytes(plan.folder))
+    return [("checkpoints", f"{_count(needed.written)} written, {needed.said()}; {free} free")]
 
 
 def _asked_vocabulary(tokenizer: TokenizerConfig) -> int | None:
@@ -190,11 +177,3 @@ def _count(number: int | None) -> str:
 
 def _power(number: float | None) -> str:
     return "" if number is None else f"{number:.3e}"
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.1f} GB"

@@ -5,10 +5,12 @@ import shlex
 import torch
 
 from llama_lab.config.schema import Compile, Device, RunConfig
+from llama_lab.data.mixture import exposures
 from llama_lab.data.prepare import PreparedData
 from llama_lab.model.count import flops_per_token, parameters
 from llama_lab.training.console import Console
 from llama_lab.training.metrics import short_count, short_time
+from llama_lab.training.retention import check_disk, need
 from llama_lab.training.run_folder import RunFolder, relative
 from llama_lab.training.tracker import Tracker
 
@@ -27,10 +29,13 @@ def say_hello(run: RunConfig, folder: RunFolder, data: PreparedData, console: Co
     console.say(f"Run folder: {relative(folder.path)}", style="bold")
     console.say(f"Model: {size:,} parameters, context {run.data.max_seq_len}, vocabulary {vocabulary}")
     console.say(
-        f"Budget: {run.updates:,} updates of {run.data.tokens_per_update:,} tokens = {short_count(tokens)} tokens, "
-        f"{tokens / max(data.train.tokens, 1):.2f} epochs of {short_count(data.train.tokens)}; {cost:.2e} FLOPs"
+        f"Budget: {run.updates:,} updates of {run.data.tokens_per_update:,} tokens = {short_count(tokens)} tokens; {cost:.2e} FLOPs"
     )
+    for source, exposure in zip(data.sources, exposures(run, data), strict=True):
+        gives = f"{source.name} gives {100 * exposure.share:.1f} %, " if len(data.sources) > 1 else ""
+        console.say(f"Data: {gives}{short_count(source.train.tokens)} tokens, {exposure.said}")
     console.say(f"Device: {processes} on {device}, {run.precision.value}, micro-batch {run.hardware.micro_batch}{compiled}")
+    console.say(check_disk(need(run, vocabulary), folder.checkpoints))
 
 
 def say_results(run: RunConfig, folder: RunFolder, data: PreparedData, status: str, tracker: Tracker, console: Console) -> None:

@@ -1,23 +1,39 @@
 """A run's state on disk: written whole or not at all, named by the tokens trained on.
 
-A checkpoint is a folder. Its `manifest.json`, with a checksum of every other file, is written last and moved into place
-with the folder, so a folder without one is no checkpoint, whatever it holds.
+A checkpoint is a folder:
+
+    model.safetensors   the weights by name
+    state.safetensors   the tensors of everything else that the next update depends on
+    config.yaml         the run's config, as in the run's folder
+    manifest.json       update, tokens, position in the data, versions, fingerprints, the plain part of the state, and a SHA-256 of
+                        every file and of itself
+
+Everything is written into a draft beside its place, the manifest last, waited for until it has reached the disk, and moved there in
+one step; so what is there is whole, and what is not whole is no checkpoint. Nothing in it is code: there is no pickle to load.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
+from llama_lab.config.errors import ConfigError
+from llama_lab.training.tensor_file import write_tensors
+
+FORMAT_VERSION = 2
+"""1 kept the state in a pickle, `state.pt`, and no checksum of the manifest; it is still read."""
+MANIFEST, MODEL, STATE = "manifest.json", "model.safetensors", "state.safetensors"
+TENSOR, ITEMS, TUPLE = "$tensor", "$items", "$tuple"
 
 
 class DamagedCheckpoint(RuntimeError):
@@ -41,26 +57,45 @@ class Checkpoint:
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
     """All complete checkpoints in `folder`, oldest first. A folder that does not exist holds none."""
     found = []
-    for manifest in folder.glob(f"tokens-*/{MANIFEST}"):
+    for path in folder.glob("tokens-*"):
         try:
-            content = json.loads(manifest.read_text(encoding="utf-8"))
-        except ValueError:  # torn by a power cut
+            manifest = read_manifest(path)
+        except DamagedCheckpoint:
             continue
-        found.append(Checkpoint(manifest.parent, content["update"], content["tokens"]))
+        found.append(Checkpoint(path, manifest["update"], manifest["tokens"]))
     return sorted(found, key=lambda checkpoint: checkpoint.update)
 
 
+def list_incomplete(folder: Path) -> list[DamagedCheckpoint]:
+    """What is wrong with each folder that is named like a checkpoint and has no manifest that can be read."""
+    found = []
+    for path in sorted(folder.glob("tokens-*")):
+        try:
+            read_manifest(path)
+        except DamagedCheckpoint as error:
+            found.append(error)
+    return found
+
+
 def save_checkpoint(
-    folder: Path, *, update: int, tokens: int, model: dict[str, Tensor], state: dict[str, Any], keep: int
+    folder: Path,
+    *,
+    update: int,
+    tokens: int,
+    model: dict[str, Tensor],
+    state: dict[str, Any],
+    facts: dict[str, Any] | None = None,
+    config: str = "",
 ) -> Checkpoint:
-    """Write one checkpoint, then remove all but the newest `keep`.
+    """Write one checkpoint.
 
     Args:
         folder: where the run's checkpoints lie.
         update, tokens: what training has done so far.
-        model: weights by name, of the bare module (no wrapper's prefix).
-        state: everything else that the next update depends on: tensors and plain types only.
-        keep: newest checkpoints that stay.
+        model: weights by name, of the bare module (no wrapper's prefix), on the CPU.
+        state: everything else that the next update depends on: tensors on the CPU and plain types, nested in any way.
+        facts: what a reader wants to know of its origin, as JSON has it.
+        config: the run's config.yaml.
 
     Raises:
         OSError: the disk is full or not writable; older checkpoints are untouched.
@@ -69,19 +104,22 @@ def save_checkpoint(
     draft = folder / f".draft-{target.name}"
     _remove(draft)
     draft.mkdir(parents=True)
-    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in model.items()}, draft / "model.safetensors")
-    torch.save(state, draft / "state.pt")
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(draft.iterdir())}
-    for name in files:
-        _sync(draft / name)
-    manifest = {"format_version": FORMAT_VERSION, "update": update, "tokens": tokens, "files": files}
-    (draft / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    _sync(draft / MANIFEST)
-    _remove(target)
-    os.replace(draft, target)
-    _sync(folder)
-    for old in list_checkpoints(folder)[:-keep]:
-        _remove(old.path)
+    try:
+        plain, tensors = _split(state)
+        files = {MODEL: write_tensors(draft / MODEL, model), STATE: write_tensors(draft / STATE, tensors)}
+        files["config.yaml"] = _write_text(draft / "config.yaml", config)
+        sizes = {name: {"bytes": (draft / name).stat().st_size, "sha256": sha256} for name, sha256 in files.items()}
+        manifest = {"format_version": FORMAT_VERSION, "update": update, "tokens": tokens, **(facts or {})}
+        manifest |= {"state": plain, "files": sizes}
+        _write_text(draft / MANIFEST, json.dumps(manifest | {"sha256": _own_sha256(manifest)}, indent=1) + "\n")
+        _sync(draft)
+        retire(target)
+        os.replace(draft, target)
+        _sync(folder)
+    except OSError:
+        # On a full disk half a checkpoint is in the way of everything else.
+        _remove(draft)
+        raise
     return Checkpoint(target, update, tokens)
 
 
@@ -89,18 +127,42 @@ def load_checkpoint(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str
     """Read a checkpoint back, on the CPU: (weights by name, state), as they were given to `save_checkpoint`.
 
     Raises:
-        DamagedCheckpoint: a file is missing, cut or altered, or the format is newer than this code.
+        DamagedCheckpoint: a file is missing, cut or altered.
+        ConfigError: the format is newer than this code.
     """
     verify_checkpoint(checkpoint)
-    model = load_file(checkpoint.path / "model.safetensors")
-    state = torch.load(checkpoint.path / "state.pt", map_location="cpu", weights_only=True)
-    return model, state
+    manifest = read_manifest(checkpoint.path)
+    model = _load_tensors(checkpoint.path / MODEL)
+    if manifest["format_version"] == 1:
+        return model, _load_pickle(checkpoint.path / "state.pt")
+    return model, _joined(manifest["state"], _load_tensors(checkpoint.path / STATE))
 
 
 def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The weights alone, by name, on the CPU. Raises `DamagedCheckpoint` like `load_checkpoint`."""
+    """The weights alone, by name, on the CPU. Raises like `load_checkpoint`."""
     verify_checkpoint(checkpoint)
-    return load_file(checkpoint.path / "model.safetensors")
+    return _load_tensors(checkpoint.path / MODEL)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What a checkpoint's folder says of itself.
+
+    Raises:
+        DamagedCheckpoint: there is no manifest, or it is not what was written.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        version, sha256 = manifest["format_version"], manifest.pop("sha256", None)
+        whole = version == 1 or sha256 == _own_sha256(manifest)
+        known = isinstance(manifest["update"], int) and isinstance(manifest["tokens"], int)
+    except FileNotFoundError:
+        raise DamagedCheckpoint(f"{path} is no complete checkpoint ({MANIFEST} is missing)") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        whole = known = False
+        manifest = {}
+    if not (whole and known):
+        raise DamagedCheckpoint(f"{path / MANIFEST} is not what was saved (its checksum differs)")
+    return manifest
 
 
 def verify_checkpoint(checkpoint: Checkpoint) -> None:
@@ -108,12 +170,12 @@ def verify_checkpoint(checkpoint: Checkpoint) -> None:
 
     Raises:
         DamagedCheckpoint: naming the first file that differs.
+        ConfigError: the format is newer than this code.
     """
-    manifest = json.loads((checkpoint.path / MANIFEST).read_text(encoding="utf-8"))
+    manifest = read_manifest(checkpoint.path)
     if manifest["format_version"] > FORMAT_VERSION:
-        raise DamagedCheckpoint(
-            f"{checkpoint.path} has format {manifest['format_version']}; this version reads up to {FORMAT_VERSION}"
-        )
+        rule = f"has format {manifest['format_version']}; this version of llama_lab reads up to {FORMAT_VERSION}: install the newer"
+        raise ConfigError([(str(checkpoint.path), rule)], scope="this checkpoint")
     for name, expected in manifest["files"].items():
         path = checkpoint.path / name
         if not path.is_file():
@@ -122,15 +184,115 @@ def verify_checkpoint(checkpoint: Checkpoint) -> None:
             raise DamagedCheckpoint(f"{path} is not what was saved (its checksum differs)")
 
 
+def retire(path: Path) -> None:
+    """Remove a checkpoint. It stops being one in a single step, so that half a removal is never taken for one."""
+    if path.exists():
+        aside = path.with_name(f".removed-{path.name}")
+        _remove(aside)
+        os.replace(path, aside)
+        _remove(aside)
+
+
+def set_aside(folder: Path, after: int) -> list[Path]:
+    """Rename what cannot be gone on from, `tokens-…` to `damaged-tokens-…`, so that it is not counted among those to keep.
+
+    Args:
+        folder: where the run's checkpoints lie. Only the holder of the run's lock may call it.
+        after: the update that the run goes on from; complete checkpoints up to it stay where they are.
+
+    Returns:
+        The new names.
+    """
+    whole = {checkpoint.path for checkpoint in list_checkpoints(folder) if checkpoint.update <= after}
+    moved = []
+    for path in sorted(set(folder.glob("tokens-*")) - whole):
+        aside = path.with_name(f"damaged-{path.name}")
+        _remove(aside)
+        os.replace(path, aside)
+        moved.append(aside)
+    return moved
+
+
 def remove_drafts(folder: Path) -> None:
-    """Remove what a killed save left behind. Only the holder of the run's lock may call it."""
-    for draft in folder.glob(".draft-*"):
-        _remove(draft)
+    """Remove what a killed save or removal left behind. Only the holder of the run's lock may call it."""
+    for pattern in (".draft-*", ".removed-*"):
+        for left in folder.glob(pattern):
+            _remove(left)
+
+
+def _split(state: dict[str, Any]) -> tuple[Any, dict[str, Tensor]]:
+    """The state as JSON has it, with a name in place of each tensor; and the tensors by these names."""
+    tensors: dict[str, Tensor] = {}
+
+    def plain(value: Any, at: str) -> Any:
+        match value:
+            case Tensor():
+                tensors[at] = value
+                return {TENSOR: at}
+            case dict() if all(isinstance(key, str) and not key.startswith("$") for key in value):
+                return {key: plain(item, f"{at}.{key}") for key, item in value.items()}
+            case dict():  # JSON would turn the numbers that optimizers use as keys into text
+                return {ITEMS: [[plain(key, f"{at}.key"), plain(item, f"{at}.{key}")] for key, item in value.items()]}
+            case tuple():
+                return {TUPLE: [plain(item, f"{at}.{number}") for number, item in enumerate(value)]}
+            case list():
+                return [plain(item, f"{at}.{number}") for number, item in enumerate(value)]
+            case None | bool() | int() | float() | str():
+                return value
+        raise TypeError(f"{at} is a {type(value).__name__}; a checkpoint takes tensors and plain types only")
+
+    return plain(state, "state"), tensors
+
+
+def _joined(plain: Any, tensors: dict[str, Tensor]) -> Any:
+    """What `_split` was given."""
+    if isinstance(plain, list):
+        return [_joined(item, tensors) for item in plain]
+    if not isinstance(plain, dict):
+        return plain
+    if TENSOR in plain:
+        return tensors[plain[TENSOR]]
+    if ITEMS in plain:
+        return {_joined(key, tensors): _joined(item, tensors) for key, item in plain[ITEMS]}
+    if TUPLE in plain:
+        return tuple(_joined(item, tensors) for item in plain[TUPLE])
+    return {key: _joined(item, tensors) for key, item in plain.items()}
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise DamagedCheckpoint(f"{path} is no safetensors file ({error})") from None
+
+
+def _load_pickle(path: Path) -> dict[str, Any]:
+    """Tensors and plain types of a pickle; one that holds anything else is refused before it runs."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise DamagedCheckpoint(f"{path} is no plain state ({str(error).splitlines()[0]})") from None
+
+
+def _write_text(path: Path, text: str) -> str:
+    """Write a small file through to the disk; returns its SHA-256."""
+    content = text.encode()
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashlib.sha256(content).hexdigest()
+
+
+def _own_sha256(manifest: dict[str, Any]) -> str:
+    """Of a manifest's content, however it is laid out."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder, its manifest first, so that half a removal is not taken for a checkpoint."""
-    (folder / MANIFEST).unlink(missing_ok=True)
+    """Remove a folder that is no checkpoint any more, or that may be half of one: its manifest goes first."""
+    with contextlib.suppress(OSError):
+        (folder / MANIFEST).unlink()
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -140,7 +302,7 @@ def _sha256(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file or folder has reached the disk. Windows cannot open folders; its rename is journalled."""
+    """Wait until a folder has reached the disk. Windows cannot open folders; its rename is journalled."""
     if os.name == "nt":
         return
     handle = os.open(path, os.O_RDONLY)

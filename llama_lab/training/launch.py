@@ -20,7 +20,8 @@ from llama_lab.config.identity import run_folder
 from llama_lab.config.resolve import resolve
 from llama_lab.config.schema import RunConfig, Window
 from llama_lab.data.prepare import PreparedData, prepare
-from llama_lab.training.run_folder import RunFolder, describe_origin, open_run, relative
+from llama_lab.training.retention import check_disk, need
+from llama_lab.training.run_folder import RunFolder, describe_origin, open_run, relative, shorter_run
 
 STOP_POLL_SECONDS = 0.2
 # A worker that does not end so long after another failed is stuck waiting for it.
@@ -73,6 +74,8 @@ def launch(
     done = RunFolder(run_folder(run, extra_slug))
     if done.finished and not run.fresh:
         return _already(done, _say)
+    if (shorter := shorter_run(run, done.path)) is not None:
+        _say(shorter)
     data = _prepare(run, _say)
     with open_run(run, run_folder(run, extra_slug), origin=_origin(run, data, command)) as folder:
         if folder.finished:
@@ -98,6 +101,7 @@ def _work(run: RunConfig, folder: RunFolder, data: PreparedData, worker: Any, lo
     """Train as one worker, and close what was opened, whatever happens."""
     from llama_lab.training.announce import say_hello, say_results
     from llama_lab.training.console import Console
+    from llama_lab.training.errors import SaveFailed
     from llama_lab.training.loop import train_run
     from llama_lab.training.plots import draw_plots
     from llama_lab.training.tracker import Tracker, start_tracker
@@ -111,8 +115,11 @@ def _work(run: RunConfig, folder: RunFolder, data: PreparedData, worker: Any, lo
                 tracker = start_tracker(run, folder, console.say)
             status = train_run(run, folder, data, worker, load_observers(), stop, console, tracker)
             exit_code = 0 if status == "finished" else 75
-        except BaseException:
+        except BaseException as error:
             console.note(traceback.format_exc())
+            if worker.is_main and isinstance(error, SaveFailed):
+                # A stop was asked for, perhaps; a parent that only sees a worker end would take it for a whole one.
+                folder.write_summary(status="failed")
             raise
         finally:
             tracker.finish(exit_code)
@@ -149,7 +156,7 @@ def _spawn(run: RunConfig, folder: RunFolder, data: PreparedData, load_observers
                     asked.set()
         except (mp.ProcessExitedException, mp.ProcessRaisedException):
             # A signal to the whole group can end a worker that is still starting; nothing is lost then.
-            if not stop.requested():
+            if not stop.requested() or folder.summary()["status"] == "failed":
                 raise
         finally:
             for process in workers.processes:
@@ -189,13 +196,16 @@ def _prepare(run: RunConfig, say: Callable[[str], None]) -> PreparedData:
     """The run's data, if it is enough for one window, and holds validation tokens where the run validates."""
     data = prepare(run.data, run.tokenizer, say)
     problems = []
-    if run.data.window is Window.contiguous and data.train.tokens <= run.data.max_seq_len:
-        rule = f"is more than the {data.train.tokens - 1:,} tokens there are to predict; give more text or a shorter window"
-        problems.append((f"data.max_seq_len={run.data.max_seq_len}", rule))
-    if run.eval is not None and data.val is None:
+    for source in data.sources:
+        if run.data.window is Window.contiguous and source.train.tokens <= run.data.max_seq_len:
+            where = f" in {source.name}" if len(data.sources) > 1 else ""
+            rule = f"is more than the {source.train.tokens - 1:,} tokens there are to predict{where}; "
+            problems.append((f"data.max_seq_len={run.data.max_seq_len}", rule + "give more text or a shorter window"))
+    if run.eval is not None and not data.val_tokens:
         problems.append(("eval", "has nothing to validate on: the data holds no validation tokens; eval=null trains without"))
     if problems:
         raise ConfigError(problems)
+    check_disk(need(run, data.tokenizer.vocab_size), run_folder(run) / "checkpoints")
     return data
 
 

@@ -19,22 +19,25 @@ from torch.nn.parallel import DistributedDataParallel
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import Compile, EvalConfig, RunConfig, SampleConfig
 from llama_lab.data.prepare import PreparedData
-from llama_lab.data.shards import Split
-from llama_lab.data.stream import TokenStream
+from llama_lab.data.stream import MixedStream, training_stream
 from llama_lab.data.tokenizer import Tokenizer
 from llama_lab.model.llama import Llama
 from llama_lab.training.checkpoint import (
     DamagedCheckpoint,
     list_checkpoints,
+    list_incomplete,
     load_checkpoint,
     remove_drafts,
-    save_checkpoint,
+    set_aside,
 )
 from llama_lab.training.console import Console
-from llama_lab.training.errors import Diverged
+from llama_lab.training.errors import Diverged, SaveFailed
+from llama_lab.training.feed import Feed
 from llama_lab.training.metrics import Metrics, cut_back
 from llama_lab.training.optim import Optimizers, build_optimizer
+from llama_lab.training.retention import checkpoint_due
 from llama_lab.training.run_folder import RunFolder
+from llama_lab.training.saver import Saver
 from llama_lab.training.schedule import lr_factor
 from llama_lab.training.stop import Stop
 from llama_lab.training.tracker import Tracker
@@ -47,11 +50,12 @@ class Observers:
     """What the loop calls to look at the model, handed in by a package above this one.
 
     Attributes:
-        evaluate: (model, split, run, worker) -> an object with `loss_nats` and `bits_per_byte` (None if bytes are unknown).
+        evaluate: (model, data, run, worker) -> an object with `loss_nats`, `bits_per_byte` (infinite if bytes are unknown) and
+            `sources`, such an object by name for each source of a mixture.
         sample: (model, tokenizer, node, seed) -> a continuation for each prompt of the node.
     """
 
-    evaluate: Callable[[Llama, Split, RunConfig, Worker], Any]
+    evaluate: Callable[[Llama, PreparedData, RunConfig, Worker], Any]
     sample: Callable[[Llama, Tokenizer, SampleConfig, int], list[str]]
 
 
@@ -98,7 +102,7 @@ def train_run(
     model.initialise(torch.Generator().manual_seed(run.seed.init))
     model.to(worker.device)
     optimizer = build_optimizer(model, run.optim, worker.device.type, run.precision)
-    stream = TokenStream(data.train, max_seq_len=run.data.max_seq_len, window=run.data.window, seed=run.seed.data)
+    stream = training_stream(run, data)
     state = resume(run, folder, model, optimizer, worker, console)
     wrapped = wrap(model, run, worker)
     metrics = None
@@ -114,37 +118,49 @@ def train_run(
         )
     clock = Clock(state.seconds, worker)
 
-    if state.update:
-        observe(run, model, data, observers, worker, metrics, clock, state.update)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    max_norm = math.inf if run.optim.max_grad_norm is None else run.optim.max_grad_norm
-    for update in range(state.update + 1, run.updates + 1):
-        if run.model.dropout:
-            torch.manual_seed(dropout_seed(run.seed.init, update, worker.place.rank))
-        loss_sum, predicted = accumulate_gradients(wrapped, stream, run, worker, update)
-        grad_norm = nn.utils.clip_grad_norm_(parameters, max_norm)
-        if worker.device.type == "cpu":
-            # Elsewhere this would make the host wait for the device; there `log` and `save` notice.
-            guard(run, update, float(loss_sum), float(grad_norm))
-        factor = lr_factor(run.schedule, run.optim.max_lr, update, run.updates)
-        optimizer.set_lr_factor(factor)
-        optimizer.step()
-        optimizer.zero_grad()
+    with (
+        Saver(run, folder, worker.device, console.say) as saver,
+        Feed(stream, run, worker, first_update=state.update + 1, last_update=run.updates) as feed,
+    ):
+        if state.update:
+            observe(run, model, data, observers, worker, metrics, clock, state.update)
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        max_norm = math.inf if run.optim.max_grad_norm is None else run.optim.max_grad_norm
+        for update in range(state.update + 1, run.updates + 1):
+            if run.model.dropout:
+                torch.manual_seed(dropout_seed(run.seed.init, update, worker.place.rank))
+            loss_sum, predicted, fed = accumulate_gradients(wrapped, feed, run, worker)
+            grad_norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+            if worker.device.type == "cpu":
+                # Elsewhere this would make the host wait for the device; there `log` and `save` notice.
+                guard(run, update, float(loss_sum), float(grad_norm))
+            factor = lr_factor(run.schedule, run.optim.max_lr, update, run.updates)
+            optimizer.set_lr_factor(factor)
+            saver.before_step()
+            optimizer.step()
+            optimizer.zero_grad()
 
-        state.update = update
-        state.loss_sum += loss_sum
-        state.predicted += predicted
-        clock.count(run.data.tokens_per_update)
-        console.progress(update)
-        ends = worker.agree(stop.requested()) or update == run.updates
-        if update == 1 or due(update, run.log.every_updates) or update == run.updates:
-            log(run, state, worker, metrics, clock, factor, grad_norm)
-        if ends or crosses(update, run, run.checkpoint.every_tokens):
-            save(run, folder, model, optimizer, state, worker, clock)
-        if ends and update < run.updates:
-            return "preempted"
-        observe(run, model, data, observers, worker, metrics, clock, update)
-    return "finished"
+            state.update = update
+            state.loss_sum += loss_sum
+            state.predicted += predicted
+            clock.count(run.data.tokens_per_update)
+            console.progress(update)
+            saver.report()
+            stops, fed = worker.settle(stop.requested(), fed)
+            ends = stops or update == run.updates
+            if metrics is not None:
+                metrics.fed(update, fed)
+            if update == 1 or due(update, run.log.every_updates) or update == run.updates:
+                log(run, state, worker, metrics, clock, factor, grad_norm, feed.waited, source_counts(run, data, stream, update))
+            if ends or checkpoint_due(run, update):
+                if metrics is not None:
+                    metrics.flush()
+                save(saver, model, optimizer, state, worker, clock)
+            if ends and update < run.updates:
+                break
+            observe(run, model, data, observers, worker, metrics, clock, update)
+        end_saving(saver, worker)
+    return "finished" if state.update == run.updates else "preempted"
 
 
 def wrap(model: Llama, run: RunConfig, worker: Worker) -> nn.Module:
@@ -165,6 +181,8 @@ def resume(run: RunConfig, folder: RunFolder, model: Llama, optimizer: Optimizer
     # Sums of float32 losses are exact in float64, so the order in which ranks and starts add them up leaves no trace.
     zero = torch.zeros((), device=worker.device, dtype=torch.float32 if worker.device.type == "mps" else torch.float64)
     state = State(0, 0.0, zero, zero.clone())
+    for damage in list_incomplete(folder.checkpoints):
+        console.say(f"{damage}; it is put aside", style="yellow")
     for checkpoint in reversed(list_checkpoints(folder.checkpoints)):
         try:
             weights, saved = load_checkpoint(checkpoint)
@@ -180,7 +198,7 @@ def resume(run: RunConfig, folder: RunFolder, model: Llama, optimizer: Optimizer
         console.say(f"Continuing after update {checkpoint.update} of {run.updates} ({checkpoint.path.name})")
         break
     else:
-        if list_checkpoints(folder.checkpoints):
+        if any(folder.checkpoints.glob("tokens-*")):
             rule = "has checkpoints, but none that can be read; fresh=true moves the run aside and starts anew"
             raise ConfigError([(str(folder.path), rule)], scope="continuing this run")
     if worker.agree(state.update != 0) and not worker.agree_on(state.update):
@@ -188,12 +206,21 @@ def resume(run: RunConfig, folder: RunFolder, model: Llama, optimizer: Optimizer
             f"rank {worker.place.rank} finds update {state.update}, others another: is the run folder on a shared disk?"
         )
     if worker.is_main:
+        set_aside(folder.checkpoints, after=state.update)
         cut_back(folder.path, state.update)
     return state
 
 
 def log(
-    run: RunConfig, state: State, worker: Worker, metrics: Metrics | None, clock: "Clock", factor: float, grad_norm: Tensor
+    run: RunConfig,
+    state: State,
+    worker: Worker,
+    metrics: Metrics | None,
+    clock: "Clock",
+    factor: float,
+    grad_norm: Tensor,
+    waited: float,
+    sources: dict[str, float],
 ) -> None:
     """Record the mean loss since the last row. All ranks take part; the device is waited for here and nowhere else."""
     loss_sum, predicted = worker.total(torch.stack((state.loss_sum, state.predicted))).tolist()
@@ -202,14 +229,28 @@ def log(
     state.loss_sum.zero_()
     state.predicted.zero_()
     if metrics is not None:
+        tokens_per_second, data_wait = clock.lap(waited)
         metrics.train(
             axes(run, state.update, clock),
             loss=loss,
             lr=factor * run.optim.max_lr,
             grad_norm=norm,
-            tokens_per_second=clock.lap(),
+            tokens_per_second=tokens_per_second,
+            data_wait=data_wait,
             peak_gib=worker.peak_gib(),
+            sources=sources,
         )
+
+
+def source_counts(run: RunConfig, data: PreparedData, stream: MixedStream, update: int) -> dict[str, float]:
+    """Tokens and epochs of each source of a mixture up to an update, by metric key; nothing for a single source."""
+    if len(data.sources) == 1:
+        return {}
+    windows = update * run.windows_per_update
+    found: dict[str, float] = {}
+    for source, given, epochs in zip(data.sources, stream.mixture.given(windows), stream.epochs(windows), strict=True):
+        found |= {f"data/{source.name}/tokens": given * run.data.max_seq_len, f"data/{source.name}/epochs": epochs}
+    return found
 
 
 def guard(run: RunConfig, update: int, loss: float, grad_norm: float) -> None:
@@ -221,14 +262,13 @@ def guard(run: RunConfig, update: int, loss: float, grad_norm: float) -> None:
         )
 
 
-def save(
-    run: RunConfig, folder: RunFolder, model: Llama, optimizer: Optimizers, state: State, worker: Worker, clock: "Clock"
-) -> None:
-    """Write a checkpoint from rank 0, with the open log interval of all ranks added up."""
+def save(saver: Saver, model: Llama, optimizer: Optimizers, state: State, worker: Worker, clock: "Clock") -> None:
+    """Begin to write a checkpoint from rank 0, with the open log interval of all ranks added up."""
     with clock.excluded():
         loss_sum, predicted = worker.total(torch.stack((state.loss_sum, state.predicted))).unbind()
-        # Weights are equal on all ranks, so all of them come to the same conclusion.
-        if not (math.isfinite(loss_sum.item()) and all(bool(parameter.isfinite().all()) for parameter in model.parameters())):
+        # Weights are equal on all ranks, so all of them come to the same conclusion. One answer, so that the device is asked once.
+        finite = torch.stack([loss_sum.isfinite(), *(parameter.isfinite().all() for parameter in model.parameters())])
+        if not bool(finite.all()):
             raise Diverged(f"at update {state.update} the loss or a weight is no finite number; the checkpoint before it stays")
         if not worker.is_main:
             state.loss_sum.zero_()
@@ -236,19 +276,15 @@ def save(
             return
         state.loss_sum.copy_(loss_sum)
         state.predicted.copy_(predicted)
-        save_checkpoint(
-            folder.checkpoints,
-            update=state.update,
-            tokens=state.update * run.data.tokens_per_update,
-            model=model.state_dict(),
-            state={
-                "optimizer": optimizer.state_dict(),
-                "seconds": clock.seconds(),
-                "loss_sum": state.loss_sum.cpu(),
-                "predicted": state.predicted.cpu(),
-            },
-            keep=run.checkpoint.keep,
-        )
+        rest = {"optimizer": optimizer.state_dict(), "seconds": clock.seconds(), "loss_sum": loss_sum, "predicted": predicted}
+        saver.save(state.update, model, rest)
+
+
+def end_saving(saver: Saver, worker: Worker) -> None:
+    """Wait for the last checkpoint. All ranks fail if it could not be written: the run is not done before it is saved."""
+    failure = saver.close()
+    if worker.agree(failure is not None):
+        raise failure or SaveFailed("the last checkpoint could not be written; rank 0 says why")
 
 
 def observe(
@@ -263,10 +299,12 @@ def observe(
 ) -> None:
     """Validate and sample where they are due after `update`. Neither changes anything that training depends on."""
     with clock.excluded():
-        if validation_due(run.eval, update, run.updates) and data.val is not None:
-            result = observers.evaluate(model, data.val, run, worker)
+        if validation_due(run.eval, update, run.updates) and data.val_tokens:
+            result = observers.evaluate(model, data, run, worker)
             if metrics is not None:
-                metrics.validation(axes(run, update, clock), loss=result.loss_nats, bits_per_byte=result.bits_per_byte)
+                own = {name: (part.loss_nats, part.bits_per_byte) for name, part in result.sources.items()}
+                place = axes(run, update, clock)
+                metrics.validation(place, loss=result.loss_nats, bits_per_byte=result.bits_per_byte, sources=own)
         if run.sample is not None and metrics is not None and samples_due(run.sample, run, update):
             seed = run.seed.sampling + update
             texts = observers.sample(model, data.tokenizer, run.sample, seed)
@@ -282,6 +320,7 @@ class Clock:
         self._lap_start = time.perf_counter()
         self._lap_excluded = 0.0
         self._lap_tokens = 0
+        self._lap_waited = 0.0
 
     def count(self, tokens: int) -> None:
         """Add tokens to the lap."""
@@ -291,12 +330,17 @@ class Clock:
         """Time since the run's first start, without the time between two starts."""
         return time.perf_counter() - self._start
 
-    def lap(self) -> float:
-        """Tokens a second of all processes in the lap that ends here."""
+    def lap(self, waited: float) -> tuple[float, float]:
+        """Of the lap that ends here tokens a second of all processes, and the share of it that this one waited for data.
+
+        Args:
+            waited: seconds waited for data since the start, in all laps.
+        """
         now = time.perf_counter()
-        speed = self._lap_tokens / max(now - self._lap_start - self._lap_excluded, 1e-9)
-        self._lap_start, self._lap_excluded, self._lap_tokens = now, 0.0, 0
-        return speed
+        seconds = max(now - self._lap_start - self._lap_excluded, 1e-9)
+        found = self._lap_tokens / seconds, (waited - self._lap_waited) / seconds
+        self._lap_start, self._lap_excluded, self._lap_tokens, self._lap_waited = now, 0.0, 0, waited
+        return found
 
     @contextmanager
     def excluded(self) -> Iterator[None]:
@@ -315,12 +359,6 @@ def axes(run: RunConfig, update: int, clock: Clock) -> dict[str, Any]:
 def due(update: int, every: int | None) -> bool:
     """Whether something that happens every so many updates happens after this one."""
     return every is not None and update % every == 0
-
-
-def crosses(update: int, run: RunConfig, every_tokens: int | None) -> bool:
-    """Whether this update passes a multiple of `every_tokens`."""
-    size = run.data.tokens_per_update
-    return every_tokens is not None and update * size // every_tokens > (update - 1) * size // every_tokens
 
 
 def validation_due(node: EvalConfig | None, update: int, updates: int) -> bool:

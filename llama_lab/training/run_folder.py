@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import socket
 import subprocess
 import sys
@@ -20,12 +21,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.identity import save_config
-from llama_lab.config.schema import RunConfig
+from llama_lab.config.identity import load_config, save_config, science
+from llama_lab.config.schema import RunConfig, WsdConfig
 
 FORMAT_VERSION = 1
 VERSIONED = ("torch", "numpy", "tokenizers", "llama_lab")
 GIT_DIFF_CHARACTERS = 100_000
+# Runs of a study that are looked at, the newest first, for one that a new run only extends: reading a config takes milliseconds.
+SIBLINGS = 20
 
 
 class RunFolder:
@@ -92,9 +95,11 @@ def open_run(run: RunConfig, path: Path, *, origin: dict[str, Any]) -> Iterator[
                     ],
                     scope=f"continuing {path}",
                 )
+            _remove_drafts(path)
             folder.write_meta(**origin, starts=[*known["starts"], _start(origin)])
         elif not known:
             path.mkdir(parents=True, exist_ok=True)
+            _remove_drafts(path)
             save_config(run, path / "config.yaml")
             folder.write_meta(format_version=FORMAT_VERSION, run_id=path.name, name=run.name, **origin, starts=[_start(origin)])
         yield folder
@@ -128,6 +133,31 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     os.replace(draft, path)
 
 
+def shorter_run(run: RunConfig, folder: Path) -> str | None:
+    """A hint at a finished run that differs from a new one in a smaller budget alone: it can be extended instead.
+
+    Args:
+        run: the resolved config.
+        folder: where its own folder is, or would be.
+    """
+    if folder.exists() or not folder.parent.is_dir():
+        return None
+    asked = science(run) | {"training_tokens": None}
+    finished = [path for path in folder.parent.iterdir() if RunFolder(path).finished]
+    for path in sorted(finished, key=lambda path: path.stat().st_mtime, reverse=True)[:SIBLINGS]:
+        try:
+            other = load_config(path / "config.yaml")
+        except ConfigError:  # of another version
+            continue
+        update = _update_to_extend(other, path)
+        if other.training_tokens < run.training_tokens and science(other) | {"training_tokens": None} == asked and update:
+            return (
+                f"A finished run of {other.training_tokens:,} tokens differs in its budget alone. To go on from it instead of from "
+                f"nothing:\n  llama-lab fork {shlex.quote(relative(path))} --update {update} training_tokens={run.training_tokens}"
+            )
+    return None
+
+
 def relative(path: Path) -> str:
     """A path as short as it can be typed from the working directory."""
     try:
@@ -136,16 +166,34 @@ def relative(path: Path) -> str:
         return str(path)
 
 
+def _update_to_extend(run: RunConfig, path: Path) -> int:
+    """What a longer run goes on from: the newest checkpoint before the learning rate began to fall, else the newest; 0: none."""
+    names = [found.parent.name.removeprefix("tokens-") for found in path.glob("checkpoints/tokens-*/manifest.json")]
+    updates = sorted(int(name) // run.data.tokens_per_update for name in names)
+    stable = run.updates
+    if isinstance(run.schedule, WsdConfig):
+        stable -= run.schedule.cooldown_updates(run.updates)
+    return max((update for update in updates if update <= stable), default=updates[-1] if updates else 0)
+
+
 def _start(origin: dict[str, Any]) -> dict[str, Any]:
     return {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": origin["command"], "host": origin["machine"]["host"]}
 
 
 def _changes(known: dict[str, Any], origin: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(name, before, now) of everything that a continued run has to share with its beginning."""
-    pairs = [("the source code", known["code"]["sha256"][:12], origin["code"]["sha256"][:12])]
+    pairs = [("the source code", _code_said(known["code"]), _code_said(origin["code"]))]
+    if known["code"]["sha256"] == origin["code"]["sha256"]:
+        pairs = []  # another commit with the same sources
     pairs += [(f"{name}'s version", known["versions"].get(name), now) for name, now in origin["versions"].items()]
     pairs += [(f"the {name}", str(known["data"].get(name))[:12], str(now)[:12]) for name, now in origin["data"].items()]
     return [(name, str(before), str(now)) for name, before, now in pairs if before != now]
+
+
+def _code_said(code: dict[str, Any]) -> str:
+    """The sources in a few characters, and the commit if there is one."""
+    commit = f" (commit {code['commit'][:12]})" if "commit" in code else ""
+    return code["sha256"][:12] + commit
 
 
 @contextmanager
@@ -171,6 +219,12 @@ def _hold(path: Path) -> Iterator[None]:
     finally:
         (locks / f"{path.name}.json").unlink(missing_ok=True)
         lock.release()
+
+
+def _remove_drafts(path: Path) -> None:
+    """Remove files that a kill left half-written."""
+    for draft in path.glob(".*.draft"):
+        draft.unlink()
 
 
 def _is_automatic_restart() -> bool:

@@ -1,0 +1,256 @@
+"""Checkpoints written while training goes on: a copy is taken between two updates, and a thread brings it to the disk.
+
+What a save costs the training:
+
+- On a GPU, one wait of the host for the device, for the check that every weight is finite, and the time to enqueue one copy a
+  tensor. The copies run on a stream of their own, to page-locked memory, beside the next forward and backward, which only read what
+  is copied; the device (not the host) waits for them before the next step changes it. No device memory is taken. Page-locking
+  itself takes a fraction of a second a gigabyte, once: the memory is kept for the next save.
+- On a CPU, one copy of the state within memory.
+- Then a thread: it reads that copy once, for the checksum and the file together. Both leave Python's lock free, so that the loop
+  can go on giving work to the device; on a CPU it takes a part of one core.
+
+Host memory holds one copy of the state, not more: a save that is due while another is being written waits for it. So every
+checkpoint that is due is made, and how fast the disk is decides nothing but time.
+"""
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llama_lab.config.schema import RunConfig
+from llama_lab.training.checkpoint import list_checkpoints, retire, save_checkpoint
+from llama_lab.training.errors import SaveFailed
+from llama_lab.training.retention import free_bytes, retained, short_bytes
+from llama_lab.training.run_folder import RunFolder
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+# Beside the tensors: headers, the manifest, the config, and what a file system takes for itself.
+MARGIN_BYTES = 1 << 20
+
+
+class Saver:
+    """Writes a run's checkpoints, one at a time, and keeps those that are to stay. Only rank 0 is given anything to save.
+
+    As a context it waits, at its end, for what is being written, whatever ended it: nobody else may write in the folder before.
+
+    Args:
+        run: resolved.
+        folder: held by this process or its parent.
+        device: where the state is that will be saved.
+        say: prints a line.
+    """
+
+    def __init__(self, run: RunConfig, folder: RunFolder, device: torch.device, say: Callable[[str], None]):
+        self._run, self._folder, self._say = run, folder, say
+        self._copy = HostCopy(device)
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._writing: tuple[int, Future[None]] | None = None
+        self._failed: tuple[int, str] | None = None
+        self._facts: dict[str, Any] | None = None
+        self._losses: dict[int, float] = {}
+        self._rows_read = 0
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown(wait=True)
+
+    def save(self, update: int, model: nn.Module, state: dict[str, Any]) -> None:
+        """Begin to save what holds after `update`; the one before is waited for.
+
+        Args:
+            model: bare, without a wrapper.
+            state: tensors and plain types that the next update depends on besides the weights.
+        """
+        self.wait()
+        weights, rest = self._copy.take((model.state_dict(), state))
+        self._writing = update, self._pool.submit(self._write, update, weights, rest)
+
+    def before_step(self) -> None:
+        """Call it before anything changes what may be being copied: on a GPU, the device then finishes the copy first."""
+        self._copy.protect()
+
+    def report(self) -> None:
+        """Say so if the save under way has failed; never waits."""
+        if self._writing is not None and self._writing[1].done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the save under way. One that the disk refused is said and training goes on; any other error is raised."""
+        if self._writing is None:
+            return
+        (update, task), self._writing = self._writing, None
+        try:
+            task.result()
+            self._failed = None
+        except OSError as error:
+            self._failed = update, str(error)
+            self._say(
+                f"The checkpoint after update {update} could not be written ({error}). Training goes on; {self._kept()}. "
+                f"{advice(error)}"
+            )
+
+    def close(self) -> SaveFailed | None:
+        """Wait for the last save, and remove what need not stay. Returns what is to be raised, on all ranks, if it failed."""
+        self.wait()
+        if self._failed is None:
+            self._prune()
+            return None
+        update, reason = self._failed
+        return SaveFailed(
+            f"the checkpoint after update {update}, the last one, could not be written ({reason}); {self._kept()}. "
+            "Once there is room for it, the same command goes on from there"
+        )
+
+    def _write(self, update: int, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """What the thread does."""
+        self._copy.wait()
+        needed = sum(tensor.nbytes for tensor in self._copy.tensors) + MARGIN_BYTES
+        if (free := free_bytes(self._folder.checkpoints)) < needed:
+            # Found out before the disk is full, for then the rows of the metrics would have no room either.
+            raise OSError(errno.ENOSPC, f"it takes {short_bytes(needed)}, {short_bytes(free)} are free")
+        # A checkpoint that survives a power cut is worth little if the rows before it do not.
+        for rows in self._folder.path.glob("*.jsonl"):
+            _sync(rows)
+        save_checkpoint(
+            self._folder.checkpoints,
+            update=update,
+            tokens=update * self._run.data.tokens_per_update,
+            model=weights,
+            state=state,
+            facts={"windows": update * self._run.windows_per_update, **self._origin()},
+            config=(self._folder.path / "config.yaml").read_text(encoding="utf-8"),
+        )
+        self._prune()
+
+    def _prune(self) -> None:
+        """Remove every checkpoint that neither its age nor its loss nor its number keeps."""
+        found = list_checkpoints(self._folder.checkpoints)
+        stay = retained(self._run, [checkpoint.update for checkpoint in found], self._validated())
+        for checkpoint in found:
+            if checkpoint.update not in stay:
+                with suppress(OSError):  # it stays, and is tried again after the next save
+                    retire(checkpoint.path)
+
+    def _validated(self) -> dict[int, float]:
+        """Validation loss by update, from the rows on disk; each is read once."""
+        path = self._folder.path / "metrics.jsonl"
+        if path.is_file():
+            with path.open("rb") as file:
+                file.seek(self._rows_read)
+                for line in file:
+                    if not line.endswith(b"\n"):  # being written just now
+                        break
+                    self._rows_read += len(line)
+                    if b'"val/loss"' in line and (row := json.loads(line))["val/loss"] is not None:
+                        self._losses[row["update"]] = row["val/loss"]
+        return self._losses
+
+    def _origin(self) -> dict[str, Any]:
+        """What the state was made by and from, read once: versions, code, data and tokenizer, the tracker's run, seeds."""
+        if self._facts is None:
+            meta, seed = self._folder.meta(), self._run.seed
+            code = {name: value for name, value in meta["code"].items() if name != "diff"}
+            self._facts = {
+                "run_id": meta["run_id"],
+                "code": code,
+                "versions": meta["versions"],
+                "data": meta["data"],
+                "tracker_id": meta.get("wandb_id"),
+                "seeds": {"init": seed.init, "data": seed.data, "sampling": seed.sampling},
+            }
+        return self._facts
+
+    def _kept(self) -> str:
+        found = list_checkpoints(self._folder.checkpoints)
+        return f"the one after update {found[-1].update} stays" if found else "there is none before it"
+
+
+class HostCopy:
+    """A copy in host memory of tensors that live on a device, taken while the device works on. The memory is used again.
+
+    Attributes:
+        tensors: the copies of the last `take`, to be read after `wait`.
+    """
+
+    def __init__(self, device: torch.device):
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._done: torch.cuda.Event | None = None
+        self._unprotected = False
+        self.tensors: list[Tensor] = []
+
+    def take(self, tree: Any) -> Any:
+        """Copy every tensor in nested dicts, lists and tuples.
+
+        Returns:
+            The same tree with copies in place of the tensors. They hold the values of this moment once `wait` returns.
+        """
+        before, self.tensors = self.tensors, []
+        if self._stream is None:
+            return self._copied(tree, before)
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        with torch.cuda.stream(self._stream):
+            copied = self._copied(tree, before)
+            self._done = torch.cuda.Event()
+            self._done.record(self._stream)
+        self._unprotected = True
+        return copied
+
+    def protect(self) -> None:
+        """Have whatever is given to the device from now on wait until the copies are made."""
+        if self._unprotected and self._done is not None and self._stream is not None:
+            torch.cuda.current_stream(self._stream.device).wait_event(self._done)
+        self._unprotected = False
+
+    def wait(self) -> None:
+        """Wait until the copies are made."""
+        if self._done is not None:
+            self._done.synchronize()
+
+    def _copied(self, tree: Any, before: list[Tensor]) -> Any:
+        match tree:
+            case Tensor():
+                return self._one(tree.detach(), before)
+            case dict():
+                return {key: self._copied(item, before) for key, item in tree.items()}
+            case list() | tuple():
+                return type(tree)(self._copied(item, before) for item in tree)
+        return tree
+
+    def _one(self, tensor: Tensor, before: list[Tensor]) -> Tensor:
+        place = len(self.tensors)
+        copy = before[place] if place < len(before) else None
+        if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
+            copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self._stream is not None)
+        copy.copy_(tensor, non_blocking=self._stream is not None)
+        if self._stream is not None and tensor.is_cuda:
+            # Should its owner drop the tensor, its memory is not given to another one before it has been read.
+            tensor.record_stream(self._stream)
+        self.tensors.append(copy)
+        return copy
+
+
+def advice(error: OSError) -> str:
+    """What to do about a save that failed."""
+    if error.errno in FULL:
+        return "Free some space on that disk, or lower checkpoint.keep; the next one is tried as planned"
+    if error.errno in CLOSED:
+        return "Make the folder writable; the next one is tried as planned"
+    return "The next one is tried as planned"
+
+
+def _sync(path: Path) -> None:
+    """Wait until what others wrote into a file has reached the disk."""
+    with path.open("ab") as file:
+        os.fsync(file.fileno())
