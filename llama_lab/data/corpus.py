@@ -91,7 +91,12 @@ class Source(Protocol):
 
 def text_digest(text: str) -> bytes:
     """16 bytes that are equal for texts that differ in white space only."""
-    return hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
+    return words_digest(text.split())
+
+
+def words_digest(words: list[str]) -> bytes:
+    """`text_digest` of a text whose words, parted by white space, are known."""
+    return hashlib.blake2b(" ".join(words).encode(), digest_size=16).digest()
 
 
 def hash_order(name: str) -> int:

@@ -1,66 +1,85 @@
-"""Files of the user's own text as a corpus: .txt and .md, one document each, and .jsonl, one document a line.
+"""Files of the user's own text as a corpus: found at a path, scanned, and read again for each pass.
 
-Files are read again for each pass, and only what a pass needs is kept: one byte a document says on which side it is.
+Flow: path -> files -> `scan` (filters) -> `selection` (duplicates, split) -> corpus. `huggingface` goes the same way with files of
+its own.
 """
 
-import array
+import functools
 import hashlib
 import json
 import os
+import secrets
+import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
-from itertools import chain, islice
+from glob import has_magic
+from itertools import islice
 from pathlib import Path
 
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.schema import Problem, TextConfig
-from llama_lab.data.cache import ContentHashes
-from llama_lab.data.corpus import Corpus, Document, Say, Side, text_digest
+from llama_lab.config.schema import CorpusConfig, OnError, Problem, TextConfig
+from llama_lab.data.cache import ContentHashes, prepared_root, writing
+from llama_lab.data.corpus import Corpus, Document, Say, Side
+from llama_lab.data.near import require_signer
+from llama_lab.data.reading import READABLE, TextFile, form_of, require_packages
+from llama_lab.data.scan import Rules, scan_files
+from llama_lab.data.selection import MIN_DOCUMENTS, Selection, select, selected_documents
 
 # Raised when the same files give other documents or another split.
-FORMAT = 1
-SUFFIXES = (".txt", ".md", ".jsonl")
-# Below it a document is too large a share to be held out by chance.
-MIN_DOCUMENTS = 20
-MAX_PROBLEMS = 10
-TRAIN, VAL, DUPLICATE = 0, 1, 2
+FORMAT = 2
+SAID_PROBLEMS = 3
+BLOCK_BYTES = 1 << 20
+LEFT_OUT = {
+    "empty": "empty",
+    "broken": "that cannot be read",
+    "not_ascii": "with characters beyond ASCII",
+    "other_length": "of another length",
+    "duplicates": "that repeated others",
+    "near_duplicates": "that nearly repeated others",
+}
 
 
 class TextSource:
-    """The .txt, .md and .jsonl files at a path.
+    """The files of text at a path.
 
     Args:
         config: the node; its path may start with `~`.
         hashes: remembers the hashes of large files.
+        processes: how many may read at once; None is one a core where there is much to read.
 
     Raises:
-        ConfigError: nothing is there that could be read.
+        ConfigError: nothing is there that could be read, or a package that reading needs is missing.
     """
 
     name = "text"
 
-    def __init__(self, config: TextConfig, hashes: ContentHashes):
+    def __init__(self, config: TextConfig, hashes: ContentHashes, processes: int | None = None):
         self._config = config
         self._hashes = hashes
-        self._root = Path(config.path).expanduser()
-        self._files = _find_files(self._root, config.path)
+        self._processes = processes
+        self._files = find_files(config.path)
+        require_packages(self._files)
+        if Rules.of(config).near:
+            require_signer()
         self._stats: dict[Path, tuple[int, int]] = {}
 
     def fingerprint(self) -> str:
-        """Hash of the files' contents and of their names below the path, which decide on their order."""
-        found = hashlib.sha256(f"{FORMAT} {self._config.val_fraction!r}".encode())
-        for path in self._files:
-            name = path.relative_to(self._root).as_posix() if self._root.is_dir() else path.suffix.lower()
+        """Hash of the files' contents, of their names below the path, which decide on their order, and of what chooses."""
+        found = hashlib.sha256(json.dumps([FORMAT, *chosen_by(self._config), self._config.separator]).encode())
+        single = len(self._files) == 1 and "/" not in self._files[0].name
+        for file in self._files:
+            name = "".join(file.path.suffixes[-2:]).lower() if single else file.name
             try:
-                self._stats[path] = _stat(path)
-                content = self._hashes.of(path)
+                self._stats[file.path] = _stat(file.path)
+                content = self._hashes.of(file.path)
             except OSError as error:
-                raise _unreadable(path, error) from error
+                raise _unreadable(file.path, error) from error
             found.update(f"\0{name}\0{content}".encode(errors="surrogatepass"))
         return found.hexdigest()
 
     def corpus(self, say: Say, work: Path) -> Corpus:
-        """Read everything once, report what is wrong with it, and decide for each document on its side.
+        """Read everything once, report what is wrong with it, and decide for each document whether it is kept and on which side.
 
         A document that repeats an earlier one, white space aside, is dropped. From 20 documents on, one is held out if the hash
         of its text falls into the first `val_fraction` of all hashes; so it stays on its side when the files grow. Below 20, the
@@ -69,192 +88,133 @@ class TextSource:
         Raises:
             ConfigError: broken lines, a wrong encoding, or no text for one of the sides.
         """
-        start = time.perf_counter()
-        problems: list[Problem] = []
-        seen: set[bytes] = set()
-        hashes, sizes, sides = array.array("Q"), array.array("Q"), bytearray()
-        for document in self._documents(problems):
-            digest = text_digest(document.text)
-            sides.append(DUPLICATE if digest in seen else TRAIN)
-            if digest not in seen:
-                seen.add(digest)
-                hashes.append(int.from_bytes(digest[:8], "big"))
-                sizes.append(len(document.text.encode()))
-        if problems:
-            raise ConfigError(problems[:MAX_PROBLEMS], scope="the data")
-        if not sizes:
-            rule = "holds no text: every file or `text` is empty"
-            raise ConfigError([(f"data.path={self._config.path}", rule)], scope="the data")
-        count, dropped = len(sizes), len(sides) - len(sizes)
-        repeated = f", {dropped:,} that repeated others dropped" if dropped else ""
-        seconds = time.perf_counter() - start
-        say(f"Read {_number(count, 'document')} of {sum(sizes) / 1e6:.2f} MB in {seconds:.1f} s{repeated}")
-        if count < MIN_DOCUMENTS:
-            return self._cut(sides, sum(sizes))
-        _hold_out(sides, hashes, self._config.val_fraction)
-        return _lazy(lambda: self._side(sides, TRAIN), lambda: self._side(sides, VAL), count, sum(sizes))
+        rules = Rules.of(self._config, self._config.separator)
+        return read_corpus(
+            lambda limit: (self._files, False),
+            self._config,
+            rules,
+            work,
+            say,
+            subject=f"data.path={self._config.path}",
+            check=self._check_file,
+            processes=self._processes,
+        )
 
     def check_unchanged(self) -> None:
         """Raise ConfigError if a file has another size or date than when its hash was taken."""
-        for path, stat in self._stats.items():
-            try:
-                now = _stat(path)
-            except OSError as error:
-                raise _unreadable(path, error) from error
-            if now != stat:
-                raise ConfigError([(str(path), "changed while it was being read; run the command again")], scope="the data")
+        for path in self._stats:
+            self._check_file(path)
 
-    def _side(self, sides: bytearray, side: int) -> Iterator[Document]:
+    def _check_file(self, path: Path) -> None:
         try:
-            for document, found in zip(self._documents(), sides, strict=True):
-                if found == side:
-                    yield document
-        except ValueError:
-            self.check_unchanged()  # the likely reason why a second reading differs from the first
-            raise
+            now = _stat(path)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        if now != self._stats.get(path, now):
+            raise ConfigError([(str(path), "changed while it was being read; run the command again")], scope="the data")
 
-    def _cut(self, sides: bytearray, size: int) -> Corpus:
-        """The first bytes of all documents together, and the last."""
-        cut = int(size * (1 - self._config.val_fraction))
 
-        def part(*, after: bool) -> Iterator[Document]:
-            position = 0
-            for document in self._side(sides, TRAIN):
-                before, rest = _split_at_byte(document.text, cut - position)
-                position += len(document.text.encode())
-                text = rest if after else before
+def chosen_by(config: CorpusConfig) -> list[object]:
+    """What decides, beside the text, on which documents a corpus has and how they are split."""
+    return [
+        config.val_fraction,
+        config.text_field,
+        config.dedup and config.dedup.name,
+        config.ascii_only,
+        config.length and config.length.name,
+        config.max_bytes,
+        config.on_error.name,
+    ]
+
+
+def read_corpus(
+    find: Callable[[int | None], tuple[list[TextFile], bool]],
+    config: CorpusConfig,
+    rules: Rules,
+    work: Path,
+    say: Say,
+    *,
+    subject: str,
+    check: Callable[[Path], None] = lambda path: None,
+    processes: int | None = None,
+    counts: Callable[[], dict[str, int]] = dict,
+) -> Corpus:
+    """Scan files and choose among their documents.
+
+    Args:
+        find: the files that are enough for so many bytes of text that passes the filters, None for all, and whether there are more.
+        subject: what a problem with the text as a whole is reported under.
+        check: raises ConfigError if a file has changed.
+        counts: of what was dropped before it came into the files; they are added to the corpus's own.
+
+    Raises:
+        ConfigError: broken items, unless they are skipped, or no text for one of the sides.
+    """
+    start = time.perf_counter()
+    limit = config.max_bytes
+    scans = work / "scan"
+    while True:
+        files, more = find(limit)
+        scan = scan_files(files, rules, scans, limit, say, processes)
+        if limit is None:
+            _refuse(scan.problems(scan.items), config, scans)
+        selection = select(scan, config, scans, say)
+        problems = scan.problems(selection.items)
+        _refuse(problems, config, scans)
+        if limit is None or config.max_bytes is None or selection.text_bytes >= config.max_bytes or (scan.complete and not more):
+            break
+        # What was dropped as a duplicate is missing; as much again will be dropped of what replaces it.
+        missing = config.max_bytes - selection.text_bytes
+        limit += max(limit // 100, min(limit, missing * limit // max(selection.text_bytes, 1))) + 1
+    for place, rule in problems[:SAID_PROBLEMS]:
+        say(f"Left out: {place} {rule}")
+    totals = selection.counts.copy()
+    for key, count in counts().items():
+        totals[key] = totals.get(key, 0) + count
+    if not selection.kept:
+        shutil.rmtree(scans, ignore_errors=True)
+        raise ConfigError([(subject, _nothing(totals))], scope="the data")
+    say(f"Read {_summary(totals, selection.text_bytes)} in {time.perf_counter() - start:.1f} s{_left_out(totals)}")
+    documents = selected_documents([file for file, _ in scan.files], selection, rules, scans, check)
+    if selection.kept < MIN_DOCUMENTS:
+        return _cut(documents, config.val_fraction, selection, totals)
+    return Corpus(documents, selection.kept, selection.text_bytes, totals)
+
+
+def _refuse(problems: list[Problem], config: CorpusConfig, scans: Path) -> None:
+    """End at what cannot be read, if that is to stop the preparation."""
+    if problems and config.on_error is OnError.stop:
+        shutil.rmtree(scans, ignore_errors=True)  # of no use to the next command, which finds other text or goes by other rules
+        *others, (subject, rule) = problems
+        raise ConfigError([*others, (subject, f"{rule}; data.on_error=skip leaves out what cannot be read")], scope="the data")
+
+
+def _cut(
+    documents: Callable[[int], Iterator[tuple[Side, Document]]], val_fraction: float, selection: Selection, counts: dict[str, int]
+) -> Corpus:
+    """The first bytes of all documents together, and the last."""
+    size = selection.text_bytes
+    cut = int(size * (1 - val_fraction))
+
+    def parts() -> Iterator[tuple[Side, Document]]:
+        position = 0
+        for _, document in documents(0):
+            before, after = _split_at_byte(document.text, cut - position)
+            position += len(document.text.encode())
+            for side, text in ((Side.train, before), (Side.val, after)):
                 if text:
-                    yield Document(document.name, text)
+                    yield side, Document(document.name, text, document.item)
 
-        for after, side in ((False, "train on"), (True, "validate on")):
-            if not any(document.text.strip() for document in part(after=after)):
-                rule = f"leaves nothing to {side} of {size:,} bytes of text; give more text or another data.val_fraction"
-                raise ConfigError([(f"data.val_fraction={self._config.val_fraction}", rule)], scope="the data")
-        return _lazy(lambda: part(after=False), lambda: part(after=True), len(sides), size)
-
-    def _documents(self, problems: list[Problem] | None = None) -> Iterator[Document]:
-        """Every document that is not empty, in the order of the files' names.
-
-        Args:
-            problems: filled with what cannot be read, until it holds enough of them; without it the first is raised.
-        """
-        for path in self._files:
-            try:
-                lines = _json_lines if path.suffix.lower() == ".jsonl" else _whole_file
-                for name, text, problem in lines(path):
-                    if problem is None:
-                        if text.strip():
-                            yield Document(name, text)
-                    elif problems is None:
-                        raise ConfigError([(name, problem)], scope="the data")
-                    else:
-                        problems.append((name, problem))
-                        if len(problems) == MAX_PROBLEMS:
-                            return
-            except OSError as error:
-                raise _unreadable(path, error) from error
-
-
-def _lazy(train: Callable[[], Iterator[Document]], val: Callable[[], Iterator[Document]], count: int, size: int) -> Corpus:
-    def documents(first: int) -> Iterator[tuple[Side, Document]]:
-        sides = (((Side.train, document) for document in train()), ((Side.val, document) for document in val()))
-        return islice(chain.from_iterable(sides), first, None)
-
-    return Corpus(documents, count, size)
-
-
-Item = tuple[str, str, str | None]
-"""Where a text stands, the text, and what is wrong with it, if something is."""
-
-
-def _whole_file(path: Path) -> Iterator[Item]:
-    text, problem = _decoded(path.read_bytes())
-    yield str(path), text, problem
-
-
-def _json_lines(path: Path) -> Iterator[Item]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield f"{path}:{number}", *_json_text(line)
-
-
-def _json_text(line: bytes) -> tuple[str, str | None]:
-    text, problem = _decoded(line)
-    if problem is not None:
-        return "", problem
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        return "", f"is no JSON object: {error.msg} at column {error.colno}"
-    except (ValueError, RecursionError) as error:
-        return "", f"is no JSON object: {error}"
-    if not isinstance(value, dict):
-        return "", f"is a JSON {_json_type(value)}, not an object with a `text` string"
-    if "text" not in value:
-        keys = ", ".join(sorted(value)[:6]) or "nothing"
-        return "", f"has no `text`; it has {keys}. Rename the field that holds the text"
-    if not isinstance(value["text"], str):
-        return "", f"has a {_json_type(value['text'])} as `text`; it must be a string"
-    try:
-        value["text"].encode()
-    except UnicodeEncodeError as error:
-        return "", f"holds half a surrogate pair at character {error.start} of `text`, which has no UTF-8"
-    return value["text"], None
-
-
-def _decoded(raw: bytes) -> tuple[str, str | None]:
-    """Text of UTF-8 bytes, a byte order mark left out; line ends stay as they are."""
-    try:
-        return raw.decode("utf-8-sig"), None
-    except UnicodeDecodeError as error:
-        form = "UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "LATIN1"
-        hint = f"convert it, for example with iconv -f {form} -t UTF-8"
-        return "", f"is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}; {hint}"
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
-def _json_type(value: object) -> str:
-    names = {dict: "object", list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
-    return names.get(type(value), "null")
-
-
-def _find_files(root: Path, typed: str) -> list[Path]:
-    """Files at or below a path in the order of their names; hidden ones are passed over."""
-
-    def refuse(rule: str) -> ConfigError:
-        return ConfigError([(f"data.path={typed}", rule)], scope="the data")
-
-    if not root.exists():
-        parent = next((folder for folder in root.absolute().parents if folder.is_dir()), None)
-        raise refuse(f"does not exist; {parent} is the part of it that does")
-    if root.is_file():
-        if root.suffix.lower() not in SUFFIXES:
-            raise refuse(f"is {f'a {root.suffix} file' if root.suffix else 'a file without suffix'}; use {', '.join(SUFFIXES)}")
-        return [root]
-    found = []
-    for folder, names, files in os.walk(root):
-        names[:] = [name for name in names if not name.startswith(".")]
-        found += [Path(folder, file) for file in files if not file.startswith(".") and Path(file).suffix.lower() in SUFFIXES]
-    if not found:
-        raise refuse(f"holds no {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
-    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
-
-
-def _hold_out(sides: bytearray, hashes: "array.array[int]", val_fraction: float) -> None:
-    """Mark the held-out documents in `sides`; at least one, and not all."""
-    kept = [index for index, side in enumerate(sides) if side != DUPLICATE]
-    threshold = val_fraction * 2**64
-    chosen = [index for index, found in zip(kept, hashes, strict=True) if found < threshold]
-    if not chosen:
-        chosen = [kept[hashes.index(min(hashes))]]
-    if len(chosen) == len(kept):
-        chosen.remove(kept[hashes.index(max(hashes))])
-    for index in chosen:
-        sides[index] = VAL
+    count, filled = 0, set()
+    for side, document in parts():
+        count += 1
+        if not document.text.isspace():
+            filled.add(side)
+    for side, purpose in ((Side.train, "train on"), (Side.val, "validate on")):
+        if side not in filled:
+            rule = f"leaves nothing to {purpose} of {size:,} bytes of text; give more text or another data.val_fraction"
+            raise ConfigError([(f"data.val_fraction={val_fraction}", rule)], scope="the data")
+    return Corpus(lambda first: islice(parts(), first, None), count, size, counts)
 
 
 def _split_at_byte(text: str, byte: int) -> tuple[str, str]:
@@ -264,6 +224,106 @@ def _split_at_byte(text: str, byte: int) -> tuple[str, str]:
     while 0 < byte < len(raw) and raw[byte] & 0xC0 == 0x80:
         byte -= 1
     return raw[:byte].decode(), raw[byte:].decode()
+
+
+def _summary(counts: dict[str, int], size: int) -> str:
+    kept = counts["kept"]
+    return f"{kept:,} document{'' if kept == 1 else 's'} of {size / 1e6:,.2f} MB"
+
+
+def _left_out(counts: dict[str, int]) -> str:
+    dropped = [f"{counts[key]:,} {words}" for key, words in LEFT_OUT.items() if counts.get(key)]
+    return f", dropped {', '.join(dropped)}" if dropped else ""
+
+
+def _nothing(counts: dict[str, int]) -> str:
+    if counts["read"] == counts.get("empty", 0):
+        return "holds no text: every file or text in it is empty"
+    return f"holds no text that is kept: of {counts['read']:,} documents{_left_out(counts).replace(', dropped', '', 1)}"
+
+
+def find_files(typed: str) -> list[TextFile]:
+    """Files at or below a path, or that a pattern matches, in the order of their names; hidden ones are passed over.
+
+    Args:
+        typed: a file, a folder that is searched with all below it, a pattern such as `data/**/*.jsonl.gz`, or `-` for the standard
+            input, which is read to its end once and kept in the cache.
+
+    Raises:
+        ConfigError: there is no file that could be read.
+    """
+
+    def refuse(rule: str) -> ConfigError:
+        return ConfigError([(f"data.path={typed}", rule)], scope="the data")
+
+    if typed == "-":
+        path = _standard_input()
+        return [TextFile(path, path.name)]
+    root = Path(typed).expanduser()
+    if root.is_file():
+        if form_of(root) is None:
+            raise refuse(f"is {f'a {root.suffix} file' if root.suffix else 'a file without suffix'}; use {READABLE}")
+        return [TextFile(root, root.name)]
+    if root.is_dir():
+        found = set(_below(root))
+        if not found:
+            raise refuse(f"holds no {READABLE} file")
+    elif has_magic(typed):
+        fixed = next(number for number, part in enumerate(root.parts) if has_magic(part))
+        root, pattern = Path(*root.parts[:fixed]), str(Path(*root.parts[fixed:]))
+        matches = [match for match in root.glob(pattern) if not any(map(_hidden, match.relative_to(root).parts))]
+        found = {file for match in matches for file in (_below(match) if match.is_dir() else [match] if form_of(match) else [])}
+        if not found:
+            raise refuse(f"matches {f'no {READABLE} file' if matches else 'nothing'} in {root.absolute()}")
+    else:
+        parent = next((folder for folder in root.absolute().parents if folder.is_dir()), None)
+        raise refuse(f"does not exist; {parent} is the part of it that does")
+    files = [TextFile(path, path.relative_to(root).as_posix()) for path in found]
+    return sorted(files, key=lambda file: file.name)
+
+
+def _below(root: Path) -> Iterator[Path]:
+    for folder, names, files in os.walk(root):
+        names[:] = [name for name in names if not _hidden(name)]
+        yield from (Path(folder, file) for file in files if not _hidden(file) and form_of(Path(file)) is not None)
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".")
+
+
+@functools.cache
+def _standard_input() -> Path:
+    """Copy the standard input into a hidden folder of the cache that is named by its content, once in a process.
+
+    It counts as .jsonl if its first character that is no white space is `{`, else as one text. `llama-lab cache clean` removes it.
+    """
+
+    def refuse(rule: str) -> ConfigError:
+        return ConfigError([("data.path=-", rule)], scope="the data")
+
+    if sys.stdin is None or sys.stdin.isatty():
+        raise refuse("reads the standard input, which is the terminal; pipe text into the command")
+    with writing():
+        prepared_root().mkdir(parents=True, exist_ok=True)
+        draft = prepared_root() / f".input.{secrets.token_hex(4)}"
+        found, beginning = hashlib.sha256(), b""
+        try:
+            with draft.open("wb") as file:
+                while block := sys.stdin.buffer.read(BLOCK_BYTES):
+                    beginning = beginning or block.lstrip()[:1]
+                    found.update(block)
+                    file.write(block)
+            if not beginning:
+                raise refuse("reads the standard input, which is empty; give a file to a command that reads more than once")
+            folder = prepared_root() / f".input-{found.hexdigest()[:16]}"
+            folder.mkdir(exist_ok=True)
+            path = folder / ("input.jsonl" if beginning == b"{" else "input.txt")
+            if not path.exists():  # the same content keeps its date, so that its hash is remembered
+                draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+    return path
 
 
 def _stat(path: Path) -> tuple[int, int]:

@@ -180,7 +180,7 @@ def test_a_killed_preparation_leaves_nothing_that_counts(text: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file sizes")
-def test_a_full_disk_ends_in_one_sentence_and_leaves_nothing(text: Path) -> None:
+def test_a_full_disk_ends_in_one_sentence_and_the_next_command_goes_on(text: Path) -> None:
     program = (
         "import resource, signal\n"
         "from llama_lab.config.errors import ConfigError\n"
@@ -197,7 +197,10 @@ def test_a_full_disk_ends_in_one_sentence_and_leaves_nothing(text: Path) -> None
     assert "cannot be written: File too large; make room and type the same command again, which goes on from there" in result.stdout
     assert "or set LLAMA_LAB_CACHE to a folder with room" in result.stdout
     assert result.stderr == ""
-    assert not [path for path in prepared_root().iterdir() if path.is_dir()]
+    (draft,) = (path for path in prepared_root().iterdir() if path.is_dir())
+    assert draft.name.startswith(".text-bytes-")
+    data = prepare(config(text), BytesConfig())
+    assert [path for path in prepared_root().iterdir() if path.is_dir()] == [data.folder]
 
 
 def test_a_cache_that_cannot_be_written_names_the_variable(text: Path, cache_folder: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ def source(path: Path, val_fraction: float = 0.1) -> TextSource:
 
 
 def read(path: Path, val_fraction: float = 0.1) -> Corpus:
-    return source(path, val_fraction).corpus(print, Path("unused"))
+    return source(path, val_fraction).corpus(print, Path(tempfile.mkdtemp(dir=path.parent)))
 
 
 def texts(corpus: Corpus) -> tuple[list[str], list[str]]:
@@ -132,7 +133,7 @@ def test_another_encoding_is_named(tmp_path: Path) -> None:
     ("make", "message"),
     [
         (lambda path: None, "does not exist; "),
-        (lambda path: path.mkdir(), "holds no .txt, .md or .jsonl file"),
+        (lambda path: path.mkdir(), "holds no .txt, .md, .jsonl (each also .gz, .xz or .zst) or .parquet file"),
         (lambda path: path.write_text("x"), "is a file without suffix; use .txt, .md, .jsonl"),
     ],
 )
