@@ -20,7 +20,9 @@ def metrics(tmp_path):
 
 
 def test_the_line_has_the_documented_form(metrics, capsys):
-    metrics.train(AXES, loss=8.0160, lr=0.00008, grad_norm=1.0915, tokens_per_second=157_961.2, peak_gib=1.0)
+    metrics.train(
+        AXES, loss=8.0160, lr=0.00008, grad_norm=1.0915, tokens_per_second=157_961.2, data_wait=0.001, peak_gib=1.0, sources={}
+    )
     line = capsys.readouterr().out.strip()
     assert line.startswith(
         "Step: 256 | Training Progress: 0.02% | Training Loss: 8.0160 | Perplexity: 3029.04 | "
@@ -30,8 +32,8 @@ def test_the_line_has_the_documented_form(metrics, capsys):
 
 
 def test_rows_have_the_axes_and_the_summary_the_last_and_best(metrics, tmp_path):
-    metrics.validation(AXES, loss=2.0, bits_per_byte=1.5)
-    metrics.validation(AXES | {"update": 512}, loss=3.0, bits_per_byte=math.inf)
+    metrics.validation(AXES, loss=2.0, bits_per_byte=1.5, sources={})
+    metrics.validation(AXES | {"update": 512}, loss=3.0, bits_per_byte=math.inf, sources={})
     first, second = read_rows(tmp_path / "metrics.jsonl")
     assert first == AXES | {"val/loss": 2.0, "val/perplexity": math.exp(2.0), "val/bits_per_byte": 1.5}
     assert "val/bits_per_byte" not in second
@@ -39,8 +41,28 @@ def test_rows_have_the_axes_and_the_summary_the_last_and_best(metrics, tmp_path)
     assert (summary["val/loss"], summary["best/val/loss"], summary["update"]) == (3.0, 2.0, 512)
 
 
+def test_sources_of_a_mixture_have_rows_of_their_own(metrics, tmp_path, capsys):
+    own = {"data/web/tokens": 700.0, "data/web/epochs": 0.5}
+    metrics.train(AXES, loss=8.0, lr=1.0, grad_norm=1.0, tokens_per_second=1.0, data_wait=0.25, peak_gib=1.0, sources=own)
+    metrics.validation(AXES, loss=2.0, bits_per_byte=1.5, sources={"web": (1.5, 1.0), "code": (2.5, math.inf)})
+    training, validation = read_rows(tmp_path / "metrics.jsonl")
+    assert training.items() >= {**own, "speed/data_wait": 0.25}.items()
+    assert {key for key in validation if key.startswith("val/")} == {
+        *("val/loss", "val/perplexity", "val/bits_per_byte", "val/web/loss", "val/web/bits_per_byte", "val/code/loss")
+    }
+    assert "1.5000 bits per byte; web 1.5000 (1.0000 bits per byte); code 2.5000\n" in capsys.readouterr().out
+
+
+def test_what_an_update_was_fed_is_written_when_it_is_due(metrics, tmp_path):
+    metrics.fed(1, 255)
+    assert not (tmp_path / "batches.jsonl").exists()
+    metrics.flush()
+    metrics.flush()
+    assert read_rows(tmp_path / "batches.jsonl") == [{"update": 1, "hash": "00000000000000ff"}]
+
+
 def test_what_is_not_finite_is_null_in_the_file(metrics, tmp_path):
-    metrics.train(AXES, loss=800.0, lr=1e-3, grad_norm=1.0, tokens_per_second=1.0, peak_gib=math.nan)
+    metrics.train(AXES, loss=800.0, lr=1e-3, grad_norm=1.0, tokens_per_second=1.0, data_wait=0.0, peak_gib=math.nan, sources={})
     (row,) = read_rows(tmp_path / "metrics.jsonl")
     assert row["train/perplexity"] is None
     assert row["memory/peak_gib"] is None
@@ -55,7 +77,10 @@ def test_rows_are_cut_back_to_a_checkpoint(tmp_path):
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"update": 3, "tr')
     (tmp_path / "samples.jsonl").write_text('{"update": 1}\n{"update": 2}\n')
+    fed = [{"update": update, "hash": f"{update:016x}"} for update in (1, 2, 3)]
+    (tmp_path / "batches.jsonl").write_text("".join(json.dumps(row) + "\n" for row in fed))
     cut_back(tmp_path, 2)
+    assert read_rows(tmp_path / "batches.jsonl") == fed[:2]
     assert read_rows(tmp_path / "metrics.jsonl") == rows[:2]
     assert read_rows(tmp_path / "samples.jsonl") == [{"update": 1}]
 
