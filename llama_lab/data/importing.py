@@ -9,9 +9,11 @@ space between them is no document.
 import bisect
 import hashlib
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
@@ -19,10 +21,13 @@ from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import ShardsConfig
 from llama_lab.data import foreign
 from llama_lab.data.baselines import MAX_BYTES
+from llama_lab.data.build import SAVE_SECONDS, SAY_SECONDS, duration, finish
 from llama_lab.data.corpus import Document, Say, Side
+from llama_lab.data.draft import FolderWriter, forget_progress
 from llama_lab.data.entries import entries
 from llama_lab.data.foreign import TokenFile, TokenFolder
-from llama_lab.data.shards import Split
+from llama_lab.data.place import discard
+from llama_lab.data.shards import MANIFEST, TOKENIZER, Split
 from llama_lab.data.tokenizer import Tokenizer
 
 # Raised when the same files give other documents or another split.
@@ -61,6 +66,10 @@ class TokenSource:
         data: the node, whose path is a bare folder.
         tokenizer: that the ids were made with.
 
+    Attributes:
+        tokenizer: the same.
+        tokens: ids of all files, those between documents included.
+
     Raises:
         ConfigError: the files are not whole, do not fit the tokenizer, or bring a validation split while another is asked for.
     """
@@ -69,7 +78,8 @@ class TokenSource:
 
     def __init__(self, data: ShardsConfig, folder: TokenFolder, tokenizer: Tokenizer, say: Say):
         self._subject = f"data.path={data.path}"
-        self._folder, self._tokenizer, self._val_fraction = folder, tokenizer, data.val_fraction
+        self.tokens = sum(file.tokens for file in folder.files)
+        self._folder, self.tokenizer, self._val_fraction = folder, tokenizer, data.val_fraction
         if folder.val and data.val_fraction is not None:
             rule = f"asks for a second validation split; {folder.val[0].path.name} is one; leave data.val_fraction out"
             raise ConfigError([(f"data.val_fraction={data.val_fraction}", rule)], scope="the data")
@@ -83,7 +93,7 @@ class TokenSource:
 
     def fingerprint(self) -> str:
         """Hash of the files' contents, the tokenizer, and what decides on the split."""
-        content = foreign.tokens_fingerprint(self._folder, self._digests, self._tokenizer.hash)
+        content = foreign.tokens_fingerprint(self._folder, self._digests, self.tokenizer.hash)
         return hashlib.sha256(json.dumps([FORMAT, content, self._val_fraction]).encode()).hexdigest()
 
     def documents(self, first: int = 0) -> Iterator[Encoded]:
@@ -110,6 +120,15 @@ class TokenSource:
                 rule = "changed while it was being read; run the command again"
                 raise ConfigError([(f"{self._subject}: {file.path.name}", rule)], scope="the data")
 
+    def check_sides(self, tokens: dict[Side, int]) -> None:
+        """Raise ConfigError if a side that was asked for has no documents; a token alone is the one before the first."""
+        count = f"{self.counts['kept']:,} documents"
+        if tokens[Side.train] <= 1:
+            raise ConfigError([(self._subject, f"leaves nothing to train on: all of its {count} are held out")], scope="the data")
+        if tokens[Side.val] <= 1 and self._val_fraction is not None:
+            rule = f"holds out none of the {count}; try a larger share, or leave it out and train with eval=null"
+            raise ConfigError([(f"data.val_fraction={self._val_fraction}", rule)], scope="the data")
+
     def _cut_all(self) -> Iterator[tuple[str, int, np.ndarray]]:
         """(file that it begins in, its number there, ids) of each document, training files first."""
         was_cut = False
@@ -125,8 +144,8 @@ class TokenSource:
 
     def _cut(self, split: Split) -> Iterator[tuple[int, np.ndarray, bool]]:
         """(position of its first id, ids, whether a token ends it) of each document of a split."""
-        ends = np.zeros(self._tokenizer.vocab_size, dtype=bool)
-        ends[[self._tokenizer.eos_id, *self._entries.start_ids]] = True
+        ends = np.zeros(self.tokenizer.vocab_size, dtype=bool)
+        ends[[self.tokenizer.eos_id, *self._entries.start_ids]] = True
         parts: list[np.ndarray] = []
         begin = 0
         for start in range(0, split.tokens, BLOCK_TOKENS):
@@ -141,12 +160,12 @@ class TokenSource:
             if start + len(block) - begin > MAX_DOCUMENT_TOKENS:
                 raise self._uncut()
         ids = _joined(parts)
-        if len(ids) and self._is_document(ids, begin, self._tokenizer.eos_id):
+        if len(ids) and self._is_document(ids, begin, self.tokenizer.eos_id):
             yield begin, ids, False
 
     def _is_document(self, ids: np.ndarray, begin: int, end: int) -> bool:
         """Count what stands before the token `end`, and the token; whether it is text."""
-        is_start = end != self._tokenizer.eos_id
+        is_start = end != self.tokenizer.eos_id
         self.counts["start_tokens"] += is_start
         if len(ids) and not (self._is_blank[ids[0]] and self._is_blank[ids].all()):
             self.counts["kept"] += 1
@@ -168,9 +187,57 @@ class TokenSource:
         return int(self._entries.adds_space and self._entries.text[ids[0]].startswith(b" "))
 
     def _uncut(self) -> ConfigError:
-        ends = [f"{self._entries.special[id]} (id {id})" for id in (self._tokenizer.eos_id, *self._entries.start_ids)]
+        ends = [f"{self._entries.special[id]} (id {id})" for id in (self.tokenizer.eos_id, *self._entries.start_ids)]
         rule = f"holds nothing between documents: {' and '.join(ends)} never occur, or hardly; is this the tokenizer of these ids?"
         return ConfigError([(self._subject, rule)], scope="the data")
+
+
+def import_tokens(folder: Path, source: TokenSource, key: str, asked: str, say: Say) -> None:
+    """Write a folder of this project's form from the documents of a bare one, its manifest last.
+
+    Args:
+        folder: empty, or what a killed call with the same arguments left.
+        key: what decides on the content.
+        asked: how the tokenizer was asked for.
+
+    Raises:
+        ConfigError: documents cannot be told apart, or one side has none.
+    """
+    if not (folder / MANIFEST).exists():
+        tokenizer = source.tokenizer
+        tokenizer.save(folder / TOKENIZER)
+        with FolderWriter(folder, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id) as writer:
+            try:
+                _write(source, writer, say)
+            except ConfigError:
+                discard(folder)
+                raise
+            origin = {"data": source.name, "tokenizer": asked, "key": key, "counts": source.counts}
+            finish(folder, writer, tokenizer, origin, source.check_unchanged)
+    forget_progress(folder)
+
+
+def _write(source: TokenSource, writer: FolderWriter, say: Say) -> None:
+    """Write every document that is not written yet."""
+    start = saved = said = time.perf_counter()
+    before = sum(writer.tokens.values())
+    if writer.documents:
+        say(f"Going on where an earlier command stopped: {before / 1e6:,.0f} of {source.tokens / 1e6:,.0f} M tokens are written")
+    for found in source.documents(writer.documents):
+        writer.add(found.side, found.document, found.ids, found.text_bytes)
+        now = time.perf_counter()
+        if now - saved > SAVE_SECONDS:
+            writer.save()
+            saved = now
+        if now - said > SAY_SECONDS:
+            said, done = now, sum(writer.tokens.values())
+            speed = max(1.0, (done - before) / (now - start))
+            left = duration(max(0, source.tokens - done) / speed)
+            say(f"Wrote {done / 1e6:,.0f} of {source.tokens / 1e6:,.0f} M tokens at {speed / 1e6:.1f} M a second, {left} left")
+    source.check_sides(writer.tokens)
+    train, val = writer.tokens[Side.train], writer.tokens[Side.val]
+    seconds = time.perf_counter() - start
+    say(f"Wrote {train:,} training and {val:,} validation tokens of {writer.documents:,} documents in {seconds:.1f} s")
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:

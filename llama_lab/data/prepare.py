@@ -28,6 +28,7 @@ from llama_lab.data import cache, foreign
 from llama_lab.data.build import asked_for, build
 from llama_lab.data.corpus import Say, Source
 from llama_lab.data.docs import DocsSource
+from llama_lab.data.importing import TokenSource, import_tokens
 from llama_lab.data.place import Place, making
 from llama_lab.data.shards import (
     FORMAT_VERSION,
@@ -122,8 +123,10 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, say: Say = print, *, o
     Raises:
         ConfigError: the text, the tokenizer, the prepared folder or the cache folder is not as it must be.
     """
+    if out is not None:
+        Place.at(out, f"--out {out}").check()
     if isinstance(data, ShardsConfig):
-        return _open_shards(data, tokenizer, say)
+        return _open_shards(data, tokenizer, say) if out is None else _import_shards(data, tokenizer, say, out)
     if isinstance(data, MixtureConfig):
         return _open_mixture(data, tokenizer, say)
     source = _find_source(data)
@@ -199,6 +202,24 @@ def _open_bare(data: ShardsConfig, config: TokenizerConfig, folder: Path, say: S
         fingerprint=foreign.tokens_fingerprint(tokens, digests, tokenizer.hash),
         baselines={},
     )
+
+
+def _import_shards(data: ShardsConfig, config: TokenizerConfig, say: Say, out: Path) -> PreparedData:
+    """A folder of ours out of files that others wrote, cut into documents."""
+    subject, folder = f"data.path={data.path}", Path(data.path).expanduser().absolute()
+    if not foreign.is_bare(folder):
+        read_manifest(folder, subject)
+        raise ConfigError([(subject, "is prepared already; copy it, or train on it where it lies")], scope="the data")
+    tokens = foreign.find_tokens(folder, subject)
+    tokenizer = foreign.open_tokenizer(folder, config, subject)
+    source = TokenSource(data, tokens, tokenizer, say)
+    key = _key(source.fingerprint(), tokenizer.hash)
+    place = Place.at(out, f"--out {out}")
+    if not place.is_made(key):
+        with making(place, key, say) as draft:
+            if draft is not None:
+                import_tokens(draft, source, key, asked_for(config), say)
+    return open_prepared(out)
 
 
 def _open_own(data: ShardsConfig, config: TokenizerConfig, folder: Path) -> PreparedData:

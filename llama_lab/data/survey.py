@@ -1,6 +1,6 @@
 """What tokens are like, from all of them or from a sample: how often each id occurs, how long documents are, what they say.
 
-Nothing here takes longer or more memory for a larger set: what is too large to be read is looked at in blocks that are spread evenly.
+Nothing here takes longer or more memory for a larger set: of what is too large, blocks are looked at that are spread evenly.
 """
 
 from dataclasses import dataclass
