@@ -60,9 +60,14 @@ def complete(line: str, commands: dict[str, list[str]]) -> list[str]:
     if not words:
         return _starting_with(current, list(commands))
     command = words[0]
-    if command in ("train", "plan") and not current.startswith("-"):
-        return _override(current, _config_dir(words))
-    return _starting_with(current, commands.get(command, []))
+    if command in ("train", "plan", "prepare") and not current.startswith("-"):
+        found = _override(current, _config_dir(words))
+        # Of a config, preparing reads two nodes.
+        return found if command != "prepare" else [word for word in found if word.startswith(("data", "tokenizer", "experiment="))]
+    known = commands.get(command, [])
+    if any(word in known for word in words[1:]) and not current.startswith("-"):
+        return []  # a path or a name follows, which the shell knows better
+    return _starting_with(current, [word for word in known if word.startswith("-") == current.startswith("-")])
 
 
 def _override(current: str, extra: Path | None) -> list[str]:

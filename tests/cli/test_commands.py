@@ -26,7 +26,16 @@ def test_help_answers_within_a_second(llama_lab):
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["--help"], ["train", "--help"], ["plan", "-h"], ["completion", "bash"], ["__complete", "llama-lab train mod"]]
+    "words",
+    [
+        [],
+        ["--help"],
+        ["train", "--help"],
+        ["plan", "-h"],
+        ["data"],
+        ["completion", "bash"],
+        ["__complete", "llama-lab train mod"],
+    ],
 )
 def test_answers_without_composing(words: list[str]):
     """Neither help nor TAB may pay for Hydra, OmegaConf or torch."""
@@ -63,7 +72,9 @@ def test_version(llama_lab):
     ("words", "hint"),
     [
         (["tarin"], "did you mean train?"),
-        (["frobnicate"], "there are train, plan, cache, completion"),
+        (["frobnicate"], "there are train, plan, prepare, data, cache, completion"),
+        (["data", "inspct"], "did you mean inspect?"),
+        (["data", "shards"], "try: llama-lab data inspect shards"),
         (["optim=muon"], "try: llama-lab train optim=muon"),
         (["train", "--multrun"], "did you mean --multirun?"),
         (["train", "--optim.max_lr=0.1"], "without dashes: optim.max_lr=0.1"),
