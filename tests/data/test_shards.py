@@ -1,6 +1,7 @@
 """Shards: what is written is read, across files, and what was changed afterwards is refused."""
 
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.data import shards, writer
-from llama_lab.data.shards import Split, content_fingerprint, open_split, read_manifest, token_dtype
+from llama_lab.data.shards import Split, content_fingerprint, open_split, read_manifest, token_dtype, verify_shards
 from llama_lab.data.writer import SplitWriter, write_manifest
 
 EOS = 1
@@ -117,6 +118,7 @@ def edit(**changes):
         (lambda folder: (folder / "manifest.json").unlink(), "holds no manifest.json"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "not one of this project's"),
         (lambda folder: (folder / "manifest.json").write_text("[]"), "not one of this project's"),
+        (edit(format_version=1), "has format 1, this version reads 2; prepare it again"),
         (edit(format_version=99), "has format 99, this version reads 2; prepare it again"),
         (edit(splits={"train": {}}), "has a damaged manifest.json"),
         (edit(source={}), "it lacks data, tokenizer"),
@@ -124,6 +126,7 @@ def edit(**changes):
         (lambda folder: (folder / "train-00001.bin").unlink(), "lacks train-00001.bin"),
         (lambda folder: (folder / "train-00000.bin").write_bytes(b"xx"), "train-00000.bin has 2 bytes instead of 2,000"),
         (lambda folder: (folder / "train-starts.bin").write_bytes(b""), "train-starts.bin has 0 bytes instead of 16"),
+        (lambda folder: (folder / "train-ids.bin").write_bytes(b""), "train-ids.bin has 0 bytes instead of 16"),
     ],
 )
 def test_what_was_damaged_is_refused(tmp_path: Path, change, message: str) -> None:
@@ -140,3 +143,59 @@ def test_the_fingerprint_is_of_the_tokens(tmp_path: Path) -> None:
 
     assert fingerprint("a", [[5, 6]]) == fingerprint("b", [[5, 6]])
     assert fingerprint("a", [[5, 6]]) != fingerprint("c", [[6, 5]])
+
+
+def flip(path: Path, seconds_later: float) -> None:
+    """Change one byte of a file, and date it so long after the manifest."""
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    written = (path.parent / "manifest.json").stat().st_mtime_ns + int(seconds_later * 1e9)
+    os.utime(path, ns=(written, written))
+
+
+@pytest.mark.parametrize("name", ["train-00001.bin", "train-starts.bin", "train-bytes.bin", "train-ids.bin"])
+def test_a_file_changed_after_it_was_prepared_is_named(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "a", [[5] * 1500])
+    rule = f"has {name}, which was changed after it was prepared; copy it again or prepare it again"
+    flip(tmp_path / "a" / name, 60)
+    assert rule in damage(tmp_path / "a", lambda folder: None)
+    # What hides behind an old date is found by reading everything.
+    flip(tmp_path / "a" / name, 60)
+    flip(tmp_path / "a" / name, 0)
+    read_manifest(tmp_path / "a", "it")
+    assert list(verify_shards(tmp_path / "a", "it")) == [("it", rule)]
+
+
+def test_a_copy_is_newer_than_its_manifest_and_fine(tmp_path: Path) -> None:
+    write(tmp_path / "a", [[5] * 1500])
+    for number, path in enumerate(sorted((tmp_path / "a").iterdir())):
+        later = path.stat().st_mtime + 100 * number
+        os.utime(path, (later, later))
+    assert read_manifest(tmp_path / "a", "it")["splits"]["train"]["documents"] == 1
+    assert list(verify_shards(tmp_path / "a")) == []
+
+
+def test_verifying_names_every_file_that_is_wrong(tmp_path: Path) -> None:
+    write(tmp_path / "a", [[5] * 1500])
+    (tmp_path / "a" / "train-bytes.bin").unlink()
+    flip(tmp_path / "a" / "train-00000.bin", 0)
+    found = list(verify_shards(tmp_path / "a", "it"))
+    assert [rule.split(",")[0] for _, rule in found] == ["has train-00000.bin", "lacks train-bytes.bin"]
+    with pytest.raises(ConfigError, match=r"holds no manifest\.json"):
+        list(verify_shards(tmp_path))
+
+
+def test_a_long_check_is_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "LONG_BYTES", 100)
+    write(tmp_path / "a", [[5] * 1500])
+    said: list[str] = []
+    read_manifest(tmp_path / "a", "it", said.append)
+    assert said == []
+    os.utime(tmp_path / "a" / "manifest.json", (0, 0))
+    read_manifest(tmp_path / "a", "it", said.append)
+    assert said == [f"Checking 0.0 GB in {tmp_path / 'a'} that are newer than their manifest, as after a copy"]
+
+
+def test_a_document_of_unknown_origin_has_its_number_for_a_name(tmp_path: Path) -> None:
+    assert write(tmp_path / "a", [[5], [6]]).document_name(1) == "document 1"

@@ -1,6 +1,7 @@
 """Tokenizers: text survives them, special tokens stay apart from text, and files of others are taken as they are."""
 
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -155,3 +156,64 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path, content: str | byt
 def test_the_config_decides() -> None:
     assert build_tokenizer(BpeConfig(vocab_size=300), lambda: TEXTS).vocab_size == 300
     assert isinstance(build_tokenizer(BytesConfig(), lambda: ()), BytesTokenizer)
+
+
+def test_special_tokens_by_name_follow_the_four_and_stay_out_of_text() -> None:
+    names = ["<|im_start|>", "<|im_end|>", "Ω mark"]
+    tokenizer = build_tokenizer(BpeConfig(vocab_size=330, special_tokens=names), lambda: [*TEXTS, " ".join(names) * 50])
+    expected = ["<SOS>", "<EOS>", "<PAD>", "<UNK>", *names]
+    assert tokenizer.special_ids == {name: place for place, name in enumerate(expected)}
+    assert tokenizer.vocab_size == 330
+    text = "<|im_start|>user Ω mark<EOS><|im_end|>"
+    ids = tokenizer.encode(text)
+    assert min(ids) >= len(expected)
+    assert tokenizer.decode(ids) == text
+    loaded = Tokenizer(tokenizer.content)
+    assert (loaded.hash, loaded.encode(text)) == (tokenizer.hash, ids)
+
+
+def test_training_ends_with_the_document_that_reaches_the_bytes_asked_for() -> None:
+    read: list[str] = []
+
+    def texts():
+        for text in ["ä" * 10, "bcbcbc", "dede"]:
+            read.append(text)
+            yield text
+
+    config = BpeConfig(vocab_size=5000, train_bytes=21)
+    tokenizer = build_tokenizer(config, texts)
+    assert read == ["ä" * 10, "bcbcbc"]
+    assert len(tokenizer.encode("bcbc")) < 4
+    assert len(tokenizer.encode("dede")) == 4
+
+
+def test_a_stream_reads_ahead_by_a_few_batches_only(bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BATCH_CHARS", 40)
+    read: list[str] = []
+
+    def texts():
+        for number in range(200):
+            read.append(f"the dog of number {number} runs over the river")
+            yield read[-1]
+
+    seen = 0
+    for ids in bpe.encode_stream(texts()):
+        assert len(read) - seen <= module.BATCHES_AHEAD + 1
+        assert bpe.decode(ids) == read[seen]
+        seen += 1
+    assert seen == 200
+
+
+def test_an_error_in_the_text_ends_the_stream_and_its_threads(bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BATCH_CHARS", 10)
+
+    def texts():
+        yield from TEXTS[:8]
+        raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        list(bpe.encode_stream(texts()))
+    half = bpe.encode_stream(iter(TEXTS))
+    next(half)
+    half.close()
+    assert [thread for thread in threading.enumerate() if thread.name.startswith("encode")] == []
