@@ -1,0 +1,284 @@
+"""Saving beside training: the copy is of one moment, failures are said and survived, and the right checkpoints stay."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from llama_lab import train
+from llama_lab.config.errors import ConfigError
+from llama_lab.config.identity import save_config
+from llama_lab.training import retention, saver
+from llama_lab.training.checkpoint import list_checkpoints, load_checkpoint
+from llama_lab.training.errors import SaveFailed
+from llama_lab.training.metrics import read_rows
+from llama_lab.training.retention import check_disk, need, retained
+from llama_lab.training.run_folder import RunFolder
+from llama_lab.training.saver import HostCopy, Saver
+
+from .conftest import tiny_overrides
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.fixture
+def started(tiny, tmp_path):
+    """A run and its folder, as they are when the first update begins."""
+
+    def make(*overrides: str):
+        run = tiny(*overrides)
+        folder = RunFolder(tmp_path / "run")
+        folder.path.mkdir()
+        save_config(run, folder.path / "config.yaml")
+        folder.write_meta(
+            run_id="run", code={"sha256": "c", "diff": "d"}, versions={"torch": "2"}, data={"data": "f"}, wandb_id="w"
+        )
+        return run, folder
+
+    return make
+
+
+def model_of(value: float) -> nn.Module:
+    model = nn.Linear(4, 3)
+    nn.init.constant_(model.weight, value)
+    return model
+
+
+def saved_updates(folder: RunFolder) -> list[int]:
+    return [checkpoint.update for checkpoint in list_checkpoints(folder.checkpoints)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_save_holds_the_moment_it_was_asked_for(started, device):
+    run, folder = started()
+    model = model_of(1.0).to(device)
+    state = {"optimizer": {0: {"moment": torch.full((5, 5), 2.0, device=device)}}, "seconds": 1.0}
+    with Saver(run, folder, torch.device(device), print) as saving:
+        saving.save(4, model, state)
+        saving.before_step()
+        with torch.no_grad():
+            model.weight.fill_(9.0)
+            state["optimizer"][0]["moment"].fill_(9.0)
+        assert saving.close() is None
+    weights, found = load_checkpoint(list_checkpoints(folder.checkpoints)[0])
+    assert weights["weight"].unique().tolist() == [1.0]
+    assert found["optimizer"][0]["moment"].unique().tolist() == [2.0]
+
+
+@pytest.mark.gpu
+def test_the_copy_from_a_gpu_is_page_locked_and_its_memory_is_used_again():
+    copy = HostCopy(torch.device("cuda"))
+    for value in (1.0, 2.0, 3.0):
+        tensor = torch.full((1 << 22,), value, device="cuda")
+        taken = copy.take([tensor])
+        copy.protect()
+        tensor.fill_(-1.0)
+        copy.wait()
+        assert taken[0].is_pinned()
+        assert taken[0].unique().tolist() == [value]
+    assert len(copy.tensors) == 1
+
+
+def test_the_manifest_says_what_made_the_state(started):
+    run, folder = started("seed.data=3")
+    with Saver(run, folder, torch.device("cpu"), print) as saving:
+        saving.save(4, model_of(1.0), {})
+    (checkpoint,) = list_checkpoints(folder.checkpoints)
+    manifest = json.loads((checkpoint.path / "manifest.json").read_text())
+    assert (manifest["update"], manifest["tokens"], manifest["windows"]) == (4, 2048, 64)
+    assert manifest["code"] == {"sha256": "c"}
+    assert manifest["versions"] == {"torch": "2"}
+    assert manifest["data"] == {"data": "f"}
+    assert manifest["tracker_id"] == "w"
+    assert manifest["seeds"] == {"init": 0, "data": 3, "sampling": 0}
+    assert (checkpoint.path / "config.yaml").read_bytes() == (folder.path / "config.yaml").read_bytes()
+
+
+def test_one_save_at_a_time_and_the_next_one_waits(started, monkeypatch):
+    run, folder = started()
+    may_write, order = threading.Event(), []
+    write = saver.save_checkpoint
+
+    def slow(*arguments, **named):
+        order.append(f"begin {named['update']}")
+        assert may_write.wait(30)
+        write(*arguments, **named)
+        order.append(f"end {named['update']}")
+
+    monkeypatch.setattr(saver, "save_checkpoint", slow)
+    with Saver(run, folder, torch.device("cpu"), print) as saving:
+        saving.save(1, model_of(1.0), {})
+        saving.report()
+        assert order != ["begin 1", "end 1"]  # the loop was not kept
+        threading.Timer(0.1, may_write.set).start()
+        saving.save(2, model_of(2.0), {})
+        assert order[:2] == ["begin 1", "end 1"]
+    assert order == ["begin 1", "end 1", "begin 2", "end 2"]
+    assert saved_updates(folder) == [1, 2]
+
+
+def test_a_failed_save_is_said_once_and_the_next_one_succeeds(started):
+    run, folder = started()
+    said = []
+    with Saver(run, folder, torch.device("cpu"), said.append) as saving:
+        saving.save(1, model_of(1.0), {})
+        saving.wait()
+        aside = folder.checkpoints.rename(folder.path / "elsewhere")
+        folder.checkpoints.write_text("a file in place of the folder")
+        saving.save(2, model_of(2.0), {})
+        saving.wait()
+        saving.report()
+        folder.checkpoints.unlink()
+        aside.rename(folder.checkpoints)
+        saving.save(3, model_of(3.0), {})
+        assert saving.close() is None
+    (line,) = said
+    assert line.startswith("The checkpoint after update 2 could not be written ([Errno ")
+    assert "Training goes on; there is none before it" in line
+    assert saved_updates(folder) == [1, 3]
+
+
+def test_a_disk_without_room_is_found_out_before_anything_is_written(started, monkeypatch):
+    run, folder = started()
+    said = []
+    with Saver(run, folder, torch.device("cpu"), said.append) as saving:
+        saving.save(1, model_of(1.0), {})
+        saving.wait()
+        monkeypatch.setattr(saver, "free_bytes", lambda folder: 1000)
+        saving.save(2, model_of(2.0), {})
+        failure = saving.close()
+    assert said == [
+        "The checkpoint after update 2 could not be written ([Errno 28] it takes 1.05 MB, 1 kB are free). Training goes on; "
+        "the one after update 1 stays. Free some space on that disk, or lower checkpoint.keep; the next one is tried as planned"
+    ]
+    assert isinstance(failure, SaveFailed)
+    assert str(failure) == (
+        "the checkpoint after update 2, the last one, could not be written ([Errno 28] it takes 1.05 MB, 1 kB are free); "
+        "the one after update 1 stays. Once there is room for it, the same command goes on from there"
+    )
+    assert saved_updates(folder) == [1]
+
+
+def test_an_error_of_the_program_is_raised_in_the_loop(started):
+    run, folder = started()
+    with Saver(run, folder, torch.device("cpu"), print) as saving:
+        saving.save(1, model_of(1.0), {"no plain type": object()})
+        with pytest.raises(TypeError, match="is a object; a checkpoint takes tensors and plain types only"):
+            saving.wait()
+
+
+def rows(folder: RunFolder, losses: dict[int, float]) -> None:
+    with (folder.path / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps({"update": update, "val/loss": loss}) + "\n" for update, loss in losses.items())
+
+
+def test_the_newest_the_best_and_those_for_good_stay(started):
+    run, folder = started("checkpoint.keep=2", "checkpoint.keep_best=1", "checkpoint.keep_every_tokens=2560")
+    with Saver(run, folder, torch.device("cpu"), print) as saving:
+        for update, loss in {1: 3.0, 2: 1.0, 3: 2.0, 4: 2.5, 5: 2.0, 6: 1.5, 7: 1.4, 8: 0.9}.items():
+            saving.save(update, model_of(1.0), {})
+            saving.wait()
+            rows(folder, {update: loss})
+        assert saved_updates(folder) == [2, 5, 7, 8]
+        saving.close()
+    # After the last validation, 8 is the best: 2 need not stay. 5 passed a multiple of 2,560 tokens.
+    assert saved_updates(folder) == [5, 7, 8]
+
+
+def test_a_resumed_run_knows_the_losses_of_before(started):
+    run, folder = started("checkpoint.keep=1", "checkpoint.keep_best=1")
+    for update, loss in {1: 1.0, 2: 2.0, 3: 3.0}.items():
+        with Saver(run, folder, torch.device("cpu"), print) as saving:
+            saving.save(update, model_of(1.0), {})
+            saving.wait()
+            rows(folder, {update: loss})
+            saving.close()
+    assert saved_updates(folder) == [1, 3]
+
+
+def test_a_checkpoint_without_validation_is_never_the_best(tiny):
+    run = tiny("checkpoint.keep=1", "checkpoint.keep_best=2")
+    assert retained(run, [1, 2, 3, 4], {}) == {4}
+    assert retained(run, [1, 2, 3, 4], {1: 2.0, 2: 1.0, 3: 1.0, 9: 0.1}) == {2, 3, 4}
+    assert retained(tiny("checkpoint.keep=1", "checkpoint.keep_best=null"), [1, 2], {1: 0.0}) == {2}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["checkpoint.keep=2", "checkpoint.keep_best=1"],
+        ["checkpoint.keep=1", "checkpoint.keep_best=null", "checkpoint.keep_every_tokens=3000"],
+        ["checkpoint.keep=10", "checkpoint.every_tokens=null"],
+        ["checkpoint.keep=1", "checkpoint.every_tokens=1", "eval=null"],
+    ],
+)
+def test_the_disk_that_was_said_is_what_a_run_takes(tiny, overrides, monkeypatch):
+    most, written, prune = 0, 0, Saver._prune
+
+    def counted(saving: Saver) -> None:
+        nonlocal most, written
+        most = max(most, len(list_checkpoints(saving._folder.checkpoints)))
+        written += 1
+        prune(saving)
+
+    monkeypatch.setattr(Saver, "_prune", counted)
+    run = tiny(*overrides)
+    needed = need(run, 257)
+    folder = train(run).folder
+    assert needed.written == written - 1  # pruned once more at the end
+    assert most <= needed.most <= most + 1
+    kept = list_checkpoints(folder / "checkpoints")
+    assert needed.newest + needed.permanent <= len(kept) + 1
+    assert len(kept) <= needed.newest + needed.best + needed.permanent
+    size = sum(path.stat().st_size for path in kept[-1].path.glob("*.safetensors"))
+    assert size == pytest.approx(needed.each, rel=0.1)
+
+
+def test_the_disk_is_said_before_the_run_and_refused_if_it_holds_not_one(tiny, monkeypatch, capsys, outputs):
+    run = tiny("checkpoint.keep=2", "checkpoint.keep_best=1")
+    train(run)
+    each = 313
+    beginning = f"Checkpoints: {each} kB each, at most 4 at once (2 newest, the best, 1 being written), 1.25 MB; "
+    assert beginning in capsys.readouterr().out
+    monkeypatch.setattr(retention, "free_bytes", lambda folder: 400_000)
+    said = check_disk(need(run, 257), outputs)
+    assert said == f"{beginning}400 kB free, which is enough for 1 more: free some, or lower checkpoint.keep"
+    monkeypatch.setattr(retention, "free_bytes", lambda folder: 200_000)
+    with pytest.raises(ConfigError) as caught:
+        train(tiny("name=other"))
+    rule = f"checkpoints has 200 kB free, a checkpoint of this run takes {each} kB; free some, or set LLAMA_LAB_OUTPUTS to a folder"
+    assert rule in str(caught.value)
+    assert not (outputs / "other").exists()
+
+
+LIMITED = """
+import resource, sys
+from llama_lab.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_disk_that_takes_no_checkpoint_costs_no_update_and_the_run_can_be_resumed(tiny, text, outputs, processes):
+    """The limit on a file's size stands for a full disk: small files are still written, as by the few bytes left there."""
+    words = ["train", *tiny_overrides(text), f"hardware.processes={processes}", "name=full"]
+    done = subprocess.run([sys.executable, "-c", LIMITED, "60000", *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    (folder,) = (outputs / "full").glob("llama_3m*")
+    assert "The checkpoint after update 4 could not be written ([Errno 27] File too large). Training goes on; " in done.stdout
+    assert "the checkpoint after update 20, the last one, could not be written ([Errno 27] File too large); " in done.stderr
+    assert "there is none before it. Once there is room for it, the same command goes on from there" in done.stderr
+    assert [row["update"] for row in read_rows(folder / "metrics.jsonl") if "val/loss" in row] == [5, 10, 15, 20]
+    assert json.loads((folder / "summary.json").read_text())["status"] == "failed"
+    assert not list(folder.glob("checkpoints/.draft-*")), "half a checkpoint fills the disk"
+    again = subprocess.run([sys.executable, "-m", "llama_lab", *words], capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr
+    assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
+    assert list_checkpoints(folder / "checkpoints")[-1].update == 20
