@@ -17,6 +17,7 @@ from llama_lab.config.schema import (
     DataConfig,
     DocsConfig,
     FileTokenizerConfig,
+    HuggingFaceConfig,
     MixtureConfig,
     Problem,
     ShardsConfig,
@@ -28,6 +29,7 @@ from llama_lab.data import cache, foreign
 from llama_lab.data.build import asked_for, build
 from llama_lab.data.corpus import Say, Source
 from llama_lab.data.docs import DocsSource
+from llama_lab.data.huggingface import HuggingFaceSource
 from llama_lab.data.importing import TokenSource, import_tokens
 from llama_lab.data.place import Place, making
 from llama_lab.data.shards import (
@@ -302,6 +304,8 @@ def _find_source(data: DataConfig) -> Source:
             return DocsSource(data)
         case TextConfig():
             return TextSource(data, cache.ContentHashes())
+        case HuggingFaceConfig():
+            return HuggingFaceSource(data, cache.ContentHashes())
         case _:
             raise TypeError(f"no text is found for {type(data).__name__}")
 

@@ -421,10 +421,10 @@ class Clock:
     """Says now and then how far a long work is; called with how much of it is done.
 
     Args:
-        size: of all of it, in bytes, or in `unit` where one is given.
+        size: of all of it, in bytes, or in `unit` where one is given; None if nobody knows.
     """
 
-    def __init__(self, verb: str, size: int, say: Say, unit: str | None = None):
+    def __init__(self, verb: str, size: int | None, say: Say, unit: str | None = None):
         self._verb, self._size, self._say, self._unit = verb, size, say, unit
         self._start = self._said = time.perf_counter()
 
@@ -434,9 +434,13 @@ class Clock:
             return
         self._said = now
         passed = now - self._start
-        share = f"{done:,} of {self._size:,} {self._unit}" if self._unit else f"{done / 1e6:,.0f} of {self._size / 1e6:,.0f} MB"
-        left = f", about {duration(passed * (self._size - done) / done)} left" if 0 < done <= self._size else ""
-        self._say(f"{self._verb} {share} in {duration(passed)}{left}")
+        scale, unit = (1, self._unit) if self._unit else (1_000_000, "MB")
+        of = left = ""
+        if self._size is not None:
+            of = f" of {self._size / scale:,.0f}"
+            if 0 < done <= self._size:
+                left = f", about {duration(passed * (self._size - done) / done)} left"
+        self._say(f"{self._verb} {done / scale:,.0f}{of} {unit} in {duration(passed)}{left}")
 
 
 def duration(seconds: float) -> str:
