@@ -188,7 +188,7 @@ def test_training_ends_with_the_document_that_reaches_the_bytes_asked_for() -> N
 
 
 def test_a_stream_reads_ahead_by_a_few_batches_only(bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BATCH_CHARS", 40)
+    monkeypatch.setattr(module, "BATCH_CHARS", 30)
     read: list[str] = []
 
     def texts():
