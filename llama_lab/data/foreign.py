@@ -13,24 +13,17 @@ of its name belongs to the validation split. Where documents begin is not known 
 
 import hashlib
 import json
-import os
 import re
 import shlex
-import threading
-import time
 from collections.abc import Iterable
-from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from enum import Enum
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import BpeConfig, FileTokenizerConfig, Problem, ShardsConfig, TokenizerConfig
-from llama_lab.data.cache import Remembered
-from llama_lab.data.corpus import Say
 from llama_lab.data.shards import MANIFEST, TOKENIZER, Split
 from llama_lab.data.tokenizer import BytesTokenizer, Tokenizer, build_tokenizer, load_tokenizer
 
@@ -46,9 +39,6 @@ TEST = re.compile(r"(?<![a-z])test(?![a-z])")
 # A table of ours beside shards says that the folder was prepared here, and that its manifest is what is missing.
 OUR_TABLE = re.compile(r"(train|val)-(starts|bytes)\.bin")
 SHOWN_PROBLEMS = 5
-READ_BYTES = 2**23
-MAX_THREADS = 8
-SAY_SECONDS = 10.0
 
 
 class Kind(Enum):
@@ -156,26 +146,6 @@ def find_tokens(folder: Path, subject: str) -> TokenFolder:
         raise ConfigError(problems, scope="the data")
     val = tuple(file for file in files if _is_validation(file))
     return TokenFolder(folder, tuple(file for file in files if not _is_validation(file)), val)
-
-
-def check_ids(folder: TokenFolder, vocab_size: int, subject: str, say: Say) -> list[str]:
-    """Read all ids once, and see that the vocabulary has them. What was read before and has not changed is not read again.
-
-    Every byte is read and hashed, by as many threads as there are cores, so the first start takes as long as the disk or SHA-256
-    needs for it, whichever is slower. What came out is remembered in the cache folder under path, size and date.
-
-    Returns:
-        SHA-256 of each of `folder.files`.
-
-    Raises:
-        ConfigError: an id is beyond the vocabulary, or a file cannot be read.
-    """
-    found = _Reading(folder.files, say).run(subject)
-    largest, file = max(((largest, file.path.name) for (largest, _), file in zip(found, folder.files, strict=True)))
-    if largest >= vocab_size:
-        rule = f"holds token id {largest} in {file}, but the tokenizer has {vocab_size} entries; name the one they were made with"
-        raise ConfigError([(subject, rule)], scope="the data")
-    return [digest for _, digest in found]
 
 
 def tokens_fingerprint(folder: TokenFolder, digests: list[str], tokenizer_hash: str) -> str:
@@ -320,63 +290,3 @@ def _sized(path: Path, kind: Kind, dtype: np.dtype, offset: int, count: int, siz
         what = "is cut" if size < expected else "is longer than it says"
         raise ValueError(f"{what}: its header says {count:,} ids, {expected:,} bytes in all, and it has {size:,}; copy it again")
     return TokenFile(path, kind, dtype.newbyteorder("<"), offset, count)
-
-
-class _Reading:
-    """Largest id and hash of files, found by several threads."""
-
-    def __init__(self, files: tuple[TokenFile, ...], say: Say):
-        self._files, self._say = files, say
-        self._remembered = Remembered("token-files")
-        self._stop = threading.Event()
-        self._lock = threading.Lock()
-        self._total, self._read = 0, 0
-
-    def run(self, subject: str) -> list[tuple[int, str]]:
-        """(largest id, SHA-256) of each file."""
-        start = time.perf_counter()
-        try:
-            self._total = sum(file.bytes for file in self._files if not self._remembered.knows(file.path))
-            found = self._read_all(start)
-        except OSError as error:
-            rule = f"cannot be read: {error.strerror or error}"
-            raise ConfigError([(f"{subject}: {Path(error.filename or '').name}", rule)], scope="the data") from error
-        if self._total:
-            seconds = time.perf_counter() - start
-            self._say(f"Checked {self._read / 1e9:.2f} GB of token ids in {seconds:.1f} s ({self._read / seconds / 1e9:.2f} GB/s)")
-        return [(int(largest), str(digest)) for largest, digest in found]
-
-    def _read_all(self, start: float) -> list[list]:
-        with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as threads:
-            tasks = [threads.submit(self._remembered.of, file.path, partial(self._read_one, file)) for file in self._files]
-            try:
-                waiting = set(tasks)
-                while waiting:
-                    done, waiting = wait(waiting, timeout=SAY_SECONDS, return_when=FIRST_EXCEPTION)
-                    for task in done:
-                        task.result()
-                    if waiting:
-                        self._say(self._progress(time.perf_counter() - start))
-                return [task.result() for task in tasks]
-            finally:
-                # After an error or Ctrl-C nobody waits for a file of many gigabytes to be read to its end.
-                self._stop.set()
-                threads.shutdown(cancel_futures=True)
-
-    def _progress(self, seconds: float) -> str:
-        left = (self._total - self._read) * seconds / max(1, self._read)
-        return f"Checked {self._read / 1e9:.1f} of {self._total / 1e9:.1f} GB of token ids; {left:,.0f} s to go, only once"
-
-    def _read_one(self, file: TokenFile, path: Path) -> list:
-        digest, largest = hashlib.sha256(), 0
-        buffer = np.empty(READ_BYTES, dtype=np.uint8)
-        with path.open("rb") as raw:
-            digest.update(raw.read(file.offset))
-            while size := raw.readinto(buffer.data):
-                if self._stop.is_set():
-                    raise CancelledError
-                digest.update(buffer.data[:size])
-                largest = max(largest, int(buffer[:size].view(file.dtype).max()))
-                with self._lock:
-                    self._read += size
-        return [largest, digest.hexdigest()]

@@ -26,6 +26,7 @@ from llama_lab.data.corpus import Document, Say, Side
 from llama_lab.data.draft import FolderWriter, forget_progress
 from llama_lab.data.entries import entries
 from llama_lab.data.foreign import TokenFile, TokenFolder
+from llama_lab.data.id_check import check_ids
 from llama_lab.data.place import discard
 from llama_lab.data.shards import MANIFEST, TOKENIZER, Split
 from llama_lab.data.tokenizer import Tokenizer
@@ -84,7 +85,7 @@ class TokenSource:
             rule = f"asks for a second validation split; {folder.val[0].path.name} is one; leave data.val_fraction out"
             raise ConfigError([(f"data.val_fraction={data.val_fraction}", rule)], scope="the data")
         self._stamps = [_stamp(file) for file in folder.files]
-        self._digests = foreign.check_ids(folder, tokenizer.vocab_size, self._subject, say)
+        self._digests = check_ids(folder, tokenizer.vocab_size, self._subject, say)
         self._entries = entries(tokenizer)
         self._is_blank = self._entries.is_blank
         self.counts = {"kept": 0, "empty": 0, "start_tokens": 0, "blanks_between": 0}

@@ -30,6 +30,7 @@ from llama_lab.data.build import asked_for, build
 from llama_lab.data.corpus import Say, Source
 from llama_lab.data.docs import DocsSource
 from llama_lab.data.huggingface import HuggingFaceSource
+from llama_lab.data.id_check import check_ids
 from llama_lab.data.importing import TokenSource, import_tokens
 from llama_lab.data.place import Place, making
 from llama_lab.data.shards import (
@@ -180,10 +181,13 @@ def open_prepared(folder: Path, subject: str | None = None) -> PreparedData:
 def _open_shards(data: ShardsConfig, config: TokenizerConfig, say: Say) -> PreparedData:
     """A folder of tokens, its tokenizer the one that the config names."""
     folder = Path(data.path).expanduser().absolute()
+    is_bare = foreign.is_bare(folder)
     if data.val_fraction is not None:
-        rule = f"holds out nothing from tokens that are read where they lie; type {foreign.prepare_command(data, config)}"
+        rule = "holds out nothing from what is prepared already; leave it out"
+        if is_bare:
+            rule = f"holds out nothing from tokens that are read where they lie; type {foreign.prepare_command(data, config)}"
         raise ConfigError([(f"data.val_fraction={data.val_fraction}", rule)], scope="the data")
-    return _open_bare(data, config, folder, say) if foreign.is_bare(folder) else _open_own(data, config, folder)
+    return _open_bare(data, config, folder, say) if is_bare else _open_own(data, config, folder)
 
 
 def _open_bare(data: ShardsConfig, config: TokenizerConfig, folder: Path, say: Say) -> PreparedData:
@@ -194,7 +198,7 @@ def _open_bare(data: ShardsConfig, config: TokenizerConfig, folder: Path, say: S
         raise ConfigError([(f"data.window={data.window.name}", rule)], scope="the data")
     tokens = foreign.find_tokens(folder, subject)
     tokenizer = foreign.open_tokenizer(folder, config, subject)
-    digests = foreign.check_ids(tokens, tokenizer.vocab_size, subject, say)
+    digests = check_ids(tokens, tokenizer.vocab_size, subject, say)
     train = tokens.split("train")
     if train is None:
         raise ConfigError([(subject, "holds no training tokens: all of its files have val in their names")], scope="the data")

@@ -128,11 +128,13 @@ def _excerpt(split: Split, tokenizer: Tokenizer, document: int) -> Excerpt:
 
 
 def _excerpt_at(split: Split, tokenizer: Tokenizer, entries: Entries, place: int) -> Excerpt:
-    """The first document that begins behind a place; what stands at the place itself if none does soon."""
+    """The first document that lies behind a place; what stands at the place itself if none does soon."""
     cuts = _cuts(split.read(place, min(place + BLOCK_TOKENS, split.tokens)), tokenizer, entries)
-    start = place + int(cuts[0]) + 1 if len(cuts) else place
-    start = start if start < split.tokens else place
-    length = int(cuts[1] - cuts[0]) - 1 if len(cuts) > 1 else None
+    whole = np.flatnonzero(np.diff(cuts) > 1)
+    start, length = place, None
+    if len(whole):
+        first, last = (int(position) for position in cuts[whole[0] : whole[0] + 2])
+        start, length = place + first + 1, last - first - 1
     file, position = split.locate(start)
-    text = tokenizer.decode(split.read(start, min(start + (length or EXCERPT_TOKENS), start + EXCERPT_TOKENS, split.tokens)))
-    return Excerpt(f"{file}, from token {position:,}", text.lstrip(), length)
+    text = tokenizer.decode(split.read(start, min(start + min(length or EXCERPT_TOKENS, EXCERPT_TOKENS), split.tokens)))
+    return Excerpt(f"{file}, from token {position:,}", text, length)

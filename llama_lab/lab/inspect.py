@@ -17,6 +17,7 @@ from llama_lab.config.identity import load_config
 from llama_lab.config.schema import FileTokenizerConfig
 from llama_lab.data import cache, foreign
 from llama_lab.data.entries import Entries, entries
+from llama_lab.data.id_check import check_ids
 from llama_lab.data.prepare import open_prepared, prepare
 from llama_lab.data.shards import MANIFEST, TOKENIZER, Split, read_manifest, verify_shards
 from llama_lab.data.survey import Survey, excerpts, length_bins, survey
@@ -193,7 +194,7 @@ def _verify(typed: str, tokenizer: Path | None) -> bool:
     folder = _locate(typed)
     if foreign.is_bare(folder):
         place = _bare(folder, typed, tokenizer)
-        foreign.check_ids(foreign.find_tokens(folder, typed), place.tokenizer.vocab_size, typed, print)
+        check_ids(foreign.find_tokens(folder, typed), place.tokenizer.vocab_size, typed, print)
         print("Sizes are those of the headers and every id is one of the tokenizer; files of others bring no checksums to compare")
         return True
     folders = [folder] if not (folder / "config.yaml").is_file() else [place.folder for place in _of_run(folder) if place.manifest]

@@ -11,7 +11,7 @@ import pytest
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import BpeConfig, BytesConfig, FileTokenizerConfig, ShardsConfig, TokenizerConfig, Window
-from llama_lab.data import cache, foreign
+from llama_lab.data import cache, id_check
 from llama_lab.data.foreign import Kind, find_tokens, natural_order
 from llama_lab.data.prepare import PreparedData, prepare
 from llama_lab.data.stream import TokenStream
@@ -138,7 +138,7 @@ def test_ids_beyond_the_vocabulary_are_named_with_their_file(folder: Path, token
 
 def test_ids_are_read_once(folder: Path, tokenizer: FileTokenizerConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "LARGE_BYTES", 100)
-    monkeypatch.setattr(foreign, "READ_BYTES", 64)
+    monkeypatch.setattr(id_check, "READ_BYTES", 64)
     for name in ("a", "b"):
         npy(folder / f"{name}.npy", numbers(500))
         os.utime(folder / f"{name}.npy", (time.time() - 60, time.time() - 60))

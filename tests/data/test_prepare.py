@@ -265,6 +265,11 @@ def test_a_vocabulary_that_stayed_below_what_was_asked_for_is_found_by_either_nu
         assert prepare(ShardsConfig(path=str(made.folder)), BpeConfig(vocab_size=vocab_size)).fingerprint == made.fingerprint
 
 
+def test_nothing_is_held_out_afterwards(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.val_fraction=0\.1 holds out nothing from what is prepared already; leave it out"):
+        prepare(ShardsConfig(path=str(folder), val_fraction=0.1), BpeConfig(vocab_size=300))
+
+
 def test_bytes_shards_ask_for_bytes(text: Path) -> None:
     made = prepare(config(text), BytesConfig())
     assert refusal(made.folder, BpeConfig(vocab_size=257)).endswith("which has 257 entries; use tokenizer=bytes")
