@@ -48,7 +48,8 @@ def test_counts_follow_from_config_and_data(text: Path, outputs: Path, capsys: O
     assert said["updates"] == "39"
     assert said["training tokens"] == f"{39 * 1024:,}"
     assert said["parameters"] == f"{parameters(run.model, 257):,}"
-    assert said["epochs"] == f"{39 * 1024 / data.train.tokens:.2f}"
+    epochs = 39 * 16 / ((data.train.tokens - 1) // 64)
+    assert said["epochs"] == f"{epochs:.1f} epochs: each text is seen {int(epochs)} or {int(epochs) + 1} times"
     assert said["windows an update"].startswith("16 of 64 tokens: 1 process x ")
     assert said["device"] == "cpu, fp32"
     assert said["checkpoints"].startswith("4 written, 2 kept, ")

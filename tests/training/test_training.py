@@ -48,7 +48,16 @@ def test_a_run_leaves_what_it_promises(tiny, capsys):
     result = train(tiny())
     assert result.status == "finished"
     assert (result.updates, result.tokens) == (20, 10240)
-    names = {"config.yaml", "meta.json", "metrics.jsonl", "samples.jsonl", "summary.json", "train.log", "tokenizer.json"}
+    names = {
+        "config.yaml",
+        "meta.json",
+        "metrics.jsonl",
+        "batches.jsonl",
+        "samples.jsonl",
+        "summary.json",
+        "train.log",
+        "tokenizer.json",
+    }
     assert {path.name for path in result.folder.iterdir()} == names | {"checkpoints", "plots"}
     assert {path.name for path in (result.folder / "plots").iterdir()} == {"loss.png", "learning_rate.png", "throughput.png"}
 
