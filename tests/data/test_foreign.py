@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -153,6 +155,24 @@ def test_ids_are_read_once(folder: Path, tokenizer: FileTokenizerConfig, monkeyp
     npy(folder / "b.npy", changed)
     assert prepare(config(folder), tokenizer, said.append).fingerprint != first.fingerprint
     assert len(said) == 2
+
+
+def test_of_several_processes_one_reads(folder: Path, tokenizer: FileTokenizerConfig) -> None:
+    for name in ("a", "b"):
+        npy(folder / f"{name}.npy", numbers(500))
+        os.utime(folder / f"{name}.npy", (time.time() - 60, time.time() - 60))
+    program = f"""
+from llama_lab.config.schema import FileTokenizerConfig, ShardsConfig, Window
+from llama_lab.data import cache
+from llama_lab.data.prepare import prepare
+cache.LARGE_BYTES = 100
+data = ShardsConfig(path={str(folder)!r}, max_seq_len=8, tokens_per_update=8, window=Window.contiguous)
+print(prepare(data, FileTokenizerConfig(path={tokenizer.path!r})).fingerprint)
+"""
+    started = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    said = [process.communicate(timeout=60)[0].splitlines() for process in started]
+    assert sum(line.startswith("Checked ") for lines in said for line in lines) == 1
+    assert len({lines[-1] for lines in said}) == 1
 
 
 def test_the_fingerprint_is_of_the_tokens_and_not_of_the_place(

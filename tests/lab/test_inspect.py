@@ -187,6 +187,8 @@ def test_a_run_is_inspected_by_its_data(llama_lab, bare: Path, outputs: Path, tm
         "data.max_seq_len=16", "data.tokens_per_update=64", "training_tokens=512",
     ]
     # fmt: on
+    refused = llama_lab("train", *[word for word in words if word != "eval=null"])
+    assert "eval has nothing to validate on: the data holds no validation tokens; eval=null trains without" in refused.stderr
     done = llama_lab("train", *words)
     assert done.returncode == 0, done.stderr
     (folder,) = (path.parent for path in outputs.glob("*/*/summary.json"))
@@ -200,8 +202,6 @@ def test_a_run_is_inspected_by_its_data(llama_lab, bare: Path, outputs: Path, tm
     assert "It is not what the run was trained on" in llama_lab("data", "inspect", str(folder)).stdout
     study = llama_lab("data", "inspect", str(folder.parent))
     assert f"holds runs; name one of them, such as {folder}" in study.stderr
-    refused = llama_lab("train", *[word for word in words if word != "eval=null"])
-    assert "eval has nothing to validate on: the data holds no validation tokens; eval=null trains without" in refused.stderr
 
 
 def test_mixtures_and_prepared_folders_take_bare_ones(bare: Path, tmp_path: Path, capsys: Output) -> None:
