@@ -234,8 +234,9 @@ def _show(place: Inspected, samples: int) -> dict[str, Survey]:
     for remark in place.remarks:
         print(remark)
     print()
-    headings = ("", "documents", "tokens", "bytes of text", "bytes a token", "entries used", "ids", "files")
-    print_table("Splits", headings, [_split_line(name, split, surveys[name]) for name, split in place.splits.items()])
+    names = ("documents", "tokens", "bytes of text", "bytes a token", "entries used", "dtype of ids", "files")
+    columns = [_figures(split, surveys[name]) for name, split in place.splits.items()]
+    print_table("Splits", ("", *(TITLES[name] for name in place.splits)), list(zip(names, *columns, strict=True)))
     _show_beyond(place, surveys)
     if place.manifest is not None and (counts := place.manifest["source"].get("counts")):
         print()
@@ -252,11 +253,10 @@ def _show(place: Inspected, samples: int) -> dict[str, Survey]:
     return surveys
 
 
-def _split_line(name: str, split: Split, seen: Survey) -> list[str]:
+def _figures(split: Split, seen: Survey) -> list[str]:
     used, size = int(np.count_nonzero(seen.counts)), len(seen.counts)
     is_known = split.starts_file is not None
     return [
-        TITLES[name],
         f"{split.documents:,}" if is_known else "unknown",
         f"{split.tokens:,}",
         f"{split.text_bytes:,}" if is_known else "unknown",
@@ -283,7 +283,7 @@ def _show_lengths(title: str, seen: Survey) -> None:
     block = "█" if _can_show("█") else "#"
     labels = [f"{low:,} to {high:,}" if high > low else f"{low:,}" for low, high, _ in bins]
     counts = [f"{count:,}" for *_, count in bins]
-    room = shutil.get_terminal_size().columns - max(map(len, labels)) - max(map(len, counts)) - 24
+    room = shutil.get_terminal_size().columns - max(map(len, labels)) - max(map(len, counts)) - 28
     scale = min(60, max(10, room)) / max(count for *_, count in bins)
     rows = [
         (label.rjust(max(map(len, labels))), shown.rjust(max(map(len, counts))), f"{100 * count / len(seen.lengths):5.1f} %", bar)
