@@ -174,7 +174,9 @@ def read_corpus(
     if not selection.kept:
         shutil.rmtree(scans, ignore_errors=True)
         raise ConfigError([(subject, _nothing(totals))], scope="the data")
-    say(f"Read {_summary(totals, selection.text_bytes)} in {time.perf_counter() - start:.1f} s{_left_out(totals)}")
+    dropped = _left_out(totals)
+    summary = f"Read {_summary(totals, selection.text_bytes)} in {time.perf_counter() - start:.1f} s"
+    say(f"{summary}, dropped {dropped}" if dropped else summary)
     documents = selected_documents([file for file, _ in scan.files], selection, rules, scans, check)
     if selection.kept < MIN_DOCUMENTS:
         return _cut(documents, config.val_fraction, selection, totals)
@@ -232,14 +234,13 @@ def _summary(counts: dict[str, int], size: int) -> str:
 
 
 def _left_out(counts: dict[str, int]) -> str:
-    dropped = [f"{counts[key]:,} {words}" for key, words in LEFT_OUT.items() if counts.get(key)]
-    return f", dropped {', '.join(dropped)}" if dropped else ""
+    return ", ".join(f"{counts[key]:,} {words}" for key, words in LEFT_OUT.items() if counts.get(key))
 
 
 def _nothing(counts: dict[str, int]) -> str:
     if counts["read"] == counts.get("empty", 0):
         return "holds no text: every file or text in it is empty"
-    return f"holds no text that is kept: of {counts['read']:,} documents{_left_out(counts).replace(', dropped', '', 1)}"
+    return f"holds no text that is kept: of {counts['read']:,} documents, {_left_out(counts)}"
 
 
 def find_files(typed: str) -> list[TextFile]:
