@@ -157,22 +157,30 @@ def test_ids_are_read_once(folder: Path, tokenizer: FileTokenizerConfig, monkeyp
     assert len(said) == 2
 
 
-def test_of_several_processes_one_reads(folder: Path, tokenizer: FileTokenizerConfig) -> None:
-    for name in ("a", "b"):
-        npy(folder / f"{name}.npy", numbers(500))
-        os.utime(folder / f"{name}.npy", (time.time() - 60, time.time() - 60))
+def test_of_several_processes_one_reads(
+    folder: Path, tokenizer: FileTokenizerConfig, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that comes while another one reads waits for it, and then finds what it remembered."""
+    monkeypatch.setattr(cache, "LARGE_BYTES", 100)
+    npy(folder / "a.npy", numbers(500))
+    os.utime(folder / "a.npy", (time.time() - 60, time.time() - 60))
     program = f"""
 from llama_lab.config.schema import FileTokenizerConfig, ShardsConfig, Window
-from llama_lab.data import cache
 from llama_lab.data.prepare import prepare
-cache.LARGE_BYTES = 100
 data = ShardsConfig(path={str(folder)!r}, max_seq_len=8, tokens_per_update=8, window=Window.contiguous)
-print(prepare(data, FileTokenizerConfig(path={tokenizer.path!r})).fingerprint)
+print("ready", flush=True)
+print(prepare(data, FileTokenizerConfig(path={tokenizer.path!r})).train.tokens)
 """
-    started = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    said = [process.communicate(timeout=60)[0].splitlines() for process in started]
-    assert sum(line.startswith("Checked ") for lines in said for line in lines) == 1
-    assert len({lines[-1] for lines in said}) == 1
+    cache_folder.mkdir(parents=True, exist_ok=True)
+    with cache.lock_file(cache_folder / "token-files.lock") as held:
+        with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(timeout=1)
+            cache.Remembered("token-files").of(folder / "a.npy", lambda path: [279, "its hash"])
+            held.release()
+            assert process.communicate(timeout=60)[0] == "500\n", "nothing was left to be checked"
 
 
 def test_the_fingerprint_is_of_the_tokens_and_not_of_the_place(
