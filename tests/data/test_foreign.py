@@ -172,15 +172,18 @@ print("ready", flush=True)
 print(prepare(data, FileTokenizerConfig(path={tokenizer.path!r})).train.tokens)
 """
     cache_folder.mkdir(parents=True, exist_ok=True)
-    with cache.lock_file(cache_folder / "token-files.lock") as held:
-        with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            with pytest.raises(subprocess.TimeoutExpired):
-                process.wait(timeout=1)
-            cache.Remembered("token-files").of(folder / "a.npy", lambda path: [279, "its hash"])
-            held.release()
-            assert process.communicate(timeout=60)[0] == "500\n", "nothing was left to be checked"
+    words = [sys.executable, "-c", program]
+    with (
+        cache.lock_file(cache_folder / "token-files.lock") as held,
+        subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process,
+    ):
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=1)
+        cache.Remembered("token-files").of(folder / "a.npy", lambda path: [279, "its hash"])
+        held.release()
+        assert process.communicate(timeout=60)[0] == "500\n", "nothing was left to be checked"
 
 
 def test_the_fingerprint_is_of_the_tokens_and_not_of_the_place(
