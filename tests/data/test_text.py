@@ -1,8 +1,11 @@
 """A user's own files: which are read, how they are split, and what is said about broken ones."""
 
+import gzip
 import json
 import os
 import random
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -10,9 +13,9 @@ import pytest
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import TextConfig
-from llama_lab.data.cache import ContentHashes
+from llama_lab.data.cache import ContentHashes, entries
 from llama_lab.data.corpus import Corpus, Side
-from llama_lab.data.text import TextSource
+from llama_lab.data.text import TextSource, find_files
 
 
 def source(path: Path, val_fraction: float = 0.1) -> TextSource:
@@ -95,6 +98,70 @@ def test_folders_are_searched_in_the_order_of_names(tmp_path: Path) -> None:
         path.write_text(json.dumps({"text": name}) if name.endswith("jsonl") else name, encoding="utf-8")
     train, val = texts(read(tmp_path, 0.01))
     assert "".join(train + val) == "a/one.txtb/two.MDc.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("*.jsonl", ["a.jsonl"]),
+        ("*/*.jsonl*", ["b/c.jsonl.gz"]),
+        ("**/*.jsonl*", ["a.jsonl", "b/c.jsonl.gz"]),
+        ("b*", ["b.txt", "b/c.jsonl.gz", "b/d/e.md"]),
+        ("[ab].*", ["a.jsonl", "b.txt"]),
+        ("b/**", ["c.jsonl.gz", "d/e.md"]),
+    ],
+)
+def test_patterns_match_files_and_folders(tmp_path: Path, pattern: str, names: list[str]) -> None:
+    for name in ("a.jsonl", "b.txt", "b/c.jsonl.gz", "b/d/e.md", "b/.f.md", ".b/g.txt", "b/h.py"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_bytes(gzip.compress(b'{"text": "packed"}') if name.endswith(".gz") else b'{"text": "plain"}')
+    assert [file.name for file in find_files(f"{tmp_path}/{pattern}")] == names
+
+
+def test_a_name_that_looks_like_a_pattern_is_a_name(tmp_path: Path) -> None:
+    (tmp_path / "a[1].txt").write_text("text")
+    assert [file.name for file in find_files(str(tmp_path / "a[1].txt"))] == ["a[1].txt"]
+
+
+@pytest.mark.parametrize(("pattern", "rule"), [("*.jsonl", "matches nothing in"), ("*.py", "matches no .txt, .md, .jsonl")])
+def test_a_pattern_that_matches_nothing_is_named(tmp_path: Path, pattern: str, rule: str) -> None:
+    (tmp_path / "a.py").write_text("text")
+    with pytest.raises(ConfigError) as error:
+        find_files(f"{tmp_path}/{pattern}")
+    assert f"data.path={tmp_path}/{pattern} {rule}" in str(error.value)
+
+
+def from_standard_input(given: bytes) -> str:
+    """What a process that reads `data.path=-` finds there, twice."""
+    program = (
+        "from llama_lab.config.errors import ConfigError\n"
+        "from llama_lab.data.text import find_files\n"
+        "try:\n"
+        "    assert find_files('-') == find_files('-')\n"
+        "    print(find_files('-')[0].path)\n"
+        "except ConfigError as error:\n"
+        "    print(error)\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", program], input=given, capture_output=True, timeout=60, cwd=root)
+    assert done.stderr == b""
+    return done.stdout.decode().strip()
+
+
+def test_the_standard_input_is_kept_under_its_content(cache_folder: Path) -> None:
+    lines = b'\n{"text": "one"}\n{"text": "two"}\n'
+    first = Path(from_standard_input(lines))
+    assert (first.name, first.read_bytes()) == ("input.jsonl", lines)
+    written = first.stat().st_mtime_ns
+    assert Path(from_standard_input(lines)) == first
+    assert first.stat().st_mtime_ns == written
+    other = Path(from_standard_input(b"some text"))
+    assert (other.name, other.read_bytes()) == ("input.txt", b"some text")
+    assert cache_folder in other.parents
+    assert {entry.kind for entry in entries()} == {"unfinished"}  # so that `llama-lab cache clean` removes them
+    assert "data.path=- reads the standard input, which is empty" in from_standard_input(b" \n")
+    assert len(entries()) == 2
 
 
 def test_every_broken_line_is_named_with_its_reason(tmp_path: Path) -> None:
