@@ -33,6 +33,7 @@ def assert_same_run(first: Path, second: Path):
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert steady(first) == steady(second) != []
     assert steady(first, "samples.jsonl") == steady(second, "samples.jsonl")
+    assert read_rows(first / "batches.jsonl") == read_rows(second / "batches.jsonl") != []
 
 
 def largest_difference(first: Path, second: Path) -> float:
