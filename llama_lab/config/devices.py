@@ -29,11 +29,14 @@ class Cuda:
     Attributes:
         devices: visible GPUs that torch can use.
         has_bf16: whether each of them has bf16 in hardware.
+        name, bytes: of the first of them, as the driver says it.
         reason: why there are none.
     """
 
     devices: int = 0
     has_bf16: bool = False
+    name: str = ""
+    bytes: int = 0
     reason: str = ""
 
 
@@ -85,7 +88,8 @@ def _driver_devices(visible: str | None) -> Cuda:
     majors = [_capability(driver, ordinal) for ordinal in range(count.value)]
     if not majors:
         return Cuda(reason="the NVIDIA driver finds no GPU; see nvidia-smi and CUDA_VISIBLE_DEVICES")
-    return Cuda(len(majors), min(majors) >= BF16_CAPABILITY)
+    name, size = _first(driver)
+    return Cuda(len(majors), min(majors) >= BF16_CAPABILITY, name, size)
 
 
 def _capability(driver: ctypes.CDLL, ordinal: int) -> int:
@@ -95,3 +99,13 @@ def _capability(driver: ctypes.CDLL, ordinal: int) -> int:
         return 0
     failed = driver.cuDeviceGetAttribute(ctypes.byref(major), COMPUTE_CAPABILITY_MAJOR, device)
     return 0 if failed else major.value
+
+
+def _first(driver: ctypes.CDLL) -> tuple[str, int]:
+    """Name and memory in bytes of the first GPU; empty and 0 if the driver does not say."""
+    device, name, size = ctypes.c_int(0), ctypes.create_string_buffer(256), ctypes.c_size_t(0)
+    if driver.cuDeviceGet(ctypes.byref(device), 0) != 0:
+        return "", 0
+    driver.cuDeviceGetName(name, len(name), device)
+    driver.cuDeviceTotalMem_v2(ctypes.byref(size), device)
+    return name.value.decode(errors="replace"), size.value

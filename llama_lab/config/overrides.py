@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from llama_lab.config import paths
-from llama_lab.config.schema import EXAMPLE, GROUPS, SHAPES, Problem, RunConfig, shown
+from llama_lab.config.schema import EXAMPLE, GROUPS, SHAPES, WORDS, Problem, RunConfig, shown
 
 PRESET = "experiment"
 CHOSEN = (*GROUPS, PRESET)
@@ -97,10 +97,11 @@ def set_value(config: DictConfig, choices: dict[str, str], override: Override) -
 
 @dataclass(frozen=True)
 class Known:
-    """What the schema says of a key: the type of its value, a dataclass for a node, and whether null is one too."""
+    """What the schema says of a key: the type of its value, a dataclass for a node; whether null is one too, and which words."""
 
     kind: Any
     optional: bool
+    words: tuple[str, ...] = ()
 
     @property
     def is_node(self) -> bool:
@@ -232,6 +233,8 @@ def _set(config: DictConfig, key: str, value: Any, known: dict[str, Known]) -> l
         inner = {name: kind for name, kind in known.items() if name.rpartition(".")[0] == key}
         counts = [name for name, kind in inner.items() if kind.kind is int and not kind.optional] or list(inner)[:1]
         return [(subject, "holds several values; type " + " ".join(f"{name}={shown(value)}" for name in counts))]
+    if field_type.words and value not in (None, *field_type.words) and type(value) is not int:
+        return [(subject, _wrong_type(key, value, field_type, config))]
     try:
         OmegaConf.update(config, key, value)
     except OmegaConfBaseException:
@@ -251,8 +254,9 @@ def _wrong_type(key: str, value: Any, field_type: Known, config: DictConfig) -> 
         return f"is no list; e.g. {key}=[{shown(value)}]"
     kinds = {int: ("a whole number", 1), float: ("a number", 0.1), bool: ("true or false", True), str: ("a text", "name")}
     words, example = kinds[field_type.kind]
-    or_null = " or null" if field_type.optional else ""
-    return f"is not {words}{or_null}; e.g. {key}={shown(example if now is None else now)}"
+    kinds_of_value = [words, *field_type.words, *(["null"] if field_type.optional else [])]
+    listed = " or ".join(filter(None, [", ".join(kinds_of_value[:-1]), kinds_of_value[-1]]))
+    return f"is not {listed}; e.g. {key}={shown(example if now is None else now)}"
 
 
 def _unreadable(line: str) -> str:
@@ -281,7 +285,7 @@ def _fields_below(node: type, at: str, shapes: tuple[tuple[str, type], ...]) -> 
         kind, optional = _without_none(hints[item.name])
         key = at + item.name
         kind = chosen.get(key, kind)
-        found[key] = Known(kind, optional)
+        found[key] = Known(int, True, item.metadata[WORDS]) if WORDS in item.metadata else Known(kind, optional)
         if is_dataclass(kind):
             found |= _fields_below(kind, f"{key}.", shapes)
     return found

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from llama_lab.config import devices
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.schema import Compile, Device, Precision, Problem, RunConfig
+from llama_lab.config.schema import AUTO, Compile, Device, Precision, Problem, RunConfig
 from llama_lab.config.validate import too_many_processes
 
 CPU_MICRO_BATCH_TOKENS = 4096
@@ -15,6 +15,9 @@ GPU_MICRO_BATCH_TOKENS = 16384
 
 def resolve(run: RunConfig) -> RunConfig:
     """The same run with every `auto` and derived null of `hardware` and `precision` replaced by what this machine makes of it.
+
+    One is left, because finding it takes minutes on the device: `hardware.micro_batch=auto` on CUDA, which the start of the run
+    replaces (`training.memory`).
 
     Under torchrun or srun (WORLD_SIZE is set) the processes are those that were started.
 
@@ -92,11 +95,12 @@ def _precision(run: RunConfig, device: Device, cuda: devices.Cuda, found: list[P
     return run.precision
 
 
-def _micro_batch(run: RunConfig, device: Device, processes: int, found: list[Problem]) -> int:
+def _micro_batch(run: RunConfig, device: Device, processes: int, found: list[Problem]) -> int | str:
     """Windows at once: as typed, else a process's share in as few passes of even size as the device's budget of tokens allows."""
     found += too_many_processes(run, processes)
-    if run.hardware.micro_batch is not None:
-        return run.hardware.micro_batch
+    asked = run.hardware.micro_batch
+    if asked is not None and (asked != AUTO or device is Device.cuda):
+        return asked
     share = -(-run.windows_per_update // processes)
     budget = CPU_MICRO_BATCH_TOKENS if device is Device.cpu else GPU_MICRO_BATCH_TOKENS
     limit = max(1, budget // run.data.max_seq_len)

@@ -1,6 +1,7 @@
 """Scoring held-out tokens: how many nats the model needs for them, and what that is per byte of text."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional
 from llama_lab.data.stream import TokenStream
 from llama_lab.model.llama import Llama
 from llama_lab.model.loss import IGNORE
+from llama_lab.training.stop import Stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,15 @@ class Evaluation:
     sources: dict[str, "Evaluation"] = field(default_factory=dict)
 
 
-def evaluate(model: Llama, stream: TokenStream, *, micro_batch: int, rank: int = 0, world_size: int = 1) -> Evaluation:
+def evaluate(
+    model: Llama,
+    stream: TokenStream,
+    *,
+    micro_batch: int,
+    rank: int = 0,
+    world_size: int = 1,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Evaluation:
     """Predict each token that the windows of a stream hold, exactly once.
 
     Processes take batches in turn, and every token weighs the same, so neither `micro_batch` nor the number of processes moves
@@ -47,27 +57,38 @@ def evaluate(model: Llama, stream: TokenStream, *, micro_batch: int, rank: int =
         stream: held-out windows in the order of the text (`shuffle=False`).
         micro_batch: windows computed at once.
         rank, world_size: number of this process, and of processes; all of them call this.
+        stopped: asked before each batch whether to give up.
 
     Returns:
         The same on all ranks.
+
+    Raises:
+        Stopped: on all ranks, if any of them gave up.
     """
     device = model.embedding.weight.device
     # A sum of many float32 losses loses nothing in float64, which mps does not have.
     nats = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
-    was_training = model.training
+    was_training, gave_up = model.training, False
     model.eval()
     try:
         with torch.no_grad():
             for tokens, targets, documents in stream.batches(micro_batch, rank=rank, world_size=world_size):
+                if gave_up := stopped():
+                    break
                 missing = (0, 0, 0, micro_batch - len(tokens))
                 tokens, targets = functional.pad(tokens, missing), functional.pad(targets, missing, value=IGNORE)
                 more = {} if documents is None else {"documents": functional.pad(documents, missing).to(device)}
                 nats += model(tokens.to(device), targets.to(device), **more)
     finally:
         model.train(was_training)
+    # Ranks make unequal numbers of calls, so they agree where they meet anyway: in the sum, whose second number counts who gave up.
+    sums = torch.stack((nats, torch.full_like(nats, float(gave_up))))
     if world_size > 1:
-        dist.all_reduce(nats)
-    return _evaluation(nats.item(), stream.predicted_tokens, stream.text_bytes)
+        dist.all_reduce(sums)
+    total, giving_up = sums.tolist()
+    if giving_up:
+        raise Stopped
+    return _evaluation(total, stream.predicted_tokens, stream.text_bytes)
 
 
 def together(sources: dict[str, Evaluation]) -> Evaluation:

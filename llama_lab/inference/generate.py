@@ -1,7 +1,7 @@
 """Continuing prompts: one token after the other, with a cache of keys and values. Tokens in, tokens out; text is the caller's."""
 
 import contextlib
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from itertools import islice
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from llama_lab.model.cache import KVCache
 from llama_lab.model.llama import Llama
+from llama_lab.training.stop import Stopped
 
 
 def generate(
@@ -21,22 +22,31 @@ def generate(
     top_k: int | None = None,
     eos_id: int | None = None,
     forbidden_ids: Sequence[int] = (),
+    stopped: Callable[[], bool] = lambda: False,
 ) -> list[list[int]]:
     """Continue each prompt, one at a time; see `continuation` for the arguments they share.
 
     Args:
         new_tokens: most tokens that a prompt gets.
+        stopped: asked after each token whether to give up.
 
     Returns:
         The new tokens of each prompt, without the prompt and without `eos_id`.
+
+    Raises:
+        Stopped: it was to give up.
     """
-    outputs = []
+    outputs: list[list[int]] = []
     for prompt in prompts:
         tokens = continuation(
             model, prompt, temperature=temperature, generator=generator, top_k=top_k, eos_id=eos_id, forbidden_ids=forbidden_ids
         )
         with contextlib.closing(tokens):
-            outputs.append(list(islice(tokens, new_tokens)))
+            outputs.append([])
+            for token in islice(tokens, new_tokens):
+                outputs[-1].append(token)
+                if stopped():
+                    raise Stopped
     return outputs
 
 

@@ -1,5 +1,7 @@
 """How the training loop looks at its model: validation over all ranks, samples from the first."""
 
+from collections.abc import Callable
+
 import torch
 
 from llama_lab.config.schema import RunConfig, SampleConfig, Window
@@ -13,12 +15,12 @@ from llama_lab.training.loop import Observers
 from llama_lab.training.worker import Worker
 
 
-def validate(model: Llama, data: PreparedData, run: RunConfig, worker: Worker) -> Evaluation:
+def validate(model: Llama, data: PreparedData, run: RunConfig, worker: Worker, stopped: Callable[[], bool]) -> Evaluation:
     """Score the held-out tokens of all sources at the run's precision. All ranks take part and get the same result.
 
     Validation windows are contiguous whatever training does, so that runs with either kind are measured alike.
     """
-    assert run.eval is not None and run.hardware.micro_batch is not None
+    assert run.eval is not None
     length, limit, place = run.data.max_seq_len, run.eval.max_tokens, worker.place
     found = {}
     for source in data.sources:
@@ -26,12 +28,17 @@ def validate(model: Llama, data: PreparedData, run: RunConfig, worker: Worker) -
             stream = TokenStream(source.val, max_seq_len=length, window=Window.contiguous, shuffle=False, max_tokens=limit)
             with worker.autocast(run.precision):
                 found[source.name] = evaluate(
-                    model, stream, micro_batch=run.hardware.micro_batch, rank=place.rank, world_size=place.world_size
+                    model,
+                    stream,
+                    micro_batch=run.micro_batch,
+                    rank=place.rank,
+                    world_size=place.world_size,
+                    stopped=stopped,
                 )
     return together(found) if len(data.sources) > 1 else next(iter(found.values()))
 
 
-def sample(model: Llama, tokenizer: Tokenizer, node: SampleConfig, seed: int) -> list[str]:
+def sample(model: Llama, tokenizer: Tokenizer, node: SampleConfig, seed: int, stopped: Callable[[], bool]) -> list[str]:
     """A continuation of each prompt, taken as the beginning of a document. The same seed and weights give the same text."""
     outputs = generate(
         model,
@@ -41,6 +48,7 @@ def sample(model: Llama, tokenizer: Tokenizer, node: SampleConfig, seed: int) ->
         generator=torch.Generator().manual_seed(seed),
         top_k=node.top_k,
         eos_id=tokenizer.eos_id,
+        stopped=stopped,
     )
     return [tokenizer.decode(output) for output in outputs]
 

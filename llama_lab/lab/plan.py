@@ -7,7 +7,7 @@ from llama_lab.config.compose import compose
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import run_folder
 from llama_lab.config.resolve import resolve
-from llama_lab.config.schema import BpeConfig, BytesConfig, RunConfig, TokenizerConfig
+from llama_lab.config.schema import AUTO, BpeConfig, BytesConfig, RunConfig, TokenizerConfig
 from llama_lab.data.mixture import Exposure, exposures
 from llama_lab.data.prepare import PreparedData, prepare
 from llama_lab.data.tokenizer import BytesTokenizer
@@ -100,17 +100,21 @@ def show(overrides: list[str], *, multirun: bool = False, config_dir: Path | Non
 def rows(plan: Plan) -> Rows:
     """(what, how much) of one run."""
     run, hardware = plan.run, plan.run.hardware
-    processes, micro_batch = hardware.processes or 1, hardware.micro_batch or 1
-    share = -(-run.windows_per_update // processes)
-    passes = -(-share // micro_batch)
-    most = "" if processes * passes * micro_batch == run.windows_per_update else "at most "
+    processes = hardware.processes or 1
     batch = f"{run.windows_per_update} of {run.data.max_seq_len} tokens: {processes} {'process' if processes == 1 else 'processes'}"
+    if hardware.micro_batch == AUTO:
+        accumulated = "as many as fit in a micro-batch, found when it starts"
+    else:
+        share = -(-run.windows_per_update // processes)
+        passes = -(-share // run.micro_batch)
+        most = "" if processes * passes * run.micro_batch == run.windows_per_update else "at most "
+        accumulated = f"{passes} accumulated x {most}{min(run.micro_batch, share)} in a micro-batch"
     return [
         *_size(plan),
         ("updates", _count(run.updates)),
         ("training tokens", _count(plan.tokens)),
         *_epochs(plan),
-        ("windows an update", f"{batch} x {passes} accumulated x {most}{min(micro_batch, share)} in a micro-batch"),
+        ("windows an update", f"{batch} x {accumulated}"),
         ("device", f"{hardware.device.value}, {run.precision.value}"),
         *_disk(plan),
         ("run folder", f"{plan.folder} ({plan.status})"),

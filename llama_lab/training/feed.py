@@ -115,7 +115,7 @@ class Feed:
         windows, place = self._run.windows_per_update, self._worker.place
         begin = (update - 1) * windows
         own = share(windows, place.rank, place.world_size)
-        size = min(self._run.hardware.micro_batch or len(own), len(own))
+        size = min(self._run.micro_batch, len(own))
         everywhere = self._stream.predicted(begin, windows)
         for first in own[::size]:
             count = min(size, own.stop - first)

@@ -5,13 +5,13 @@ machine are spawned here. Under torchrun the processes exist already, and the fi
 """
 
 import contextlib
+import multiprocessing
 import os
 import sys
 import tempfile
-import threading
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ from llama_lab.config.identity import run_folder
 from llama_lab.config.resolve import resolve
 from llama_lab.config.schema import RunConfig, Window
 from llama_lab.data.prepare import PreparedData, prepare
+from llama_lab.training.board import Board, failure_of
+from llama_lab.training.errors import RankFailed
+from llama_lab.training.memory import explained, settle_micro_batch
+from llama_lab.training.ranks import end_rank, run_ranks
 from llama_lab.training.retention import check_disk, need
 from llama_lab.training.run_folder import RunFolder, describe_origin, open_run, relative, shorter_run
-
-STOP_POLL_SECONDS = 0.2
-# A worker that does not end so long after another failed is stuck waiting for it.
-GRACE_SECONDS = 5.0
+from llama_lab.training.stop import Stop, stop_on_signals
+from llama_lab.training.watchdog import Watchdog
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,61 +67,69 @@ def launch(
 
     Raises:
         ConfigError: this machine, the data or an existing folder do not allow the run.
-        errors.Diverged: the loss is no longer finite.
-        RuntimeError: a worker process failed; its traceback is in the text.
+        errors.RunFailed: the loss is no longer finite, memory ran out, a process of the run failed, …; its class says which.
     """
-    run = resolve(run)
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return _follow(run, load_observers, handle_signals, command, extra_slug)
-    done = RunFolder(run_folder(run, extra_slug))
-    if done.finished and not run.fresh:
-        return _already(done, _say)
-    if (shorter := shorter_run(run, done.path)) is not None:
-        _say(shorter)
-    data = _prepare(run, _say)
-    with open_run(run, run_folder(run, extra_slug), origin=_origin(run, data, command)) as folder:
-        if folder.finished:
-            return _already(folder, _say)
-        data.tokenizer.save(folder.path / "tokenizer.json")
+    stop, started = Stop(), "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    with stop_on_signals(stop, quiet=started and os.environ["RANK"] != "0") if handle_signals else contextlib.nullcontext():
+        with stop.at_once():
+            run = resolve(run)
+        return (_follow if started else _lead)(run, load_observers, stop, command, extra_slug)
+
+
+def _lead(
+    run: RunConfig, load_observers: Callable[[], Any], stop: Stop, command: list[str] | None, extra_slug: str | None
+) -> TrainResult:
+    """Hold the run's folder, and train in this process or in others that it starts."""
+    path = run_folder(run, extra_slug)
+    with contextlib.ExitStack() as held:
+        with stop.at_once():
+            if RunFolder(path).finished and not run.fresh:
+                return _already(RunFolder(path), _say)
+            if (shorter := shorter_run(run, path)) is not None:
+                _say(shorter)
+            data = _prepare(run, _say)
+            run = settle_micro_batch(run, data, _say)
+            folder = held.enter_context(open_run(run, path, origin=_origin(run, data, command)))
+            if folder.finished:
+                return _already(folder, _say)
+            data.tokenizer.save(folder.path / "tokenizer.json")
         with _recording(folder):
-            start = _alone if run.hardware.processes == 1 else _spawn
-            status = start(run, folder, data, load_observers, handle_signals)
+            status = (_alone if run.hardware.processes == 1 else _spawn)(run, folder, data, load_observers, stop)
         return _result(folder, status)
 
 
-def _alone(run: RunConfig, folder: RunFolder, data: PreparedData, load_observers: Callable[[], Any], handle_signals: bool) -> str:
+def _alone(run: RunConfig, folder: RunFolder, data: PreparedData, load_observers: Callable[[], Any], stop: Stop) -> str:
     """Train in this very process."""
-    from llama_lab.training.stop import Stop, stop_on_signals
     from llama_lab.training.worker import Place, join
 
-    stop = Stop()
-    with stop_on_signals(stop) if handle_signals else contextlib.nullcontext(), join(run.hardware, Place()) as worker:
+    with join(run.hardware, Place()) as worker:
         return _work(run, folder, data, worker, load_observers, stop)
 
 
-def _work(run: RunConfig, folder: RunFolder, data: PreparedData, worker: Any, load_observers: Callable[[], Any], stop: Any) -> str:
+def _work(run: RunConfig, folder: RunFolder, data: PreparedData, worker: Any, load_observers: Callable[[], Any], stop: Stop) -> str:
     """Train as one worker, and close what was opened, whatever happens."""
     from llama_lab.training.announce import say_hello, say_results
     from llama_lab.training.console import Console
-    from llama_lab.training.errors import SaveFailed
     from llama_lab.training.loop import train_run
     from llama_lab.training.plots import draw_plots
     from llama_lab.training.tracker import Tracker, start_tracker
 
-    log = folder.path / "train.log" if worker.is_main else None
-    with Console(log, total=run.updates, enabled=worker.is_main) as console:
+    log = folder.path / "train.log"
+    watchdog = _watchdog(run, folder, worker, stop)
+    with Console(log if worker.is_main else None, total=run.updates, enabled=worker.is_main) as console:
         tracker, exit_code = Tracker(), 1
         try:
             if worker.is_main:
                 say_hello(run, folder, data, console)
                 tracker = start_tracker(run, folder, console.say)
-            status = train_run(run, folder, data, worker, load_observers(), stop, console, tracker)
+            with watchdog:
+                status = train_run(run, folder, data, worker, load_observers(), stop, console, tracker, watchdog)
             exit_code = 0 if status == "finished" else 75
         except BaseException as error:
-            console.note(traceback.format_exc())
-            if worker.is_main and isinstance(error, SaveFailed):
-                # A stop was asked for, perhaps; a parent that only sees a worker end would take it for a whole one.
-                folder.write_summary(status="failed")
+            told = explained(error, run, worker.device, watchdog.place)
+            _note(log, folder, worker, told)
+            if told is not error:
+                raise told from error
             raise
         finally:
             tracker.finish(exit_code)
@@ -135,35 +145,53 @@ def _work(run: RunConfig, folder: RunFolder, data: PreparedData, worker: Any, lo
     return status
 
 
-def _spawn(run: RunConfig, folder: RunFolder, data: PreparedData, load_observers: Callable[[], Any], handle_signals: bool) -> str:
+def _watchdog(run: RunConfig, folder: RunFolder, worker: Any, stop: Stop) -> Watchdog:
+    """What ends this worker if it stands still."""
+    seconds = run.hardware.timeout_seconds
+
+    def failed(message: str) -> None:
+        with contextlib.suppress(OSError):
+            folder.write_summary(status="failed", error=message)
+
+    return Watchdog(
+        rank=worker.place.rank,
+        seconds=seconds,
+        log=folder.path / "train.log",
+        board=Board.beside(folder.path) if worker.is_grouped else None,
+        settled=lambda: worker.shorten_waits(seconds),
+        # Without the launcher that started it nobody passes a stop on to it any more.
+        orphaned=stop.request if worker.place.is_launched else None,
+        failed=failed,
+    )
+
+
+def _note(log: Path, folder: RunFolder, worker: Any, error: BaseException) -> None:
+    """Write into train.log why a worker ends, and tell the other processes."""
+    text = "".join(traceback.format_exception(error))
+    if worker.is_grouped:
+        rank, failure = worker.place.rank, failure_of(worker.place.rank, error)
+        Board.beside(folder.path).report(failure)
+        text = f"rank {rank} has lost contact: {failure.message}\n" if failure.is_consequence else f"rank {rank} has failed\n{text}"
+    with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _spawn(run: RunConfig, folder: RunFolder, data: PreparedData, load_observers: Callable[[], Any], stop: Stop) -> str:
     """Start one process a rank on this machine, forward a stop to them, and wait."""
-    import torch.multiprocessing as mp
-
-    from llama_lab.training.stop import Stop, stop_on_signals
-
-    stop, asked = Stop(), mp.get_context("spawn").Event()
-    with (
-        tempfile.TemporaryDirectory(prefix="llama_lab-") as meeting,
-        stop_on_signals(stop) if handle_signals else contextlib.nullcontext(),
-    ):
+    asked = multiprocessing.get_context("spawn").Event() if stop.listens else None
+    board = Board.beside(folder.path)
+    board.clear()
+    with tempfile.TemporaryDirectory(prefix="llama_lab-") as meeting:
         # A file to meet at needs no port, so two runs on one machine cannot take each other's.
-        rendezvous = f"file://{meeting}/store"
-        arguments = (run, folder.path, data, rendezvous, load_observers, asked if handle_signals else None)
-        workers: Any = mp.spawn(_spawned, args=arguments, nprocs=run.hardware.processes or 1, join=False)
+        arguments = (run, folder.path, data, f"file://{meeting}/store", load_observers, asked)
         try:
-            while not workers.join(timeout=STOP_POLL_SECONDS, grace_period=GRACE_SECONDS):
-                if stop.requested():
-                    asked.set()
-        except (mp.ProcessExitedException, mp.ProcessRaisedException):
-            # A signal to the whole group can end a worker that is still starting; nothing is lost then.
-            if not stop.requested() or folder.summary()["status"] == "failed":
-                raise
+            run_ranks(_spawned, arguments, processes=run.hardware.processes or 1, board=board, stop=stop, asked=asked)
+        except RankFailed as error:
+            with contextlib.suppress(OSError), (folder.path / "train.log").open("a", encoding="utf-8") as log:
+                log.write(f"{str(error).splitlines()[0]}\n")
+            raise
         finally:
-            for process in workers.processes:
-                if process is not None and process.is_alive():
-                    process.kill()
-    if stop.requested() and folder.summary()["status"] == "running":
-        folder.write_summary(status="preempted")
+            board.clear()
     return folder.summary()["status"]
 
 
@@ -171,25 +199,10 @@ def _spawned(
     rank: int, run: RunConfig, path: Path, data: PreparedData, rendezvous: str, load_observers: Callable[[], Any], asked: Any
 ) -> None:
     """What a spawned process runs. Its parent alone listens to signals, and passes a stop on through `asked`."""
-    from llama_lab.training.stop import Stop, stop_on_signals
     from llama_lab.training.worker import Place, join
 
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    sys.stdout.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
-    stop = Stop(asked)
-    signals = contextlib.nullcontext() if asked is None else stop_on_signals(stop, ignore=True)
-    with signals, join(run.hardware, Place(rank, run.hardware.processes or 1, rank, rendezvous)) as worker:
-        _work(run, RunFolder(path), data, worker, load_observers, stop)
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent is gone: the run's lock went with it, and another start may write into the folder."""
-    from multiprocessing import connection, parent_process
-
-    parent = parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
+    with join(run.hardware, Place(rank, run.hardware.processes or 1, rank, rendezvous)) as worker:
+        _work(run, RunFolder(path), data, worker, load_observers, Stop(asked))
 
 
 def _prepare(run: RunConfig, say: Callable[[str], None]) -> PreparedData:
@@ -210,40 +223,61 @@ def _prepare(run: RunConfig, say: Callable[[str], None]) -> PreparedData:
 
 
 def _follow(
-    run: RunConfig, load_observers: Callable[[], Any], handle_signals: bool, command: list[str] | None, extra_slug: str | None
+    run: RunConfig, load_observers: Callable[[], Any], stop: Stop, command: list[str] | None, extra_slug: str | None
 ) -> TrainResult:
     """Be one of the processes that torchrun started: the first holds the folder, the others do as it says."""
-    import torch.distributed as dist
-
-    from llama_lab.training.stop import Stop, stop_on_signals
     from llama_lab.training.worker import Place, join
 
-    place = Place.from_environment()
+    place, folder = Place.from_environment(), RunFolder(run_folder(run, extra_slug))
     say = _say if place.rank == 0 else _silent
-    # The cache's lock lets one process prepare; the others wait for it and find the work done.
-    data = _prepare(run, say)
-    folder, stop = RunFolder(run_folder(run, extra_slug)), Stop()
-    signals = stop_on_signals(stop) if handle_signals else contextlib.nullcontext()
-    with contextlib.ExitStack() as held, signals, join(run.hardware, place) as worker:
-        decision, refusal = [""], None
-        if worker.is_main:
-            try:
-                held.enter_context(open_run(run, folder.path, origin=_origin(run, data, command)))
-                decision = ["finished" if folder.finished else "go"]
-            except Exception as error:
-                decision, refusal = ["refused"], error
-        dist.broadcast_object_list(decision)
-        if refusal is not None:
-            raise refusal
-        if decision[0] == "refused":
-            sys.exit(2)  # rank 0 says why, once
-        if decision[0] == "finished":
-            return _already(folder, say)
-        if worker.is_main:
-            data.tokenizer.save(folder.path / "tokenizer.json")
-        with _recording(folder) if worker.is_main else contextlib.nullcontext():
-            status = _work(run, folder, data, worker, load_observers, stop)
+    with stop.at_once():
+        # The cache's lock lets one process prepare; the others wait for it and find the work done.
+        data = _prepare(run, say)
+    with contextlib.ExitStack() as held, join(run.hardware, place) as worker:
+        try:
+            with stop.at_once():
+                decision = _decide(run, folder, data, worker, command, held)
+            if isinstance(decision, str):
+                return _already(folder, say)
+            run = replace(run, hardware=replace(run.hardware, micro_batch=decision))
+            with _recording(folder) if worker.is_main else contextlib.nullcontext():
+                status = _work(run, folder, data, worker, load_observers, stop)
+        except Exception as error:
+            if stop.listens:
+                end_rank(place.rank, Board.beside(folder.path), error)
+            raise
         return _result(folder, status)
+
+
+def _decide(
+    run: RunConfig, folder: RunFolder, data: PreparedData, worker: Any, command: list[str] | None, held: contextlib.ExitStack
+) -> int | str:
+    """What rank 0 finds about the run, on all ranks: that it is finished, or the micro-batch to go on with.
+
+    Args:
+        held: keeps the run's folder for rank 0.
+    """
+    import torch.distributed as dist
+
+    decision: list[Any] = [None]
+    refusal: Exception | None = None
+    if worker.is_main:
+        try:
+            if not folder.finished or run.fresh:
+                run = settle_micro_batch(run, data, _say)
+            held.enter_context(open_run(run, folder.path, origin=_origin(run, data, command)))
+            decision = ["finished" if folder.finished else run.micro_batch]
+            if not folder.finished:
+                data.tokenizer.save(folder.path / "tokenizer.json")
+                Board.beside(folder.path).clear()
+        except Exception as error:
+            refusal = error
+    dist.broadcast_object_list(decision)
+    if refusal is not None:
+        raise refusal
+    if decision[0] is None:
+        sys.exit(2)  # rank 0 says why, once
+    return decision[0]
 
 
 @contextlib.contextmanager

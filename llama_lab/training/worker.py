@@ -12,11 +12,15 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 from llama_lab.config.schema import Device, HardwareConfig, Precision
 
-# Long enough for rank 0 to validate, sample and save alone; short enough that a dead rank is noticed.
+LAUNCHED = "env://"
+# Until the first update is done: data is opened, checkpoints are read, kernels are compiled, by some ranks sooner than by others.
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
+# The watchdog, which says more, comes first; see `watchdog.py`.
+LATER_THAN_WATCHDOG = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +38,16 @@ class Place:
     local_rank: int = 0
     rendezvous: str | None = None
 
+    @property
+    def is_launched(self) -> bool:
+        """Whether torchrun, or another program, started this process."""
+        return self.rendezvous == LAUNCHED
+
     @classmethod
     def from_environment(cls) -> "Place":
         """The place that torchrun gave this process in RANK, WORLD_SIZE and LOCAL_RANK."""
         rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        return cls(rank, world_size, int(os.environ.get("LOCAL_RANK", rank)), "env://")
+        return cls(rank, world_size, int(os.environ.get("LOCAL_RANK", rank)), LAUNCHED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +56,11 @@ class Worker:
 
     place: Place
     device: torch.device
+
+    def shorten_waits(self, seconds: float | None) -> None:
+        """From now on fail in a collective that waits much longer for another process than the watchdog allows; None: as before."""
+        if self.is_grouped and seconds is not None:
+            distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=LATER_THAN_WATCHDOG * seconds + 60))
 
     @property
     def is_grouped(self) -> bool:

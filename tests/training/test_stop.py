@@ -1,0 +1,182 @@
+"""Signals: asked to stop, a run ends between two steps of whatever it does, and goes on later without a trace."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from llama_lab import load, train
+from llama_lab.inference.evaluate import evaluate
+from llama_lab.inference.generate import generate
+from llama_lab.training.checkpoint import list_checkpoints
+from llama_lab.training.stop import Stop, Stopped, stop_on_signals
+
+from .conftest import WORDS
+from .processes import command, end_of, folder_of, rows_of, started, status_of, wait_for
+from .test_training import assert_same_run
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+
+
+def python(code: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
+def test_a_signal_asks_and_the_handlers_are_put_back(name: str) -> None:
+    number = getattr(signal, name)
+    before, stop = signal.getsignal(number), Stop()
+    with stop_on_signals(stop, quiet=True):
+        assert stop.listens
+        assert not stop.requested()
+        os.kill(os.getpid(), number)
+        assert stop.requested()
+    assert signal.getsignal(number) == before
+    assert not stop.listens
+    assert "signals" not in {thread.name for thread in threading.enumerate()}
+
+
+# A library's loop of many minutes, from which Python is not asked anything.
+STUCK = """
+import hashlib, os, signal, threading, time
+from llama_lab.training.stop import ECHO_SECONDS, Stop, stop_on_signals
+stop = Stop()
+def send(*numbers):
+    for number in numbers:
+        time.sleep(ECHO_SECONDS + 0.2)
+        os.kill(os.getpid(), number)
+"""
+LOOP = "hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "code"), [("SIGTERM", "SIGTERM", 143), ("SIGINT", "SIGINT", 130), ("SIGUSR1", "SIGTERM", 143)]
+)
+def test_a_second_signal_ends_a_process_that_is_stuck(first: str, second: str, code: int) -> None:
+    sending = f"threading.Thread(target=send, args=(signal.{first}, signal.{second})).start()\n"
+    done = python(f"{STUCK}with stop_on_signals(stop):\n    {sending}    {LOOP}")
+    said = "Finishing the update and saving; a second signal stops at once\nStopping now; the last checkpoint stays\n"
+    assert (done.returncode, done.stderr) == (code, said)
+
+
+def test_a_preparation_that_is_stuck_is_ended_after_one_signal() -> None:
+    sending = "threading.Thread(target=send, args=(signal.SIGTERM,)).start()\n"
+    done = python(f"{STUCK}with stop_on_signals(stop), stop.at_once():\n    {sending}    {LOOP}")
+    assert (done.returncode, done.stderr) == (143, "Stopped before the first update\n")
+
+
+def test_signals_that_follow_each_other_at_once_are_one_request() -> None:
+    """`timeout` signals a process, and then its group, which it is in."""
+    send = "os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(0.05)\n"
+    done = python(f"{STUCK}with stop_on_signals(stop):\n    {send}    {send}print(stop.requested())")
+    assert (done.returncode, done.stdout) == (0, "True\n")
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 138)])
+def test_before_the_first_update_a_signal_ends_at_once_and_tidies_up(name: str, code: int) -> None:
+    done = python(
+        f"{STUCK}try:\n    with stop_on_signals(stop), stop.at_once():\n"
+        f"        os.kill(os.getpid(), signal.{name})\n        time.sleep(50)\n"
+        "except KeyboardInterrupt:\n    raise SystemExit(130)\nfinally:\n    print('tidied up', flush=True)\n"
+    )
+    assert (done.returncode, done.stdout) == (code, "tidied up\n")
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_run_stopped_while_its_text_is_prepared_leaves_nothing_in_the_way(
+    tmp_path: Path, outputs: Path, name: str, code: int
+) -> None:
+    cache = tmp_path / "cache"
+    words = [sys.executable, "-m", "llama_lab", "train", "experiment=smoke", "wandb=null", "name=early"]
+    with started(words, LLAMA_LAB_CACHE=str(cache)) as process:
+        wait_for(lambda: cache.is_dir() and list(cache.rglob("*.lock")), process)
+        process.send_signal(getattr(signal, name))
+        said = end_of(process)
+    assert process.returncode == code, said
+    assert "Stopped before the first update" in said
+    assert "Traceback" not in said
+    assert not list(outputs.glob("early/*"))
+
+
+class After:
+    """Says no so many times."""
+
+    def __init__(self, times: int):
+        self.left = times
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def test_validation_and_generation_ask_between_their_steps(tiny) -> None:
+    result = train(tiny())
+    loaded = load(result.folder)
+    stream = [(torch.zeros(2, 8, dtype=torch.int64), torch.zeros(2, 8, dtype=torch.int64), None)] * 5
+
+    class Stream:
+        predicted_tokens, text_bytes = 80, 80
+
+        def batches(self, *_, **__):
+            return iter(stream)
+
+    once = After(2)
+    with pytest.raises(Stopped):
+        evaluate(loaded.model, Stream(), micro_batch=2, stopped=once)  # pyright: ignore[reportArgumentType]
+    assert once.left == -1
+    assert evaluate(loaded.model, Stream(), micro_batch=2, stopped=After(5)).tokens == 80  # pyright: ignore[reportArgumentType]
+
+    again = After(3)
+    options = {"temperature": 0.0, "generator": torch.Generator()}
+    with pytest.raises(Stopped):
+        generate(loaded.model, [[1], [2]], new_tokens=2, stopped=again, **options)
+    assert again.left == -1
+    assert len(generate(loaded.model, [[1], [2]], new_tokens=2, stopped=After(4), **options)) == 2
+
+
+@pytest.fixture(scope="module")
+def long_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As much held-out text as takes seconds to validate on."""
+    draw = random.Random(1)
+    path = tmp_path_factory.mktemp("text") / "long.jsonl"
+    documents = [" ".join(draw.choices(WORDS, k=200)) for _ in range(300)]
+    path.write_text("".join(json.dumps({"text": f"{number} {text}"}) + "\n" for number, text in enumerate(documents)))
+    return path
+
+
+SLOW = {
+    "validation": ["eval.every_updates=3", "eval.max_tokens=null", "sample=null"],
+    "samples": ["eval=null", "sample.new_tokens=4000", "sample.first_tokens=1536", "sample.growth=100"],
+}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("what", SLOW)
+def test_a_stop_cuts_validation_and_samples_short_and_they_are_made_again(
+    long_text: Path, outputs: Path, what: str, processes: int
+) -> None:
+    budget = ["training_tokens=2048", "log.every_updates=1", "checkpoint.every_tokens=null", "data.val_fraction=0.8"]
+    short = ["schedule.warmup_updates=1", "hardware.micro_batch=4", f"hardware.processes={processes}"]
+    words = command(long_text, *budget, *short, *SLOW[what])
+    with started([*words, "name=stopped"]) as process:
+        wait_for(lambda: len(rows_of(outputs, "stopped")) == 3, process)
+        process.send_signal(signal.SIGTERM)
+        said = end_of(process)
+    assert process.returncode == 75, said
+    assert status_of(outputs, "stopped") == "preempted"
+    folder = folder_of(outputs, "stopped")
+    (checkpoint,) = list_checkpoints(folder / "checkpoints")
+    assert checkpoint.update == 3
+    assert [row["update"] for row in rows_of(outputs, "stopped") if "train/loss" in row] == [1, 2, 3]
+    assert not [row for row in rows_of(outputs, "stopped") if "val/loss" in row]
+    assert not (folder / "samples.jsonl").exists()
+    subprocess.run([*words, "name=stopped"], check=True, stdout=subprocess.DEVNULL, timeout=170)
+    subprocess.run([*words, "name=unbroken"], check=True, stdout=subprocess.DEVNULL, timeout=170)
+    assert_same_run(folder_of(outputs, "unbroken"), folder)
