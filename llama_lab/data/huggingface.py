@@ -17,10 +17,11 @@ from typing import Any
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import HuggingFaceConfig, OnError, Problem
 from llama_lab.data.cache import ContentHashes
+from llama_lab.data.clock import Clock
 from llama_lab.data.corpus import Corpus, Say
 from llama_lab.data.near import require_signer
 from llama_lab.data.reading import TextFile, require, text_of, zstd
-from llama_lab.data.scan import MAX_PROBLEMS, Clock, Rules, State
+from llama_lab.data.scan import MAX_PROBLEMS, Rules, State
 from llama_lab.data.selection import DROPPED
 from llama_lab.data.text import SAID_PROBLEMS, chosen_by, read_corpus
 

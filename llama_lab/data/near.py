@@ -23,7 +23,7 @@ HASHES = BANDS * BAND_HASHES
 NEAR_HASHES = HASHES * 4 // 5
 SEED = 1
 # Documents that are sorted at once.
-BUCKET_ITEMS = 1 << 22
+BUCKET_ITEMS = 1 << 21
 # Pairs whose signatures are held at once.
 PAIRS = 1 << 16
 # Where very many documents agree in a band and in little else, each is compared with no more than so many.

@@ -1,41 +1,23 @@
-"""One pass over all files: what becomes of each item, its size and its digest, kept on disk a file at a time.
+"""What one reading finds out about each item of a file: its state by the filters, its size, its digest, perhaps a signature.
 
-Flow: files -> items -> filters -> a record an item, on all cores. What was scanned stays in a folder, so that a scan that was
-killed goes on with the files that are missing; small files are scanned together. The result does not depend on the number of
-processes.
+Flow: files -> items -> filters -> a record an item, on disk. `scan_pool` does it for many files.
 """
 
-import hashlib
 import json
-import multiprocessing
 import os
-import signal
-import threading
-import time
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 
 import numpy as np
 
-from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import CorpusConfig, Dedup, Length, OnError, Problem
-from llama_lab.data.corpus import Say, words_digest
-from llama_lab.data.near import HASHES, Signer, signer_version
+from llama_lab.data.corpus import words_digest
+from llama_lab.data.near import HASHES, Signer
 from llama_lab.data.reading import Item, Progress, TextFile, read_items
 
-# Raised when the same file gives other records.
-FORMAT = 1
 MAX_PROBLEMS = 10
-SAY_SECONDS = 10.0
-# Starting processes takes about a second each; below this it is not worth it.
-MANY_BYTES = 32_000_000
-# Files are scanned together until they have so many bytes.
-JOB_BYTES = 4_000_000
 BUFFERED_ITEMS = 4096
 BLOCK_ITEMS = 1 << 20
 # First character of the next class.
@@ -148,7 +130,7 @@ class Job:
             return None
         found = replace(found, problems=[(item, (subject, rule)) for item, (subject, rule) in found.problems])
         signed = found.passed * HASHES * 2 if self.rules.near else 0
-        far_enough = found.complete or _ends(found.passed_bytes, len(found.problems), self)
+        far_enough = found.complete or is_enough(found.passed_bytes, len(found.problems), self)
         return found if sizes == [sum(found.items) * RECORD.itemsize, signed] and far_enough and found.of == self.of else None
 
 
@@ -209,7 +191,7 @@ def scan_job(job: Job, progress: Progress) -> Found:
     with _Results(job.stem) as results:
         for file, size in zip(job.files, job.sizes, strict=True):
             items.append(0)
-            for item in read_items(file, job.rules.field, job.rules.separator, progress=_after(before, progress)):
+            for item in read_items(file, job.rules.field, job.rules.separator, progress=after(before, progress)):
                 row, words = _record(item, job.rules)
                 if item.problem is not None:
                     problems = [*problems, (sum(items), item.problem)][:MAX_PROBLEMS]
@@ -217,7 +199,7 @@ def scan_job(job: Job, progress: Progress) -> Found:
                 if row[0] == State.train:
                     passed, passed_bytes = passed + 1, passed_bytes + row[1]
                 results.add(row, item.count, None if signer is None or not words else signer.sign(words))
-                if _ends(passed_bytes, len(problems), job):
+                if is_enough(passed_bytes, len(problems), job):
                     complete = False
                     break
             if not complete:
@@ -234,7 +216,7 @@ class _Results:
     def __init__(self, stem: Path):
         stem.parent.mkdir(parents=True, exist_ok=True)
         self._stem = stem
-        self._drafts = {end: stem.with_suffix(f".{os.getpid()}{end}") for end in (".items", ".signatures", ".json")}
+        self._drafts = {end: stem.with_suffix(f".{os.getpid()}{end}.draft") for end in (".items", ".signatures", ".json")}
         self._rows: list[tuple[int, int, int, int]] = []
         self._signatures: list[np.ndarray] = []
         self._files = [self._drafts[end].open("wb") for end in (".items", ".signatures")]
@@ -270,12 +252,12 @@ class _Results:
         self._signatures.clear()
 
 
-def _ends(passed_bytes: int, problems: int, job: Job) -> bool:
+def is_enough(passed_bytes: int, problems: int, job: Job) -> bool:
     """Whether enough was read, or enough is wrong."""
     return (job.limit is not None and passed_bytes >= job.limit) or (job.rules.stop and problems >= MAX_PROBLEMS)
 
 
-def _after(before: int, progress: Progress) -> Progress:
+def after(before: int, progress: Progress) -> Progress:
     return lambda done: progress(before + done)
 
 
@@ -288,165 +270,3 @@ def _record(item: Item, rules: Rules) -> tuple[tuple[int, int, int, int], list[s
     digest = words_digest(words)
     size = len(item.text) if item.text.isascii() else len(item.text.encode())
     return (state, size, int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")), words
-
-
-def scan_files(
-    files: list[TextFile], rules: Rules, folder: Path, limit: int | None, say: Say, processes: int | None = None
-) -> Scan:
-    """Scan files in their order, up to the one with which `limit` bytes have passed, on as many processes as pay.
-
-    Args:
-        folder: where results are kept, and found again.
-        limit: None scans all files.
-        processes: how many may be used; None is one a core.
-
-    Raises:
-        ConfigError: a file vanished, or a process ended.
-    """
-    jobs = _jobs(files, rules, folder, limit)
-    done = {index: found for index, job in enumerate(jobs) if (found := job.result()) is not None}
-    missing = [index for index in range(len(jobs)) if index not in done]
-    size = sum(sum(jobs[index].sizes) for index in missing)
-    clock = Clock("Read", size, say)
-    prefix = _Prefix(jobs, done)
-    several = min(len(missing), processes or os.cpu_count() or 1)
-    if several < 2 or (processes is None and size < MANY_BYTES):
-        read = 0
-        for index in missing:
-            if prefix.ends():
-                break
-            done[index] = scan_job(jobs[index], _after(read, clock))
-            read += sum(jobs[index].sizes)
-    else:
-        _scan_in_processes(jobs, missing, prefix, several, clock)
-    ended = prefix.ends()
-    found = [(jobs[index], done[index]) for index in range(prefix.jobs)]
-    return Scan(found, not ended and all(one.complete for _, one in found))
-
-
-def _jobs(files: list[TextFile], rules: Rules, folder: Path, limit: int | None) -> list[Job]:
-    judged = asdict(rules) | {"length": rules.length and rules.length.name}
-    groups: list[list[tuple[TextFile, os.stat_result]]] = []
-    size = JOB_BYTES
-    for file in files:
-        try:
-            stat = file.path.stat()
-        except OSError as error:
-            rule = f"cannot be read: {error.strerror or error}"
-            raise ConfigError([(str(file.path), rule)], scope="the data") from error
-        if size >= JOB_BYTES:
-            groups.append([])
-            size = 0
-        groups[-1].append((file, stat))
-        size += stat.st_size
-    jobs = []
-    for index, group in enumerate(groups):
-        seen = [[str(file.path.absolute()), stat.st_size, stat.st_mtime_ns] for file, stat in group]
-        of = hashlib.sha256(json.dumps([FORMAT, seen, judged, signer_version() if rules.near else None]).encode()).hexdigest()
-        sizes = tuple(stat.st_size for _, stat in group)
-        jobs.append(Job(tuple(file for file, _ in group), sizes, rules, of, folder / f"{index:06}", limit))
-    return jobs
-
-
-class _Prefix:
-    """The jobs that are done without a gap, from the first one on."""
-
-    def __init__(self, jobs: list[Job], done: dict[int, Found]):
-        self.done = done
-        self.jobs = 0
-        self._all = jobs
-        self._passed_bytes = 0
-        self._problems = 0
-
-    def ends(self) -> bool:
-        """Whether they are enough before the end of all."""
-        while self.jobs in self.done and not self._enough():
-            self._passed_bytes += self.done[self.jobs].passed_bytes
-            self._problems += len(self.done[self.jobs].problems)
-            self.jobs += 1
-        return self._enough()
-
-    def _enough(self) -> bool:
-        return _ends(self._passed_bytes, self._problems, self._all[0])
-
-
-def _scan_in_processes(jobs: list[Job], missing: list[int], prefix: _Prefix, processes: int, clock: "Clock") -> None:
-    """Do the missing jobs in their order, each in a process. What one has read is in a cell of a file; the first cell ends all."""
-    path = jobs[0].stem.parent / "progress"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cells = np.memmap(path, np.uint64, "w+", shape=(len(jobs) + 1,))
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_start_worker)
-    running: dict[Future[Found], int] = {}
-    waiting = deque(missing)
-    try:
-        while (waiting or running) and not prefix.ends():
-            while waiting and len(running) < 2 * processes:
-                index = waiting.popleft()
-                running[pool.submit(_work, jobs[index], path, index + 1)] = index
-            for future in wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done:
-                prefix.done[running.pop(future)] = future.result()
-            clock(int(cells[1:].sum()))
-    except BrokenProcessPool as error:
-        rule = "ended before its time, perhaps for want of memory; run the command again, it goes on where it stopped"
-        raise ConfigError([("A process that read the text", rule)], scope="the data") from error
-    finally:
-        cells[0] = 1
-        pool.shutdown(cancel_futures=True)
-
-
-class _EndedError(Exception):
-    """What a process was reading is not needed any more."""
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it however it ends: a killed parent tells nobody."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
-def _work(job: Job, path: Path, cell: int) -> Found:
-    cells = np.memmap(path, np.uint64, "r+")
-
-    def progress(done: int) -> None:
-        if cells[0]:
-            raise _EndedError
-        cells[cell] = done
-
-    return scan_job(job, progress)
-
-
-class Clock:
-    """Says now and then how far a long work is; called with how much of it is done.
-
-    Args:
-        size: of all of it, in bytes, or in `unit` where one is given; None if nobody knows.
-    """
-
-    def __init__(self, verb: str, size: int | None, say: Say, unit: str | None = None):
-        self._verb, self._size, self._say, self._unit = verb, size, say, unit
-        self._start = self._said = time.perf_counter()
-
-    def __call__(self, done: int) -> None:
-        now = time.perf_counter()
-        if now - self._said < SAY_SECONDS:
-            return
-        self._said = now
-        passed = now - self._start
-        scale, unit = (1, self._unit) if self._unit else (1_000_000, "MB")
-        of = left = ""
-        if self._size is not None:
-            of = f" of {self._size / scale:,.0f}"
-            if 0 < done <= self._size:
-                left = f", about {duration(passed * (self._size - done) / done)} left"
-        self._say(f"{self._verb} {done / scale:,.0f}{of} {unit} in {duration(passed)}{left}")
-
-
-def duration(seconds: float) -> str:
-    """A time span in the two units that matter."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 6000:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

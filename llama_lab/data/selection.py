@@ -14,10 +14,11 @@ import numpy as np
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import CorpusConfig, Dedup
+from llama_lab.data.clock import Clock
 from llama_lab.data.corpus import Document, Say, Side
 from llama_lab.data.near import BANDS, BUCKET_ITEMS, Signatures, bucket_of, near_duplicates
 from llama_lab.data.reading import TextFile, read_items
-from llama_lab.data.scan import Clock, Rules, Scan, State
+from llama_lab.data.scan import Rules, Scan, State
 
 # Below it a document is too large a share to be held out by chance.
 MIN_DOCUMENTS = 20

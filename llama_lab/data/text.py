@@ -23,7 +23,8 @@ from llama_lab.data.cache import ContentHashes, prepared_root, writing
 from llama_lab.data.corpus import Corpus, Document, Say, Side
 from llama_lab.data.near import require_signer
 from llama_lab.data.reading import READABLE, TextFile, form_of, require_packages
-from llama_lab.data.scan import Rules, scan_files
+from llama_lab.data.scan import Rules
+from llama_lab.data.scan_pool import scan_files
 from llama_lab.data.selection import MIN_DOCUMENTS, Selection, select, selected_documents
 
 # Raised when the same files give other documents or another split.

@@ -1,7 +1,6 @@
 """Scanning and choosing: what is kept, in which order and on which side, with any number of processes and after a kill."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -16,10 +15,11 @@ import pytest
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import Dedup, Length, OnError, TextConfig
-from llama_lab.data import scan, selection
+from llama_lab.data import clock, scan, scan_pool, selection
 from llama_lab.data.cache import ContentHashes
+from llama_lab.data.clock import Clock, duration
 from llama_lab.data.corpus import Corpus, Side, text_digest
-from llama_lab.data.scan import Clock, duration, length_of
+from llama_lab.data.scan import length_of
 from llama_lab.data.text import TextSource
 
 ROOT = Path(__file__).parents[2]
@@ -88,7 +88,7 @@ def test_what_is_kept_follows_from_the_rules(tmp_path: Path, monkeypatch: pytest
         dedup=chance.choice([None, Dedup.exact]),
         max_bytes=chance.choice([None, None, 1, 30_000, 200_000]),
     )
-    monkeypatch.setattr(scan, "JOB_BYTES", chance.choice([1, 20_000, 10**9]))
+    monkeypatch.setattr(scan_pool, "JOB_BYTES", chance.choice([1, 20_000, 10**9]))
     monkeypatch.setattr(scan, "BLOCK_ITEMS", chance.choice([3, 1 << 20]))
     monkeypatch.setattr(selection, "BUCKET_ITEMS", chance.choice([4, 1 << 20]))
     kept, counts = expected(written, chosen)
@@ -147,7 +147,8 @@ def everything(corpus: Corpus) -> list:
 
 @pytest.mark.parametrize("dedup", [Dedup.exact, Dedup.near])
 def test_several_processes_find_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dedup: Dedup) -> None:
-    monkeypatch.setattr(scan, "JOB_BYTES", 1)
+    monkeypatch.setattr(scan_pool, "JOB_BYTES", 1)
+    before = descendants(os.getpid())
     (tmp_path / "text").mkdir()
     for seed in range(5):
         random_corpus(tmp_path / "text" / str(seed), random.Random(seed))
@@ -156,7 +157,7 @@ def test_several_processes_find_what_one_does(tmp_path: Path, monkeypatch: pytes
         one = read(chosen, tmp_path / f"work1{max_bytes}", processes=1)
         two = read(chosen, tmp_path / f"work2{max_bytes}", processes=2)
         assert everything(one) == everything(two)
-    assert multiprocessing.active_children() == []
+    assert descendants(os.getpid()) == before
 
 
 def wait_for(path: Path, process: "subprocess.Popen[bytes]") -> None:
@@ -169,18 +170,19 @@ def wait_for(path: Path, process: "subprocess.Popen[bytes]") -> None:
 def started(chosen: TextConfig, work: Path, processes: int) -> "subprocess.Popen[bytes]":
     program = (
         "from pathlib import Path\n"
-        "from llama_lab.data import scan\n"
+        "from llama_lab.data import scan_pool\n"
         "from llama_lab.config.schema import TextConfig\n"
         "from llama_lab.data.cache import ContentHashes\n"
         "from llama_lab.data.text import TextSource\n"
-        "if __name__ == '__main__':\n"
-        "    scan.JOB_BYTES = 1\n"
-        f"    config = TextConfig(path={chosen.path!r}, val_fraction={chosen.val_fraction})\n"
-        f"    TextSource(config, ContentHashes(), {processes}).corpus(print, Path({str(work)!r}))\n"
+        "scan_pool.JOB_BYTES = 1\n"
+        f"config = TextConfig(path={chosen.path!r}, val_fraction={chosen.val_fraction})\n"
+        f"TextSource(config, ContentHashes(), {processes}).corpus(print, Path({str(work)!r}))\n"
     )
     script = work.parent / "scan.py"
     script.write_text(program)
-    return subprocess.Popen([sys.executable, script], env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with (work.parent / "said").open("wb") as said:
+        return subprocess.Popen([sys.executable, script], env=environment, stdout=subprocess.DEVNULL, stderr=said)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
@@ -188,7 +190,7 @@ def started(chosen: TextConfig, work: Path, processes: int) -> "subprocess.Popen
 def test_a_killed_scan_goes_on_with_the_files_that_are_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
 ) -> None:
-    monkeypatch.setattr(scan, "JOB_BYTES", 1)
+    monkeypatch.setattr(scan_pool, "JOB_BYTES", 1)
     chosen = config(large_corpus(tmp_path / "text"))
     process = started(chosen, tmp_path / "work", processes)
     wait_for(tmp_path / "work" / "scan" / "000001.json", process)
@@ -206,6 +208,21 @@ def test_a_killed_scan_goes_on_with_the_files_that_are_missing(
     corpus = read(chosen, tmp_path / "work")
     assert {path: path.stat().st_mtime_ns for path in done} == done
     assert everything(corpus) == everything(read(chosen, tmp_path / "fresh"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs to find the processes that read")
+def test_a_reading_process_that_is_killed_is_named(tmp_path: Path) -> None:
+    chosen = config(large_corpus(tmp_path / "text"))
+    process = started(chosen, tmp_path / "work", 2)
+    end = time.monotonic() + 60
+    while len(children := descendants(process.pid)) < 2:
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.005)
+    os.kill(children[0], signal.SIGKILL)
+    assert process.wait(60) == 1
+    message = "A process that read the text ended before its time, perhaps for want of memory; run the command again"
+    assert message in (tmp_path / "said").read_text()
+    assert not any(alive(child) for child in children)
 
 
 def descendants(pid: int) -> list[int]:
@@ -300,7 +317,7 @@ def test_lengths_are_those_of_the_seed() -> None:
 
 
 def test_progress_is_said_with_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan, "SAY_SECONDS", 0.0)
+    monkeypatch.setattr(clock, "SAY_SECONDS", 0.0)
     said: list[str] = []
     Clock("Read", 4_000_000, said.append)(1_000_000)
     Clock("Fetched", None, said.append)(2_000_000)
