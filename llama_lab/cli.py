@@ -126,9 +126,9 @@ def main(argv: list[str] | None = None) -> int:
         return FAILED
     except Exception as error:
         from llama_lab.config.errors import ConfigError
-        from llama_lab.training.errors import Diverged, SaveFailed
+        from llama_lab.training.errors import RunFailed
 
-        if not isinstance(error, ConfigError | Diverged | SaveFailed):
+        if not isinstance(error, ConfigError | RunFailed):
             raise
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return CONFIG if isinstance(error, ConfigError) else FAILED
@@ -326,7 +326,7 @@ def _unknown_flag(word: str, command: str) -> str:
     key = bare.partition("=")[0]
     known = FLAGS[command] + [short for short, flag in SHORT.items() if flag in FLAGS[command]]
     close = difflib.get_close_matches(word.partition("=")[0], known, n=1)
-    if "=" in bare or "." in bare:
+    if "." in key or ("=" in bare and not close):
         hint = f"fields are set without dashes: {bare if '=' in bare else key + '=VALUE'}"
     elif close:
         hint = f"did you mean {close[0]}?"

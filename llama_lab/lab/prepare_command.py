@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llama_lab.config.compose import compose
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.schema import MixtureConfig, Problem, RunConfig, ShardsConfig
+from llama_lab.config.schema import MixtureConfig, Problem, RunConfig, ShardsConfig, TextConfig
 from llama_lab.data.foreign import is_bare
 from llama_lab.data.place import Stopped
 from llama_lab.data.prepare import PreparedData, prepare
@@ -52,7 +52,9 @@ def prepare_and_show(overrides: list[str], *, out: Path | None = None, config_di
     seconds = time.perf_counter() - start
     print_table("Prepared" if said else "Prepared before", ("", ""), rows(data, seconds if said else None))
     print("Train on it:")
-    print(f"  {train_command(data.folder) if out is not None else shlex.join(['llama-lab', 'train', *overrides])}")
+    # The same words find a cache entry again, but not what came from standard input.
+    named = out is not None or (isinstance(run.data, TextConfig) and run.data.path == "-")
+    print(f"  {train_command(data.folder) if named else shlex.join(['llama-lab', 'train', *overrides])}")
     return True
 
 
@@ -137,7 +139,7 @@ def _counts(counts: dict[str, int]) -> Rows:
     if kept is not None:
         found.append(("documents", f"{kept:,} kept" + (f" of {read:,} read" if read is not None else "")))
     reasons = {name: count for name, count in counts.items() if name not in ("kept", "read") and count}
-    return found + [(f"dropped, {name.replace('_', ' ')}", f"{count:,}") for name, count in reasons.items()]
+    return found + [(f"left out: {name.replace('_', ' ')}", f"{count:,}") for name, count in reasons.items()]
 
 
 @contextmanager
