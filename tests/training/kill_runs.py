@@ -116,7 +116,8 @@ def kill_one(bench: Bench, name: str, processes: int, aim: str, life: float, edg
     with ended(process):
         if not wait_for(MOMENTS_SEEN[aim], bench, name, process, life, edges, draw):
             return None
-        victim = "group" if processes == 1 else draw.choice(["group", "parent", "worker"])
+        # A save is the first worker's: if another one dies, it is still brought to its end.
+        victim = "group" if processes == 1 else draw.choice(["group", "parent"] if aim == "save" else ["group", "parent", "worker"])
         workers = children(process.pid)
         if victim == "worker" and workers:
             with contextlib.suppress(ProcessLookupError):
