@@ -25,7 +25,7 @@ class Metrics:
     Args:
         folder: where metrics.jsonl, samples.jsonl and summary.json are written.
         console: where lines are printed.
-        tracker: what gets a copy.
+        tracker: what reads the files and sends a copy; it is asked with every row whether it still does.
         vocab_size: its logarithm is printed beside the first loss.
         total_tokens: tokens of the whole run, for the progress shown.
         start_tokens: tokens trained on before this start.
@@ -128,14 +128,13 @@ class Metrics:
             self._append("samples.jsonl", axes | {"seed": seed, "prompt": prompt, "text": text})
             self._console.say(f"  | {_one_line(prompt)}", style="dim")
             self._console.say(f"  > {_one_line(text)}", style="italic")
-        self._tracker.samples(axes, samples)
 
     def _record(self, axes: dict[str, Any], row: dict[str, float]) -> None:
         # JSON has no infinity or NaN; null says as much and every reader takes it.
         finite = {key: value if math.isfinite(value) else None for key, value in row.items()}
         self._append("metrics.jsonl", axes | finite)
         self._folder.write_summary(**axes, **finite)
-        self._tracker.log(axes | row)
+        self._tracker.listen()
 
     def _append(self, name: str, *rows: dict[str, Any]) -> None:
         with (self._folder.path / name).open("a", encoding="utf-8") as file:
