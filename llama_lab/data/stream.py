@@ -187,10 +187,13 @@ class TokenStream:
         boundaries = self._cut.boundaries
         assert boundaries is not None
         before = np.searchsorted(boundaries, starts, side="right")
-        after = np.searchsorted(boundaries, stops, side="right")
-        for row, start, stop, low, high in zip(rows, starts, stops, before, after, strict=True):
-            inside = np.append(boundaries[low:high], stop) - start
-            documents[row, inside[inside < self.max_seq_len]] = 1
+        counts = np.searchsorted(boundaries, stops, side="right") - before
+        numbers = np.arange(counts.sum()) + np.repeat(before - np.cumsum(counts) + counts, counts)
+        inside = np.concatenate((boundaries[numbers] - np.repeat(starts, counts), stops - starts))
+        owners = np.concatenate((np.repeat(np.array(rows), counts), np.array(rows)))
+        begins = inside < self.max_seq_len
+        documents[owners[begins], inside[begins]] = 1
+        for row in rows:
             np.cumsum(documents[row], out=documents[row])
 
 
@@ -270,16 +273,28 @@ def batch_hash(batch: Batch, first: int, count: int) -> int:
         first: number of the first window in the endless order.
         count: windows that count; those behind them only fill the batch up.
     """
-    length = batch.tokens.shape[1]
-    parts = [part.numpy() for part in batch if part is not None]
-    content = np.empty((count, len(parts) * length), dtype="<i4")
-    for number, part in enumerate(parts):
-        content[:, number * length : (number + 1) * length] = part[:count]
+    tokens = batch.tokens.numpy()[:count].astype("<i4")
+    beyond = batch.targets.numpy()[:count].astype("<i4")
+    # A target is nearly always the token that follows, and a document's number that of its neighbour: where that changes, and to
+    # what, says all there is in few bytes.
+    beyond[:, :-1] -= tokens[:, 1:]
+    listed = [_changes(beyond)] + ([] if batch.documents is None else [_changes(batch.documents.numpy()[:count])])
     total = 0
     for row in range(count):
-        digest = hashlib.blake2b(content[row], digest_size=8, salt=(first + row).to_bytes(16, "little"))
+        digest = hashlib.blake2b(tokens[row], digest_size=8, salt=(first + row).to_bytes(16, "little"))
+        for changes in listed:
+            digest.update(changes[row])
         total += int.from_bytes(digest.digest(), "little")
     return total % 2**64
+
+
+def _changes(rows: np.ndarray) -> list[np.ndarray]:
+    """Of each row the places at which it changes and the values from there on, (changes, 2) int64; the first place is 0."""
+    changed = np.ones(rows.shape, dtype=bool)
+    np.not_equal(rows[:, 1:], rows[:, :-1], out=changed[:, 1:])
+    owners, places = changed.nonzero()
+    found = np.stack((places, rows[owners, places]), axis=1).astype("<i8")
+    return np.split(found, np.searchsorted(owners, np.arange(1, len(rows))))
 
 
 def permute(indices: np.ndarray, size: int, key: str) -> np.ndarray:
