@@ -224,6 +224,8 @@ class Sender:
             if not (request.fallback and self._sent.mode == "online"):
                 raise
             self._tell("note", text=f"W&B does not start online ({in_a_line(error)}); this run is written offline instead")
+            with contextlib.suppress(Exception):
+                self._wandb.teardown()  # the helper holds the run's id otherwise
             self._sent.mode = "offline"
             self._handle = self._init("offline")
         self._sent = next((entry for entry in read_sent(self._folder) if entry.same_run(self._sent)), self._sent)
