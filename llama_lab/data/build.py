@@ -16,6 +16,7 @@ from typing import Any
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import BpeConfig, FileTokenizerConfig, TokenizerConfig
 from llama_lab.data.baselines import compression_bits_per_byte, unigram_bits_per_byte
+from llama_lab.data.clock import SAY_SECONDS, duration
 from llama_lab.data.corpus import Corpus, Document, Say, Side, Source
 from llama_lab.data.draft import FolderWriter, forget_progress
 from llama_lab.data.place import WORK, discard
@@ -23,7 +24,6 @@ from llama_lab.data.shards import FORMAT_VERSION, MANIFEST, TOKENIZER, token_dty
 from llama_lab.data.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
 from llama_lab.data.writer import write_manifest
 
-SAY_SECONDS = 10.0
 # What a killed process loses at most; putting the files on the disk takes a few hundredths of a second.
 SAVE_SECONDS = 5.0
 
@@ -95,13 +95,6 @@ def finish(
         "source": origin,
     }
     write_manifest(folder, manifest)
-
-
-def duration(seconds: float) -> str:
-    """A time that is to come, as people say it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def _find_tokenizer(folder: Path, config: TokenizerConfig, corpus: Corpus, say: Say) -> Tokenizer:

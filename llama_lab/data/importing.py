@@ -21,7 +21,8 @@ from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import ShardsConfig
 from llama_lab.data import foreign
 from llama_lab.data.baselines import MAX_BYTES
-from llama_lab.data.build import SAVE_SECONDS, SAY_SECONDS, duration, finish
+from llama_lab.data.build import SAVE_SECONDS, finish
+from llama_lab.data.clock import SAY_SECONDS, duration
 from llama_lab.data.corpus import Document, Say, Side
 from llama_lab.data.draft import FolderWriter, forget_progress
 from llama_lab.data.entries import entries

@@ -16,10 +16,8 @@ from llama_lab.completion import complete
 
 Output = pytest.CaptureFixture[str]
 SENTENCE = "the river tells of mountains and windows because a paper learns what nobody reads slowly enough to write it down"
-LINES = [
-    json.dumps({"text": f"Line {number}: {' '.join(random.Random(number).choices(SENTENCE.split(), k=40))}."})
-    for number in range(60)
-]
+TEXTS = [" ".join(random.Random(number).choices(SENTENCE.split(), k=40)) for number in range(60)]
+LINES = [json.dumps({"text": f"Line {number}: {text}."}) for number, text in enumerate(TEXTS)]
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import BpeConfig, BytesConfig, TextConfig
 from llama_lab.data import build as building
 from llama_lab.data import writer as writing
-from llama_lab.data.build import build, duration
+from llama_lab.data.build import build
 from llama_lab.data.cache import entries, prepared_root
 from llama_lab.data.corpus import Corpus, Document, Side
 from llama_lab.data.draft import FolderWriter
@@ -355,11 +355,6 @@ def test_baselines_take_the_first_validation_documents(text: Path) -> None:
     starts = val.document_starts
     joined = b"\n\n".join(bytes(val.read(a + 1, b).astype(np.uint8)) for a, b in pairwise(starts))
     assert compression_bits_per_byte(joined).items() <= prepared.baselines.items()
-
-
-@pytest.mark.parametrize(("seconds", "words"), [(0.4, "0 s"), (89, "89 s"), (91, "2 min"), (3600, "60 min"), (7200, "2.0 h")])
-def test_durations(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
 
 
 def test_progress_says_how_long_it_will_take(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ def names(tmp_path: Path) -> list[str]:
         found.append(prepare(TextConfig(path=str(tmp_path / f"{number}.txt"), val_fraction=0.1), BytesConfig()).folder)
     past = time.time() - 10 * 86_400
     os.utime(found[0] / "last_used", (past, past))
-    draft = prepared_root() / f".{found[0].name}.abcd"
+    draft = prepared_root() / f".{found[0].name}.partial"
     draft.mkdir()
     (draft / "train-00000.bin").write_bytes(b"x" * 2500)
     return [path.name for path in found]
