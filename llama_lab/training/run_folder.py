@@ -77,9 +77,9 @@ def open_run(run: RunConfig, path: Path, *, origin: dict[str, Any]) -> Iterator[
         ConfigError: the run is held by another process, the folder cannot be written, or code, versions or data changed
             since it began and neither `fresh` nor `accept_changes` says what to do.
     """
-    with _hold(path):
+    with hold_run(path):
         if run.fresh and path.exists() and not _is_automatic_restart():
-            _move_aside(path)
+            move_aside(path)
         folder = RunFolder(path)
         known = folder.meta()
         if known and not folder.finished:
@@ -103,6 +103,18 @@ def open_run(run: RunConfig, path: Path, *, origin: dict[str, Any]) -> Iterator[
             save_config(run, path / "config.yaml")
             folder.write_meta(format_version=FORMAT_VERSION, run_id=path.name, name=run.name, **origin, starts=[_start(origin)])
         yield folder
+
+
+def find_run(path: Path) -> RunFolder:
+    """The run in a folder that a user named.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if not (path / "config.yaml").is_file():
+        what = "holds no run" if path.is_dir() else "is no folder"
+        raise ConfigError([(str(path), f"{what}; name a run's folder, outputs/<name>/<run id>")], scope="this request")
+    return RunFolder(path.absolute())
 
 
 def describe_origin(run: RunConfig, *, command: list[str] | None, data: dict[str, Any]) -> dict[str, Any]:
@@ -197,8 +209,16 @@ def _code_said(code: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _hold(path: Path) -> Iterator[None]:
-    """Hold the run's lock, which lies beside its folder so that the folder can be moved. The system frees it when we die."""
+def hold_run(path: Path, instead: str = "wait for it, or change name=… or the config") -> Iterator[None]:
+    """Hold the run's lock, which lies beside its folder so that the folder can be moved. The system frees it when we die.
+
+    Args:
+        path: the run's folder; it need not exist.
+        instead: what to do where another process holds it.
+
+    Raises:
+        ConfigError: another process holds it, or the lock cannot be written.
+    """
     locks = path.parent / ".locks"
     try:
         locks.mkdir(parents=True, exist_ok=True)
@@ -209,7 +229,7 @@ def _hold(path: Path) -> Iterator[None]:
         who = (
             f"process {holder.get('process')} on {holder.get('host')} since {holder.get('since')}" if holder else "another process"
         )
-        raise ConfigError([(str(path), f"is being trained by {who}; wait for it, or change name=… or the config")]) from None
+        raise ConfigError([(str(path), f"is being trained by {who}; {instead}")]) from None
     except OSError as error:
         raise ConfigError([(str(path.parent), f"cannot be written: {error}; set LLAMA_LAB_OUTPUTS to a folder that can")]) from None
     try:
@@ -232,7 +252,7 @@ def _is_automatic_restart() -> bool:
     return any(os.environ.get(name, "0") not in ("", "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
-def _move_aside(path: Path) -> None:
+def move_aside(path: Path) -> None:
     """Rename a folder to the first free `<name>.1`, `<name>.2`, …"""
     number = 1
     while (aside := path.with_name(f"{path.name}.{number}")).exists():
