@@ -283,7 +283,7 @@ def batch_hash(batch: Batch, first: int, count: int) -> int:
     for row in range(count):
         digest = hashlib.blake2b(tokens[row], digest_size=8, salt=(first + row).to_bytes(16, "little"))
         for changes in listed:
-            digest.update(changes[row])
+            digest.update(changes[row].tobytes())
         total += int.from_bytes(digest.digest(), "little")
     return total % 2**64
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -123,10 +124,11 @@ class Feed:
             if count < size and self._run.hardware.compile is Compile.always:
                 batch = _filled_up(batch, size - count)
             if self._worker.device.type == "cuda":
-                batch = Batch(*(None if part is None else part.pin_memory() for part in batch))
+                documents = None if batch.documents is None else batch.documents.pin_memory()
+                batch = Batch(batch.tokens.pin_memory(), batch.targets.pin_memory(), documents)
             yield MicroBatch(
                 batch=batch,
-                predicted=int((batch.targets != IGNORE).sum()),
+                predicted=int(np.count_nonzero(batch.targets.numpy() != IGNORE)),
                 update_predicted=everywhere,
                 hash=batch_hash(batch, begin + first, count),
                 is_last=first + count == own.stop,
