@@ -311,8 +311,8 @@ def test_a_split_goes_on_from_any_document(tmp_path: Path, shard_tokens: int) ->
                 first.add(ids, 2 * len(ids), source=place, item=1)
             state = json.loads(json.dumps(first.checkpoint()))
             counts = first.counts.copy()
-            for ids in documents[stop:]:  # written, but not counted as done
-                first.add(ids[::-1], 1)
+            for ids in [*documents[stop:], documents[3]]:  # written, but not counted as done
+                first.add(np.repeat(ids[::-1], 2), 1)
             first.checkpoint()
         with writer(folder, state=state, counts=counts) as second:
             for place, ids in enumerate(documents[stop:], start=stop):
@@ -341,6 +341,7 @@ def test_names_beyond_memory_are_written_again(tmp_path: Path, monkeypatch: pyte
     expected = numbers(tmp_path / "whole", len(names))
     lines = (tmp_path / "whole" / SOURCES).read_text().splitlines()
     assert [json.loads(lines[number]) for number in expected] == names
+    assert len(lines) > len(set(names)), "else all names would be held in memory"
     for stop in range(len(names)):
         assert numbers(tmp_path / str(stop), stop) == expected
         assert contents(tmp_path / str(stop)) == contents(tmp_path / "whole")
