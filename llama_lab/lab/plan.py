@@ -14,7 +14,7 @@ from llama_lab.data.tokenizer import BytesTokenizer
 from llama_lab.lab.sweep import expand
 from llama_lab.lab.table import print_table
 from llama_lab.model.count import flops_per_token, parameters
-from llama_lab.training.retention import Need, free_bytes, need, short_bytes
+from llama_lab.training.retention import Need, beside_free, need
 from llama_lab.training.run_folder import RunFolder
 
 Rows = list[tuple[str, str]]
@@ -161,8 +161,7 @@ def _disk(plan: Plan) -> Rows:
     needed = plan.checkpoints
     if needed is None:
         return []
-    free = short_bytes(free_bytes(plan.folder))
-    return [("checkpoints", f"{_count(needed.written)} written, {needed.said()}; {free} free")]
+    return [("checkpoints", f"{_count(needed.written)} written, {beside_free(needed, plan.folder / 'checkpoints')}")]
 
 
 def _asked_vocabulary(tokenizer: TokenizerConfig) -> int | None:

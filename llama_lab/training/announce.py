@@ -10,7 +10,7 @@ from llama_lab.data.prepare import PreparedData
 from llama_lab.model.count import flops_per_token, parameters
 from llama_lab.training.console import Console
 from llama_lab.training.metrics import short_count, short_time
-from llama_lab.training.retention import check_disk, need
+from llama_lab.training.retention import beside_free, need
 from llama_lab.training.run_folder import RunFolder, relative
 from llama_lab.training.tracker import Tracker
 
@@ -35,7 +35,7 @@ def say_hello(run: RunConfig, folder: RunFolder, data: PreparedData, console: Co
         gives = f"{source.name} gives {100 * exposure.share:.1f} %, " if len(data.sources) > 1 else ""
         console.say(f"Data: {gives}{short_count(source.train.tokens)} tokens, {exposure.said}")
     console.say(f"Device: {processes} on {device}, {run.precision.value}, micro-batch {run.hardware.micro_batch}{compiled}")
-    console.say(check_disk(need(run, vocabulary), folder.checkpoints))
+    console.say(f"Checkpoints: {beside_free(need(run, vocabulary), folder.checkpoints)}")
 
 
 def say_results(run: RunConfig, folder: RunFolder, data: PreparedData, status: str, tracker: Tracker, console: Console) -> None:

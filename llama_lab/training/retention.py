@@ -98,11 +98,11 @@ def retained(run: RunConfig, updates: Sequence[int], losses: Mapping[int, float]
     return {*newest, *for_good, *validated[: node.keep_best or 0]}
 
 
-def check_disk(needed: Need, folder: Path) -> str:
-    """Say what the run's checkpoints need beside what is free.
+def check_disk(needed: Need, folder: Path) -> None:
+    """Refuse a run that could not save anything.
 
     Args:
-        folder: where they will lie; it need not exist yet.
+        folder: where its checkpoints will lie; it need not exist yet.
 
     Raises:
         ConfigError: not even one of them would fit.
@@ -112,7 +112,12 @@ def check_disk(needed: Need, folder: Path) -> str:
         rule = f"has {short_bytes(free)} free, a checkpoint of this run takes {short_bytes(needed.each)}; free some, or set "
         rule += "LLAMA_LAB_OUTPUTS to a folder on a larger disk"
         raise ConfigError([(str(folder), rule)])
-    said = f"Checkpoints: {needed.said()}; {short_bytes(free)} free"
+
+
+def beside_free(needed: Need, folder: Path) -> str:
+    """What the checkpoints need, in words, beside what is free where they will lie."""
+    free = free_bytes(folder)
+    said = f"{needed.said()}; {short_bytes(free)} free"
     there = sum(1 for _ in folder.glob("tokens-*"))
     if (fits := free // needed.each) < needed.most - there:
         said += f", which is enough for {fits} more: free some, or lower checkpoint.keep"

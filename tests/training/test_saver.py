@@ -17,7 +17,7 @@ from llama_lab.training import retention, saver
 from llama_lab.training.checkpoint import list_checkpoints, load_checkpoint
 from llama_lab.training.errors import SaveFailed
 from llama_lab.training.metrics import read_rows
-from llama_lab.training.retention import check_disk, need, retained
+from llama_lab.training.retention import beside_free, need, retained
 from llama_lab.training.run_folder import RunFolder
 from llama_lab.training.saver import HostCopy, Saver
 
@@ -246,8 +246,8 @@ def test_the_disk_is_said_before_the_run_and_refused_if_it_holds_not_one(tiny, m
     beginning = f"Checkpoints: {each} kB each, at most 4 at once (2 newest, the best, 1 being written), 1.25 MB; "
     assert beginning in capsys.readouterr().out
     monkeypatch.setattr(retention, "free_bytes", lambda folder: 400_000)
-    said = check_disk(need(run, 257), outputs)
-    assert said == f"{beginning}400 kB free, which is enough for 1 more: free some, or lower checkpoint.keep"
+    said = beside_free(need(run, 257), outputs)
+    assert f"Checkpoints: {said}" == f"{beginning}400 kB free, which is enough for 1 more: free some, or lower checkpoint.keep"
     monkeypatch.setattr(retention, "free_bytes", lambda folder: 200_000)
     with pytest.raises(ConfigError) as caught:
         train(tiny("name=other"))
