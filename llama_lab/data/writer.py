@@ -54,6 +54,9 @@ class SplitWriter:
         self._buffer = [] if state else [self._eos]
         self._buffered = len(self._buffer)
         entries = self._state["documents"]
+        for path in folder.glob(f"{split}-[0-9]*.bin"):  # files begun after the checkpoint
+            if int(path.stem.rpartition("-")[2]) >= len(self._state["shards"]) + (self._state["shard_bytes"] > 0):
+                path.unlink()
         self._starts = HashedFile(folder / f"{split}-starts.bin", entries * OFFSET.itemsize)
         self._bytes = HashedFile(folder / f"{split}-bytes.bin", entries * OFFSET.itemsize)
         self._ids = HashedFile(folder / f"{split}-ids.bin", entries * 2 * OFFSET.itemsize)
