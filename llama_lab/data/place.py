@@ -146,6 +146,9 @@ def _begin(place: Place, key: str) -> None:
     if place.is_entry and place.folder.exists():
         shutil.rmtree(place.folder)
     if place.draft.exists() and _key(place.draft) != key:
+        if not place.is_entry and _key(place.draft) is None and any(place.draft.iterdir()):
+            rule = "is in the way and was not left by this command; move it, or name another folder"
+            raise ConfigError([(str(place.draft), rule)], scope="the data")
         shutil.rmtree(place.draft)
     if not place.draft.exists():
         place.draft.mkdir()  # not by tempfile, whose folders other users may not enter

@@ -37,6 +37,7 @@ def prepare_and_show(overrides: list[str], *, out: Path | None = None, config_di
     """
     run = _compose(overrides, config_dir)
     _refuse_prepared(run, out)
+    _refuse_inside(run, out)
     said: list[str] = []
 
     def say(sentence: str) -> None:
@@ -130,6 +131,15 @@ def _refuse_prepared(run: RunConfig, out: Path | None) -> None:
             problem = (f"data.path={run.data.path}", rule)
     if problem is not None:
         raise ConfigError([problem], scope="this request")
+
+
+def _refuse_inside(run: RunConfig, out: Path | None) -> None:
+    """What is made must not be read as text by the same command next time."""
+    if out is not None and isinstance(run.data, TextConfig):
+        root = Path(run.data.path).expanduser().absolute()
+        if root.is_dir() and out.is_relative_to(root):
+            rule = f"lies inside data.path={run.data.path}, where it would be taken for text; name a folder elsewhere"
+            raise ConfigError([(f"--out {out}", rule)], scope="this request")
 
 
 def _counts(counts: dict[str, int]) -> Rows:

@@ -110,6 +110,7 @@ def test_only_data_and_tokenizer_count() -> None:
         (["data=text", "data.path=lines.jsonl", "tokenizer.vocab_size=100"], "is below 261"),
         (["data=mixture", "data.paths=[a,b]", "data.weights=[1,1]"], "prepare each by itself"),
         (["data=shards", "data.path=nowhere"], "is no folder"),
+        (["data=text", "data.path=.", "--out", "here"], "lies inside data.path=., where it would be taken for text"),
         (["data=txt", "data.path=lines.jsonl"], "did you mean data=text?"),
     ],
 )

@@ -273,6 +273,15 @@ def test_a_draft_for_something_else_is_removed(tmp_path: Path) -> None:
     assert source.reads == [0]
 
 
+def test_a_folder_of_others_with_the_draft_s_name_is_left_alone(tmp_path: Path) -> None:
+    place = Place.at(tmp_path / "out", "--out")
+    place.draft.mkdir()
+    (place.draft / "thesis.txt").write_text("the only copy")
+    with pytest.raises(ConfigError, match=r"\.out\.partial is in the way and was not left by this command"):
+        make(tmp_path / "out", books())
+    assert (place.draft / "thesis.txt").exists()
+
+
 def test_an_unfinished_entry_is_listed_and_cleaned(text: Path) -> None:
     place = Place.in_cache("books-bytes-0123")
     with pytest.raises(Stopped), making(place, "key", print) as draft:
