@@ -281,10 +281,9 @@ def save(saver: Saver, model: Llama, optimizer: Optimizers, state: State, worker
 
 
 def end_saving(saver: Saver, worker: Worker) -> None:
-    """Wait for the last checkpoint. All ranks fail if it could not be written: the run is not done before it is saved."""
-    failure = saver.close()
-    if worker.agree(failure is not None):
-        raise failure or SaveFailed("the last checkpoint could not be written; rank 0 says why")
+    """Wait for the last checkpoint. All ranks fail alike if it could not be written: the run is not done before it is saved."""
+    if (failure := worker.heard(saver.close())) is not None:
+        raise SaveFailed(failure)
 
 
 def observe(

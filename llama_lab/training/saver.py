@@ -28,7 +28,6 @@ from torch import Tensor, nn
 
 from llama_lab.config.schema import RunConfig
 from llama_lab.training.checkpoint import list_checkpoints, retire, save_checkpoint
-from llama_lab.training.errors import SaveFailed
 from llama_lab.training.retention import free_bytes, retained, short_bytes
 from llama_lab.training.run_folder import RunFolder
 
@@ -101,14 +100,14 @@ class Saver:
                 f"{advice(error)}"
             )
 
-    def close(self) -> SaveFailed | None:
-        """Wait for the last save, and remove what need not stay. Returns what is to be raised, on all ranks, if it failed."""
+    def close(self) -> str | None:
+        """Wait for the last save, and remove what need not stay. Returns what is to be said if it failed."""
         self.wait()
         if self._failed is None:
             self._prune()
             return None
         update, reason = self._failed
-        return SaveFailed(
+        return (
             f"the checkpoint after update {update}, the last one, could not be written ({reason}); {self._kept()}. "
             "Once there is room for it, the same command goes on from there"
         )

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d
+from torch.distributed.rendezvous import rendezvous
 
 from llama_lab.config.schema import Device, HardwareConfig, Precision
 
@@ -37,11 +38,6 @@ class Place:
     world_size: int = 1
     local_rank: int = 0
     rendezvous: str | None = None
-
-    @property
-    def is_launched(self) -> bool:
-        """Whether torchrun, or another program, started this process."""
-        return self.rendezvous == LAUNCHED
 
     @classmethod
     def from_environment(cls) -> "Place":
@@ -97,6 +93,14 @@ class Worker:
         ends = torch.tensor([number, -number])
         dist.all_reduce(ends, dist.ReduceOp.MAX)
         return bool(ends[0] == -ends[1])
+
+    def heard(self, text: str | None) -> str | None:
+        """What the first process says, on every process."""
+        if not self.is_grouped:
+            return text
+        said = [text]
+        dist.broadcast_object_list(said, device=torch.device("cpu"))
+        return said[0]
 
     def total(self, values: Tensor) -> Tensor:
         """Sum over the processes of a tensor on the device, in place."""
@@ -163,10 +167,12 @@ def join(hardware: HardwareConfig, place: Place) -> Iterator[Worker]:
         torch.use_deterministic_algorithms(True)
     try:
         if place.rendezvous is not None:
-            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            store, _, _ = next(rendezvous(place.rendezvous, place.rank, place.world_size, timeout=COLLECTIVE_TIMEOUT))
+            # torchrun keeps its store when it starts the processes again; without a prefix they would meet their dead forerunners.
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             dist.init_process_group(
-                backend,
-                init_method=place.rendezvous,
+                "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+                store=dist.PrefixStore(f"attempt {attempt}", store),
                 rank=place.rank,
                 world_size=place.world_size,
                 timeout=COLLECTIVE_TIMEOUT,
