@@ -12,66 +12,10 @@ from dataclasses import dataclass, field
 from io import TextIOWrapper
 from pathlib import Path
 
+from llama_lab.manual import DATA_HELP, EXIT_CODES, FORK_HELP, OVERRIDES, PLAN_HELP, PREPARE_HELP, TRAIN_EXAMPLES
+
 DONE, FAILED, CONFIG, PREEMPTED = 0, 1, 2, 75
 """Exit codes. 75 is EX_TEMPFAIL of sysexits.h: stopped on request with its state saved; type the same command to go on."""
-
-EXIT_CODES = """\
-Exit codes: 0 done, 1 failed, 2 the request has a mistake (nothing was started), 75 stopped by a signal with its state saved
-(the same command goes on from there), 130 interrupted before it started."""
-
-OVERRIDES = """\
-Overrides, in any order:
-  group=option            swap a whole part            optim=muon
-  group.field=value       set one field                optim.max_lr=1e-3
-  node=null               leave a part out             eval=null  wandb=null
-  experiment=preset       start from a preset          experiment=smoke"""
-
-TRAIN_EXAMPLES = """\
-Examples:
-  llama-lab train                                           a small Llama on the documentation in your Python
-  llama-lab train experiment=smoke                          the whole path in seconds
-  llama-lab train optim.max_lr=3e-3 schedule=wsd            a variant; it gets a folder of its own
-  llama-lab train data=text data.path=book.txt              your own text
-  llama-lab train -m seed.init=0,1,2                        three runs, one after another, and a table
-  llama-lab train -m 'model.n_layers=range(2,9,2)'          the same with Hydra's range, choice and glob"""
-
-
-PLAN_HELP = """\
-usage: llama-lab plan [overrides...] [-m] [--config-dir DIR]
-
-What `llama-lab train` would do with the same words, without starting it: size, compute, budget, files. Text is prepared and cached
-on the way, so that tokens and epochs are counted, not guessed."""
-
-
-PREPARE_HELP = """\
-usage: llama-lab prepare [overrides...] [--out DIR] [--config-dir DIR]
-
-Text becomes tokens in files that runs read: once, on all cores, with little memory. Stopped or killed, the same command goes on
-where it was and ends with the same bytes. Of the config only data and tokenizer count.
-
-  --out DIR         make this folder; copy it wherever you train. Without it, tokens go to the cache, where train finds them
-  --config-dir DIR  further options and presets
-
-Examples:
-  llama-lab prepare data=text data.path=books/ --out shards/books                    .txt, .md, .jsonl(.gz/.xz/.zst), .parquet
-  llama-lab prepare data=text data.path='web/*.jsonl.gz' tokenizer.vocab_size=32768  a vocabulary learned from the text
-  llama-lab prepare data=text data.path=a.jsonl tokenizer=file tokenizer.path=tokenizer.json
-  llama-lab prepare data=text data.path=a.jsonl data.ascii_only=true data.length=medium data.on_error=skip
-  cat book.txt | llama-lab prepare data=text data.path=- --out shards/book
-  llama-lab prepare data=shards data.path=old_npy_folder --out shards/new            tokens that others wrote
-  llama-lab train data=shards data.path=shards/books tokenizer=file tokenizer.path=shards/books/tokenizer.json"""
-
-
-DATA_HELP = """\
-usage: llama-lab data inspect PATH [--verify] [--samples N] [--plot FILE] [--tokenizer FILE]
-       llama-lab data replay RUN --update N
-
-  inspect   what tokens are like: counts, lengths of documents, frequent tokens, decoded samples; --plot draws them, --verify
-            compares every file with its checksum. PATH is a prepared folder, an entry of `llama-lab cache`, a run's folder, or a
-            bare folder of .npy or .bin files
-  replay    which documents a run was fed in one update
-
-llama-lab data inspect --help and llama-lab data replay --help say more."""
 
 
 class UsageError(Exception):
@@ -87,6 +31,7 @@ class Arguments:
     show_config: bool = False
     config_dir: Path | None = None
     out: Path | None = None
+    update: str | None = None
     help: bool = False
 
 
@@ -201,6 +146,32 @@ def _train(words: list[str]) -> int:
     return PREEMPTED if result.status == "preempted" else DONE
 
 
+def _fork(words: list[str]) -> int:
+    arguments = parse(words, "fork")
+    if arguments.help:
+        print(FORK_HELP)
+        return DONE
+    named = [word for word in arguments.overrides if "=" not in word or Path(word).is_dir()]
+    if len(named) != 1:
+        said = f"{len(named)} are named: {' '.join(named)}" if named else "none is named"
+        raise UsageError(f"llama-lab fork takes one run's folder, outputs/<name>/<run id>; {said}")
+    overrides = [word for word in arguments.overrides if word != named[0]]
+    from llama_lab.lab import fork
+
+    if arguments.show_config:
+        fork.show(Path(named[0]), overrides, update=arguments.update, config_dir=arguments.config_dir)
+        return DONE
+    command = ["llama-lab", "fork", *words]
+    result = fork.fork(Path(named[0]), overrides, update=arguments.update, config_dir=arguments.config_dir, command=command)
+    return PREEMPTED if result.status == "preempted" else DONE
+
+
+def _track(words: list[str]) -> int:
+    from llama_lab.lab.track import run_track_command
+
+    return run_track_command(words)
+
+
 def _plan(words: list[str]) -> int:
     arguments = parse(words, "plan")
     if arguments.help:
@@ -263,6 +234,7 @@ FLAGS = {
     "train": ["--multirun", "--cfg", "--config-dir", "--help"],
     "plan": ["--multirun", "--config-dir", "--help"],
     "prepare": ["--out", "--config-dir", "--help"],
+    "fork": ["--update", "--cfg", "--config-dir", "--help"],
 }
 DATA_WORDS = ["inspect", "replay", "--verify", "--samples", "--plot", "--tokenizer", "--update", "--help"]
 SHORT = {"-m": "--multirun", "-h": "--help"}
@@ -270,8 +242,10 @@ SHORT = {"-m": "--multirun", "-h": "--help"}
 COMMANDS = {
     "train": Command("train a model, or with -m several", FLAGS["train"], _train),
     "plan": Command("say what a run would take, without starting it", FLAGS["plan"], _plan),
+    "fork": Command("go on from a checkpoint of a run with other values", FLAGS["fork"], _fork),
     "prepare": Command("turn text into tokens to train on", FLAGS["prepare"], _prepare),
     "data": Command("look into tokens, or at what a run was fed", DATA_WORDS, _data),
+    "track": Command("send runs to Weights & Biases afterwards", ["--mode", "--project", "--entity", "--help"], _track),
     "cache": Command("list or clean prepared data", ["list", "clean"], _cache),
     "completion": Command("print a completion script for bash, zsh or fish", ["bash", "zsh", "fish"], _completion),
 }
@@ -302,6 +276,10 @@ def parse(words: list[str], command: str) -> Arguments:
             if not value or value.startswith("-") or "=" in value:
                 raise UsageError(f"--out needs the folder to make, such as --out shards/books; {value!r} is none")
             arguments.out = Path(value).expanduser().absolute()
+        elif flag == "--update":
+            arguments.update = value or next(rest, "")
+            if not arguments.update or "=" in arguments.update:
+                raise UsageError("--update needs the number of an update, or last, or best")
         elif equals:
             raise UsageError(f"{flag} takes no value; type it alone, without ={value}")
         elif flag == "--multirun":

@@ -11,7 +11,7 @@ import functools
 import re
 from collections.abc import Collection, Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from yaml import MarkedYAMLError, YAMLError
 
 from llama_lab.config import paths
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.identity import SCIENCE, values
+from llama_lab.config.identity import SCIENCE, science, values
 from llama_lab.config.overrides import (
     PRESET,
     Typed,
@@ -42,7 +42,7 @@ from llama_lab.config.overrides import (
     sort_overrides,
     unknown_field,
 )
-from llama_lab.config.preset import label, swap_problems
+from llama_lab.config.preset import LABELLED, label, swap_problems
 from llama_lab.config.schema import GROUPS, SHAPES, Origin, Problem, RunConfig, shown
 from llama_lab.config.validate import problems as problems_of
 
@@ -98,6 +98,56 @@ def compose(overrides: list[str], *, config_dir: Path | None = None, nodes: Coll
     if found or run is None:
         raise ConfigError(list(dict.fromkeys(found)))
     return run
+
+
+def recompose(parent: RunConfig, overrides: list[str], *, config_dir: Path | None = None) -> RunConfig:
+    """A run's config with some values changed, checked as `compose` checks one.
+
+    A group whose option is swapped has that option's values, but for the fields that all options of the group have: they keep the
+    parent's. `fresh` and `accept_changes` were meant for the parent's start and are off. The new run's name says how it differs.
+
+    Args:
+        parent: a run's config, as `load_config` gives it.
+        overrides: `group=option` and `group.field=value`, as on the command line.
+        config_dir: a folder with more options.
+
+    Raises:
+        ConfigError: everything wrong with the overrides and with the run that they make.
+    """
+    typed = sort_overrides(overrides, config_dir)
+    found = typed.problems
+    if preset := typed.choices.pop(PRESET, None):
+        found.append((f"{PRESET}={preset}", "sets values for a run from its beginning; type the values that change instead"))
+    config = _compose_choices(typed, config_dir)
+    swapped, base = typed.choices.keys() - typed.unclear, values(science(parent))
+    base = {key: value for key, value in base.items() if key.partition(".")[0] not in swapped}
+    base |= {key: value for key, value in _base_values(config).items() if key.partition(".")[0] in swapped}
+    for item in fields(RunConfig):
+        if item.name != "origin":
+            _inherit(config, item.name, getattr(parent, item.name), swapped=item.name in swapped)
+    config.fresh = config.accept_changes = False
+    choices = parent.origin.choices | {group: typed.choices[group] for group in swapped}
+    for override in typed.values:
+        if override.key_or_group.partition(".")[0] not in typed.unclear:
+            found += set_value(config, choices, override)
+    found += missing_values(config, typed.unclear)
+    name = "-".join([parent.origin.label, *(choices[group] for group in LABELLED if group in swapped)])
+    run = _build(config, Origin(choices=choices, label=name, base=base), found)
+    if run is not None:
+        found += problems_of(run, typed.unclear)
+    if found or run is None:
+        raise ConfigError(list(dict.fromkeys(found)))
+    return run
+
+
+def _inherit(config: DictConfig, name: str, value: Any, *, swapped: bool) -> None:
+    """Put a parent's node or value into the tree; of a node whose option is swapped only what all options have."""
+    if not swapped:
+        config[name] = OmegaConf.structured(value) if is_dataclass(value) else value
+    elif name in SHAPES:
+        shapes = [{item.name for item in fields(shape)} for shape in SHAPES[name].values()]
+        for common in set.intersection(*shapes):
+            config[name][common] = getattr(value, common)
 
 
 def read_request(overrides: list[str], *, config_dir: Path | None = None) -> Request:

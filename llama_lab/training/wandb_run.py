@@ -26,6 +26,7 @@ from typing import Any, TextIO
 from urllib.parse import urlparse
 
 FOLLOW_SECONDS = 0.5
+PROGRESS_ROWS = 1000
 # Offline rows reach the disk so often, in seconds; the library's default of 15 loses a run killed early.
 FLUSH_SECONDS = 1.0
 # Another sender of the same run, left behind by a parent that was killed, closes its W&B run within this time.
@@ -155,7 +156,7 @@ class Sender:
         self._table: Any = None
         self._groups: set[str] = set()
         self._count = 0
-        self._sent = Sent(request.id, self._mode(), request.project, request.entity)
+        self._sent = Sent(request.id, decide_mode(request.mode, wandb), request.project, request.entity)
         if self._sent.mode != "disabled":
             self._open()
 
@@ -169,8 +170,10 @@ class Sender:
         rows, samples = self._metrics.new(), self._samples.new()
         # Saved before the new rows are given: those given before it have reached W&B's own file by now.
         write_sent(self._folder, self._sent)
-        for row in rows:
+        for number, row in enumerate(rows, 1):
             self._log(row)
+            if number % PROGRESS_ROWS == 0:
+                self._tell("sent", rows=number, of=len(rows))
         for row in samples:
             if self._table is None:
                 # A table logged again after it grew would stay at its first row in the default mode.
@@ -181,8 +184,6 @@ class Sender:
             self._handle.log(axes | {"samples": self._table})
         self._count += len(rows) + bool(samples)
         self._sent.metrics, self._sent.samples = list(self._metrics.last), list(self._samples.last)
-        if rows or samples:
-            self._tell("sent", rows=len(rows), samples=len(samples))
 
     def close(self, exit_code: int) -> None:
         """Send the rest, close the W&B run, and look whether its file holds what it was given.
@@ -206,15 +207,6 @@ class Sender:
         self._sent.lost = reason
         with contextlib.suppress(OSError):
             write_sent(self._folder, self._sent)
-
-    def _mode(self) -> str:
-        """online, offline or disabled. What was asked for wins over the environment, that over what is configured."""
-        if self._request.mode != "auto":
-            return self._request.mode
-        asked = os.environ.get("WANDB_MODE", "")
-        if asked:
-            return {"dryrun": "offline", "run": "online"}.get(asked, asked)
-        return "online" if has_key(self._wandb) else "offline"
 
     def _open(self) -> None:
         request = self._request
@@ -280,7 +272,17 @@ class Sender:
             self._handle.summary[BEST] = loss
 
 
-def has_key(wandb: Any) -> bool:
+def decide_mode(asked: str, wandb: Any) -> str:
+    """online, offline or disabled. What was asked for wins over the environment, that over whether there is a key."""
+    if asked != "auto":
+        return asked
+    wanted = os.environ.get("WANDB_MODE", "")
+    if wanted:
+        return {"dryrun": "offline", "run": "online"}.get(wanted, wanted)
+    return "online" if _has_key(wandb) else "offline"
+
+
+def _has_key(wandb: Any) -> bool:
     """Whether W&B could log in without asking: a key in the environment, or one that `wandb login` stored."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True

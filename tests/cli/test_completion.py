@@ -23,8 +23,8 @@ def answers(line: str) -> list[str]:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("llama-lab ", ["train", "plan", "prepare", "data", "cache", "completion"]),
-        ("llama-lab tr", ["train"]),
+        ("llama-lab ", ["train", "plan", "fork", "prepare", "data", "track", "cache", "completion"]),
+        ("llama-lab tr", ["train", "track"]),
         ("llama-lab train mod", ["model.", "model="]),
         ("llama-lab train optim.max", ["optim.max_grad_norm=", "optim.max_lr="]),
         ("llama-lab train seed.init=0 schedule.cool", ["schedule.cooldown_fraction="]),
@@ -61,7 +61,7 @@ def test_a_list_completes_its_last_value():
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [
-        ("llama-lab tr", ["train "]),
+        ("llama-lab trai", ["train "]),
         ("llama-lab train optim.max_l", ["optim.max_lr="]),
         # bash breaks words at =, so only what follows it is replaced
         ("llama-lab train optim=mu", ["muon "]),
@@ -113,7 +113,7 @@ def test_a_person_pressing_tab_in_bash(tmp_path: Path):
         cwd=tmp_path,
     )
     os.close(terminal)
-    os.write(main_end, b"llama-lab tra\toptim=mu\toptim.adamw_max_l\t0.01\nexit\n")
+    os.write(main_end, b"llama-lab trai\toptim=mu\toptim.adamw_max_l\t0.01\nexit\n")
     try:
         while os.read(main_end, 4096):
             pass

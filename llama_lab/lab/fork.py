@@ -1,0 +1,319 @@
+"""A run that starts from another's checkpoint with changed values: one trunk, many cool-downs.
+
+    RUN/config.yaml + overrides -> the fork's config -> its folder, begun with RUN's checkpoint and rows -> training goes on there
+
+The fork has a folder and a name of its own and is from then on a run like any other: interrupted, it continues; its parent may be
+trained further or removed.
+"""
+
+import hashlib
+import os
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llama_lab.config.compose import recompose
+from llama_lab.config.errors import ConfigError
+from llama_lab.config.identity import load_config, plain_config, run_folder, run_hash, save_config, to_yaml
+from llama_lab.config.resolve import resolve
+from llama_lab.config.schema import SHAPES, BpeConfig, FileTokenizerConfig, Problem, RunConfig, shown
+from llama_lab.data.prepare import prepare
+from llama_lab.training.run_folder import (
+    FORMAT_VERSION,
+    RunFolder,
+    describe_origin,
+    find_run,
+    hold_run,
+    move_aside,
+    relative,
+    write_json,
+)
+from llama_lab.training.schedule import lr_factor
+
+if TYPE_CHECKING:
+    from llama_lab.training.checkpoint import Checkpoint
+    from llama_lab.training.launch import TrainResult
+
+SHAPE = ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "multiple_of", "tie_embeddings", "qk_norm")
+"""Fields of the model that say which weights there are."""
+POSITION = ("max_seq_len", "tokens_per_update")
+"""Fields of the data by which an update's number says how much was read."""
+ROWS = ("metrics.jsonl", "samples.jsonl", "batches.jsonl")
+
+
+@dataclass(frozen=True)
+class Fork:
+    """What was asked for, looked up.
+
+    Attributes:
+        parent, parent_run: the run it starts from, and its config.
+        update: number of the update it starts after.
+        checkpoint: where the parent's state of that update lies; null if it is gone.
+        run: the fork's own config, resolved.
+        slug: what tells it from a run from scratch.
+        folder: where it is, or will be.
+    """
+
+    parent: RunFolder
+    parent_run: RunConfig
+    update: int
+    checkpoint: "Checkpoint | None"
+    run: RunConfig
+    slug: str
+    folder: Path
+
+
+def fork(
+    path: Path, overrides: list[str], *, update: str | None = None, config_dir: Path | None = None, command: list[str] | None = None
+) -> "TrainResult":
+    """Begin a fork and train it, or go on with it where it stands.
+
+    Args:
+        path: the parent's folder.
+        overrides: what changes.
+        update: number of the parent's update, `last` or `best` (by validation); null: last.
+        config_dir: a folder with more options.
+        command: what was typed, kept in the fork's meta.json.
+
+    Raises:
+        ConfigError: the parent, its checkpoint, or what changes does not allow it.
+    """
+    from llama_lab.api import train
+
+    asked = look_up(path, overrides, update=update, config_dir=config_dir)
+    if os.environ.get("RANK", "0") == "0":
+        # Of several processes the first makes the folder; the others meet it in training, where it decides for all.
+        begin(asked, command)
+    return train(replace(asked.run, fresh=False), handle_signals=True, command=command, extra_slug=asked.slug)
+
+
+def show(path: Path, overrides: list[str], *, update: str | None = None, config_dir: Path | None = None) -> None:
+    """Print the fork's config, and start nothing."""
+    asked = look_up(path, overrides, update=update, config_dir=config_dir)
+    print(f"# {asked.folder}, from update {asked.update} of {asked.parent.path}")
+    print(to_yaml(asked.run), end="")
+
+
+def look_up(path: Path, overrides: list[str], *, update: str | None, config_dir: Path | None) -> Fork:
+    """Everything about a fork that can be known without writing.
+
+    Raises:
+        ConfigError: the parent, its checkpoint, or what changes does not allow it.
+    """
+    parent = find_run(path)
+    parent_run = load_config(parent.path / "config.yaml")
+    if not overrides:
+        rule = "would repeat its parent: type what changes, e.g. schedule.cooldown_fraction=0.2, training_tokens=…, optim.max_lr=…"
+        raise _refused([("this fork", rule)])
+    run = recompose(parent_run, overrides, config_dir=config_dir)
+    if found := _fixed(parent_run, run):
+        raise _refused(found)
+    if isinstance(run.tokenizer, BpeConfig) and _documents(run) != _documents(parent_run):
+        # Trained anew, on other text, it would give other ids than the weights know.
+        run = replace(run, tokenizer=FileTokenizerConfig(path=str(parent.path / "tokenizer.json")))
+    run = resolve(run)
+
+    from llama_lab.training.checkpoint import list_checkpoints
+
+    checkpoints = {checkpoint.update: checkpoint for checkpoint in list_checkpoints(parent.checkpoints)}
+    number = _chosen(parent, sorted(checkpoints), update)
+    slug = f"from-{_hash(parent, parent_run)}-{number}"
+    found = Fork(parent, parent_run, number, checkpoints.get(number), run, slug, run_folder(run, slug))
+    if found.checkpoint is None and (run.fresh or not RunFolder(found.folder).meta()):
+        raise _refused([(f"--update {number}", f"is no checkpoint of {relative(parent.path)}; {_there(sorted(checkpoints))}")])
+    if run.updates <= number:
+        least = (number + 1) * run.data.tokens_per_update
+        rule = f"ends after update {run.updates}, and the checkpoint is of update {number}; at least {least}"
+        raise _refused([(f"training_tokens={run.training_tokens}", rule)])
+    return found
+
+
+def begin(asked: Fork, command: list[str] | None) -> None:
+    """Make the fork's folder with the state and the rows that it starts from, in one step; a folder that is there stays.
+
+    Raises:
+        ConfigError: the state is damaged or another than the one the folder began with, or the tokenizer or data changed.
+    """
+    with hold_run(asked.folder):
+        if asked.run.fresh and asked.folder.exists():
+            move_aside(asked.folder)
+        known = RunFolder(asked.folder).meta()
+        if known:
+            _same_parent(asked, known)
+            return
+        if asked.folder.exists():
+            raise _refused([(str(asked.folder), "is in the way and holds no run; move it")])
+        data = prepare(asked.run.data, asked.run.tokenizer, print)
+        fingerprints = {"data": data.fingerprint, "tokenizer": data.tokenizer.hash}
+        _same_data(asked, fingerprints)
+        draft = asked.folder.with_name(f".draft-{asked.folder.name}")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        lineage = _inherit(asked, draft)
+        origin = describe_origin(asked.run, command=command, data=fingerprints)
+        facts = {"format_version": FORMAT_VERSION, "run_id": asked.folder.name, "name": asked.run.name}
+        write_json(draft / "meta.json", facts | origin | {"starts": [], "lineage": lineage})
+        said = _said(asked, lineage)
+        (draft / "train.log").write_text(said + "\n", encoding="utf-8")
+        os.replace(draft, asked.folder)
+        print(said, flush=True)
+
+
+def _inherit(asked: Fork, draft: Path) -> dict[str, Any]:
+    """Fill a fork's folder from its parent's; returns where it came from, as meta.json keeps it."""
+    from llama_lab.training.checkpoint import DamagedCheckpoint, read_manifest, verify_checkpoint
+    from llama_lab.training.metrics import cut_back, read_rows
+
+    assert asked.checkpoint is not None
+    state = asked.checkpoint.path
+    try:
+        verify_checkpoint(asked.checkpoint)
+        files = read_manifest(state)["files"]
+        target = draft / "checkpoints" / state.name
+        target.mkdir(parents=True)
+        for file in sorted(state.iterdir()):
+            _link(file, target / file.name)
+    except (DamagedCheckpoint, FileNotFoundError) as error:
+        raise _refused([(f"--update {asked.update}", f"cannot be used: {error}; name another")]) from None
+    for name in ROWS:
+        if (asked.parent.path / name).is_file():
+            shutil.copyfile(asked.parent.path / name, draft / name)
+    cut_back(draft, asked.update)
+    losses = [row["val/loss"] for row in read_rows(draft / "metrics.jsonl") if row.get("val/loss") is not None]
+    if losses:
+        write_json(draft / "summary.json", {"best/val/loss": min(losses)})
+    save_config(replace(asked.run, fresh=False), draft / "config.yaml")
+    return {
+        "parent": asked.parent.path.name,
+        "path": str(asked.parent.path),
+        "update": asked.update,
+        "tokens": asked.checkpoint.tokens,
+        "checkpoint_sha256": {name: entry["sha256"] for name, entry in files.items()},
+        "changes": _changes(asked.parent_run, asked.run),
+    }
+
+
+def _link(file: Path, target: Path) -> None:
+    """The same file under another name where the file system can, else a copy: a checkpoint is never written to again."""
+    try:
+        os.link(file, target)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copyfile(file, target)
+
+
+def _chosen(parent: RunFolder, there: list[int], update: str | None) -> int:
+    """The update that was meant."""
+    if update is not None and update.isdecimal():
+        return int(update)
+    if update not in (None, "last", "best"):
+        raise _refused([(f"--update {update}", f"is no update; {_there(there)}, or last, or best")])
+    if not there:
+        raise _refused([(str(parent.path), "has no checkpoint yet; train it further")])
+    if update != "best":
+        return there[-1]
+
+    from llama_lab.training.metrics import read_rows
+
+    rows = read_rows(parent.path / "metrics.jsonl")
+    losses = {row["update"]: row["val/loss"] for row in rows if row.get("val/loss") is not None and row["update"] in there}
+    if not losses:
+        raise _refused([("--update best", f"cannot be told: no checkpoint was validated; {_there(there)}")])
+    return min(losses, key=lambda number: (losses[number], number))
+
+
+def _there(updates: list[int]) -> str:
+    """Which checkpoints there are, in words."""
+    return f"there are {', '.join(map(str, updates))}" if updates else "there is none"
+
+
+def _fixed(parent: RunConfig, run: RunConfig) -> list[Problem]:
+    """What changed of what the parent's state was made for."""
+    found: list[Problem] = []
+    for name in SHAPE:
+        if (now := getattr(run.model, name)) != (before := getattr(parent.model, name)):
+            found.append((f"model.{name}={shown(now)}", f"cannot change in a fork: the weights are made for {shown(before)}"))
+    for name in POSITION:
+        if (now := getattr(run.data, name)) != (before := getattr(parent.data, name)):
+            rule = f"cannot change in a fork: updates are counted, and the data read, in steps of {shown(before)}"
+            found.append((f"data.{name}={shown(now)}", rule))
+    if type(run.optim) is not type(parent.optim):
+        before = _shape_name("optim", parent.optim)
+        found.append((f"optim={_shape_name('optim', run.optim)}", f"cannot change in a fork: its state is that of optim={before}"))
+    if run.tokenizer != parent.tokenizer and not isinstance(run.tokenizer, FileTokenizerConfig):
+        rule = "cannot change in a fork: the weights know the ids of the parent's"
+        found.append((f"tokenizer={_shape_name('tokenizer', run.tokenizer)}", rule))
+    return found
+
+
+def _documents(run: RunConfig) -> dict[str, Any]:
+    """What decides which documents there are, and so what a tokenizer learns from them."""
+    node = plain_config(run)["data"]
+    shape = {"type": _shape_name("data", run.data)}
+    return shape | {name: value for name, value in node.items() if name not in (*POSITION, "window")}
+
+
+def _shape_name(group: str, node: Any) -> str:
+    return next(name for name, shape in SHAPES[group].items() if type(node) is shape)
+
+
+def _hash(parent: RunFolder, run: RunConfig) -> str:
+    """Eight digits that stand for the parent: its config's, or where it is a fork itself those that end its name's origin."""
+    return hashlib.sha256(parent.path.name.encode()).hexdigest()[:8] if parent.meta().get("lineage") else run_hash(run)
+
+
+def _same_parent(asked: Fork, known: dict[str, Any]) -> None:
+    """Refuse to go on with a fork of another state: the parent may have been trained anew under the same name."""
+    from llama_lab.training.checkpoint import read_manifest
+
+    if asked.checkpoint is None:
+        return
+    now = {name: entry["sha256"] for name, entry in read_manifest(asked.checkpoint.path)["files"].items()}
+    before = known.get("lineage", {}).get("checkpoint_sha256")
+    if before != now:
+        rule = f"began with another state of update {asked.update} than {relative(asked.parent.path)} has now; "
+        raise _refused([(relative(asked.folder), rule + "fresh=true moves it aside and forks anew")])
+
+
+def _same_data(asked: Fork, now: dict[str, str]) -> None:
+    """Refuse another tokenizer, and text that changed though nobody asked for other text."""
+    before, tokenizer = asked.parent.meta().get("data", {}), asked.parent.path / "tokenizer.json"
+    same_text = _documents(asked.run) == _documents(asked.parent_run)
+    if before.get("tokenizer") != now["tokenizer"]:
+        rule = "is another than the parent's, whose ids the weights know; "
+        rule += f"the parent's is tokenizer=file tokenizer.path={relative(tokenizer)}"
+        raise _refused([(f"tokenizer={_shape_name('tokenizer', asked.run.tokenizer)}", rule)])
+    if same_text and before.get("data") != now["data"] and not asked.run.accept_changes:
+        said = f"the data changed from {str(before.get('data'))[:12]} to {now['data'][:12]}"
+        raise _refused([(said, "since the parent was trained; accept_changes=true forks all the same")])
+
+
+def _changes(parent: RunConfig, run: RunConfig) -> dict[str, Any]:
+    """Key path -> new value, of everything that differs from the parent's config."""
+    before, now = (_leaves(plain_config(config)) for config in (parent, run))
+    return {key: value for key, value in now.items() if key not in ("fresh", "accept_changes") and before.get(key, ...) != value}
+
+
+def _leaves(tree: Any, at: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {at: tree}
+    return {key: value for name, item in tree.items() for key, value in _leaves(item, f"{at}.{name}" if at else name).items()}
+
+
+def _said(asked: Fork, lineage: dict[str, Any]) -> str:
+    """Where the fork starts and what is different, in two lines."""
+    changes = ", ".join(f"{key}={shown(value)}" for key, value in lineage["changes"].items())
+    rates = []
+    for run, update in ((asked.parent_run, asked.update), (asked.run, asked.update + 1)):
+        rates.append(f"{run.optim.max_lr * lr_factor(run.schedule, run.optim.max_lr, update, run.updates):.3g} in update {update}")
+    start = f"after update {asked.update} ({lineage['tokens']:,} tokens)"
+    return (
+        f"Fork of {relative(asked.parent.path)} {start}: {changes or 'nothing that counts'}\n"
+        f"Learning rate: {rates[0]} of the parent, {rates[1]} of the fork"
+    )
+
+
+def _refused(found: list[Problem]) -> ConfigError:
+    return ConfigError(found, scope="this fork")
