@@ -11,7 +11,7 @@ from llama_lab.model.count import flops_per_token, parameters
 from llama_lab.training.console import Console
 from llama_lab.training.metrics import short_count, short_time
 from llama_lab.training.retention import beside_free, need
-from llama_lab.training.run_folder import RunFolder, relative
+from llama_lab.training.run_folder import RunFolder, extending_command, relative
 from llama_lab.training.tracker import Tracker
 
 SMALL_MODEL = 20_000_000
@@ -57,27 +57,24 @@ def say_results(run: RunConfig, folder: RunFolder, data: PreparedData, status: s
     here = relative(folder.path)
     console.say(f"Everything is in {here}: metrics.jsonl, samples.jsonl, checkpoints/, plots/loss.png, …")
     console.say("Next:")
-    for command, purpose in suggestions(run, data, folder.meta().get("command")):
+    for command, purpose in suggestions(run, data, folder):
         console.say(f"    {command:<56}  # {purpose}")
     if (where := tracker.where()) is not None:
         console.say(f"    {where}")
 
 
-def suggestions(run: RunConfig, data: PreparedData, typed: list[str] | None) -> list[tuple[str, str]]:
-    """(command, what it does): sensible next steps after this run.
-
-    Args:
-        typed: the command of this run, which the next ones differ from in one value; None if it was started from Python.
-    """
-
-    def again(key: str, value: str, flag: str = "") -> str:
-        words = [word for word in typed or ["llama-lab", "train"] if not word.startswith((f"{key}=", "fresh="))]
-        return shlex.join([*words, *flag.split(), f"{key}={value}"])
+def suggestions(run: RunConfig, data: PreparedData, folder: RunFolder) -> list[tuple[str, str]]:
+    """(command, what it does): sensible next steps after this run."""
+    typed = folder.meta().get("command") or ["llama-lab", "train"]
 
     found = []
     if run.hardware.device is Device.cuda and parameters(run.model, data.tokenizer.vocab_size) < SMALL_MODEL:
         found.append(("llama-lab train model=llama_97m training_tokens=50_000_000", "a model that is worth this GPU"))
-    found.append((again("training_tokens", str(2 * run.training_tokens)), "twice the budget, in a folder of its own"))
-    found.append((again("optim.max_lr", f"{run.optim.max_lr / 2:g},{run.optim.max_lr * 2:g}", "-m"), "a sweep"))
+    if (longer := extending_command(run, folder.path, 2 * run.training_tokens)) is not None:
+        found.append((longer, "twice the budget, from a checkpoint of this run"))
+    if typed[1:2] == ["train"]:
+        words = [word for word in typed if not word.startswith(("optim.max_lr=", "fresh="))]
+        rates = f"optim.max_lr={run.optim.max_lr / 2:g},{run.optim.max_lr * 2:g}"
+        found.append((shlex.join([*words, "-m", rates]), "a sweep"))
     found.append(("llama-lab train --help", "groups, presets and fields"))
     return found

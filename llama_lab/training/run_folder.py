@@ -161,11 +161,11 @@ def shorter_run(run: RunConfig, folder: Path) -> str | None:
             other = load_config(path / "config.yaml")
         except ConfigError:  # of another version
             continue
-        update = _update_to_extend(other, path)
-        if other.training_tokens < run.training_tokens and science(other) | {"training_tokens": None} == asked and update:
+        longer = extending_command(other, path, run.training_tokens)
+        if other.training_tokens < run.training_tokens and science(other) | {"training_tokens": None} == asked and longer:
             return (
                 f"A finished run of {other.training_tokens:,} tokens differs in its budget alone. To go on from it instead of from "
-                f"nothing:\n  llama-lab fork {shlex.quote(relative(path))} --update {update} training_tokens={run.training_tokens}"
+                f"nothing:\n  {longer}"
             )
     return None
 
@@ -178,14 +178,20 @@ def relative(path: Path) -> str:
         return str(path)
 
 
-def _update_to_extend(run: RunConfig, path: Path) -> int:
-    """What a longer run goes on from: the newest checkpoint before the learning rate began to fall, else the newest; 0: none."""
+def extending_command(run: RunConfig, path: Path, training_tokens: int) -> str | None:
+    """What to type to go on from a finished run to a larger budget; None if it has no checkpoint.
+
+    It starts from the newest checkpoint before the learning rate began to fall, else from the newest.
+    """
     names = [found.parent.name.removeprefix("tokens-") for found in path.glob("checkpoints/tokens-*/manifest.json")]
     updates = sorted(int(name) // run.data.tokens_per_update for name in names)
+    if not updates:
+        return None
     stable = run.updates
     if isinstance(run.schedule, WsdConfig):
         stable -= run.schedule.cooldown_updates(run.updates)
-    return max((update for update in updates if update <= stable), default=updates[-1] if updates else 0)
+    update = max((update for update in updates if update <= stable), default=updates[-1])
+    return f"llama-lab fork {shlex.quote(relative(path))} --update {update} training_tokens={training_tokens}"
 
 
 def _start(origin: dict[str, Any]) -> dict[str, Any]:
