@@ -16,12 +16,12 @@ from typing import Any
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import BpeConfig, FileTokenizerConfig, TokenizerConfig
 from llama_lab.data.baselines import compression_bits_per_byte, unigram_bits_per_byte
-from llama_lab.data.clock import SAY_SECONDS, duration
+from llama_lab.data.clock import SAY_SECONDS, Clock, duration
 from llama_lab.data.corpus import Corpus, Document, Say, Side, Source
 from llama_lab.data.draft import FolderWriter, forget_progress
 from llama_lab.data.place import WORK, discard
 from llama_lab.data.shards import FORMAT_VERSION, MANIFEST, TOKENIZER, token_dtype
-from llama_lab.data.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
+from llama_lab.data.tokenizer import MAX_TRAIN_BYTES, Tokenizer, build_tokenizer, load_tokenizer
 from llama_lab.data.writer import write_manifest
 
 # What a killed process loses at most; putting the files on the disk takes a few hundredths of a second.
@@ -102,7 +102,17 @@ def _find_tokenizer(folder: Path, config: TokenizerConfig, corpus: Corpus, say: 
     if (folder / TOKENIZER).exists():
         return load_tokenizer(folder / TOKENIZER)
     start = time.perf_counter()
-    tokenizer = build_tokenizer(config, lambda: (document.text for document in corpus.side(Side.train)))
+    limit = (isinstance(config, BpeConfig) and config.train_bytes) or MAX_TRAIN_BYTES
+    clock = Clock("Learned the tokenizer from", min(limit, corpus.text_bytes), say)
+
+    def texts() -> Iterator[str]:
+        done = 0
+        for document in corpus.side(Side.train):
+            yield document.text
+            done += len(document.text)
+            clock(done)
+
+    tokenizer = build_tokenizer(config, texts)
     if isinstance(config, BpeConfig):
         say(f"Trained a tokenizer of {tokenizer.vocab_size:,} entries in {time.perf_counter() - start:.1f} s")
     draft = folder / f".{TOKENIZER}"

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -174,10 +175,40 @@ def train_bpe(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(
-        (piece for piece, _ in _pieces(_first_bytes(texts, train_bytes or MAX_TRAIN_BYTES), PIECE_CHARS)), trainer
-    )
+    pieces = (piece for piece, _ in _pieces(_first_bytes(texts, train_bytes or MAX_TRAIN_BYTES), PIECE_CHARS))
+    _train(backend, trainer, pieces)
     return Tokenizer(backend.to_str())
+
+
+def _train(backend: tokenizers.Tokenizer, trainer: trainers.BpeTrainer, pieces: Iterator[str]) -> None:
+    """Train in another thread: where the library is called from, no signal is heard before it has ended, which takes minutes."""
+    failures: list[BaseException] = []
+    stopped, ended = threading.Event(), threading.Event()
+
+    def until_stopped() -> Iterator[str]:
+        for piece in pieces:
+            if stopped.is_set():
+                raise InterruptedError
+            yield piece
+
+    def work() -> None:
+        try:
+            backend.train_from_iterator(until_stopped(), trainer)
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            ended.set()
+
+    thread = threading.Thread(target=work, name="train tokenizer")
+    thread.start()
+    try:
+        ended.wait()  # Thread.join, interrupted, takes the thread for ended
+    finally:
+        stopped.set()
+        ended.wait()  # at once while it reads; merging, the shorter part, goes on to its end
+        thread.join()
+    if failures:
+        raise failures[0]
 
 
 def load_tokenizer(path: Path, subject: str | None = None) -> Tokenizer:

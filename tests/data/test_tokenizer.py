@@ -1,6 +1,8 @@
 """Tokenizers: text survives them, special tokens stay apart from text, and files of others are taken as they are."""
 
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -217,3 +219,32 @@ def test_an_error_in_the_text_ends_the_stream_and_its_threads(bpe: Tokenizer, mo
     next(half)
     half.close()
     assert [thread for thread in threading.enumerate() if thread.name.startswith("encode")] == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_ctrl_c_is_heard_while_a_tokenizer_is_trained() -> None:
+    program = (
+        "import os, signal, time\n"
+        "from itertools import count\n"
+        "from llama_lab.data.tokenizer import train_bpe\n"
+        "def texts():\n"
+        "    for number in count():\n"
+        "        if number == 1000:\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "        yield f'text number {number}'\n"
+        "try:\n"
+        "    train_bpe(texts(), 300)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('heard')\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "heard\n", "")
+
+
+def test_an_error_in_the_text_is_that_of_the_training() -> None:
+    def texts():
+        yield "some text"
+        raise ConfigError([("data.path=x", "is broken")])
+
+    with pytest.raises(ConfigError, match="is broken"):
+        train_bpe(texts(), 300)
