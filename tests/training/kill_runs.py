@@ -334,7 +334,7 @@ def main() -> int:
     asked = parser.parse_args()
     with contextlib.ExitStack() as stack:
         folder = asked.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kill_runs-")))
-        code = survive(Bench(folder.absolute() / "same"), kills=asked.kills, seed=asked.seed)
+        code = survive(Bench(folder.absolute() / "same"), kills=asked.kills, seed=asked.seed) if asked.kills else 0
         if asked.elastic:
             # Dropout's masks belong to the processes, so here there is none.
             other = Bench(folder.absolute() / "other", ("model.dropout=0.0",))
@@ -342,10 +342,19 @@ def main() -> int:
         return code
 
 
-def survive(bench: Bench, *, kills: int, seed: int, elsewhere: bool = False, moments: tuple[str, ...] = MOMENTS) -> int:
+def survive(
+    bench: Bench,
+    *,
+    kills: int,
+    seed: int,
+    processes: tuple[int, ...] = (1, 2),
+    elsewhere: bool = False,
+    moments: tuple[str, ...] = MOMENTS,
+) -> int:
     """Kill and compare; returns the exit code.
 
     Args:
+        processes: numbers of processes that runs have, in turn.
         elsewhere: whether runs go on with another number of processes.
         moments: what the kills are aimed at, in turn.
     """
@@ -353,27 +362,26 @@ def survive(bench: Bench, *, kills: int, seed: int, elsewhere: bool = False, mom
     make_text(bench.folder / "text.jsonl")
     draw, begin = random.Random(seed), time.perf_counter()
     unbroken, lives = {}, {}
-    for processes in (1, 2)[: max(kills, 1)]:
-        bench.finish(f"warm-{processes}", processes)
+    for many in processes:
         start = time.perf_counter()
-        unbroken[processes] = bench.finish(f"unbroken-{processes}", processes)
-        lives[processes] = time.perf_counter() - start
+        unbroken[many] = bench.finish(f"unbroken-{many}", many)
+        lives[many] = time.perf_counter() - start
     edges = epoch_edges(bench)
     print(f"unbroken: {', '.join(f'{life:.1f} s' for life in lives.values())}; epochs end in updates {sorted(edges)}", flush=True)
 
     done, differing = Counter[str](), 0
     for number in range(kills):
-        processes, aim = 1 + number % 2, moments[number // 2 % len(moments)]
+        many, aim = processes[number % len(processes)], moments[number // len(processes) % len(moments)]
         name, kill = f"killed-{number}", None
         while kill is None:
             shutil.rmtree(bench.folder / name, ignore_errors=True)
-            kill = kill_one(bench, name, processes, aim, lives[processes], edges, draw)
-        found = bench.finish(name, 3 - processes if elsewhere else processes)
-        wrong, said = compare(unbroken[processes], found, elsewhere)
+            kill = kill_one(bench, name, many, aim, lives[many], edges, draw)
+        found = bench.finish(name, 3 - many if elsewhere else many)
+        wrong, said = compare(unbroken[many], found, elsewhere)
         differing += wrong
         done[kill.where] += 1
         print(
-            f"{number + 1:3}  processes: {processes}  {kill.victim:6} killed at update {kill.update:3}, {kill.where}: {said}",
+            f"{number + 1:3}  processes: {many}  {kill.victim:6} killed at update {kill.update:3}, {kill.where}: {said}",
             flush=True,
         )
         if not wrong:
