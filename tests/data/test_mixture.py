@@ -14,7 +14,7 @@ from llama_lab.config.schema import MixtureConfig, RunConfig, Window
 from llama_lab.data.mixture import Mixture, exposures
 from llama_lab.data.prepare import PreparedData, prepare
 from llama_lab.data.shards import Split, open_split
-from llama_lab.data.stream import MixedStream, TokenStream, batch_hash, training_stream
+from llama_lab.data.stream import MixedStream, TokenStream, batch_hash, source_seeds, training_stream
 from llama_lab.data.writer import SplitWriter
 
 
@@ -151,8 +151,11 @@ def test_a_mixture_is_opened_folder_by_folder(tmp_path: Path) -> None:
     again = pickle.loads(pickle.dumps(data))
     stream, other = training_stream(run, data), training_stream(run, again)
     assert batch_hash(stream.batch(5, 40), 5, 40) == batch_hash(other.batch(5, 40), 5, 40)
-    orders = [one.order(0, 10).tolist() for one in stream.streams]
-    assert orders[0] != orders[1] != orders[2]
+    seeds = source_seeds(run.seed.data, 3)
+    assert len({run.seed.data, *seeds}) == 4 and source_seeds(run.seed.data, 1) == [run.seed.data]
+    for source, seed, one in zip(data.sources, seeds, stream.streams, strict=True):
+        alone = TokenStream(source.train, max_seq_len=32, window=Window.contiguous, seed=seed)
+        assert one.order(0, 50).tolist() == alone.order(0, 50).tolist()
     swapped = mixture_of([folders[1], folders[0], folders[2]], [2, 1, 1])
     assert prepare(swapped.data, swapped.tokenizer, silent).fingerprint != data.fingerprint
 
