@@ -206,8 +206,7 @@ def where_it_died(folder: Path | None, edges: set[int]) -> str:
         return "before the first row"
     if list(folder.glob("checkpoints/.draft-*")):
         return "inside a save"
-    rows = last_rows(folder)
-    row = rows[-1] if rows else {"update": 0}
+    row = [{"update": 0}, *last_rows(folder)][-1]
     update = row["update"]
     if "train/loss" in row and update % EVAL_UPDATES == 0:
         return "between a row and its validation"
@@ -285,8 +284,7 @@ def last_rows(folder: Path) -> list[dict[str, Any]]:
 
 def newest_update(folder: Path | None) -> int:
     """Update of the newest row."""
-    rows = [] if folder is None else last_rows(folder)
-    return rows[-1]["update"] if rows else 0
+    return 0 if folder is None else [{"update": 0}, *last_rows(folder)][-1]["update"]
 
 
 def sampled(folder: Path) -> set[int]:
@@ -380,10 +378,8 @@ def survive(
         wrong, said = compare(unbroken[many], found, elsewhere)
         differing += wrong
         done[kill.where] += 1
-        print(
-            f"{number + 1:3}  processes: {many}  {kill.victim:6} killed at update {kill.update:3}, {kill.where}: {said}",
-            flush=True,
-        )
+        line = f"{number + 1:3}  processes: {many}  {kill.victim:6} killed at update {kill.update:3}, {kill.where}: {said}"
+        print(line, flush=True)
         if not wrong:
             shutil.rmtree(bench.folder / name)
     print(", ".join(f"{count} {where}" for where, count in done.most_common()))
