@@ -150,14 +150,23 @@ def begin(asked: Fork, command: list[str] | None) -> None:
         draft = asked.folder.with_name(f".draft-{asked.folder.name}")
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        lineage = _inherit(asked, draft)
-        origin = describe_origin(asked.run, command=command, data=fingerprints)
-        facts = {"format_version": FORMAT_VERSION, "run_id": asked.folder.name, "name": asked.run.name}
-        write_json(draft / "meta.json", facts | origin | {"starts": [], "lineage": lineage})
-        said = _said(asked, lineage)
-        (draft / "train.log").write_text(said + "\n", encoding="utf-8")
-        os.replace(draft, asked.folder)
+        try:
+            said = _fill(asked, draft, describe_origin(asked.run, command=command, data=fingerprints))
+            os.replace(draft, asked.folder)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
         print(said, flush=True)
+
+
+def _fill(asked: Fork, draft: Path, origin: dict[str, Any]) -> str:
+    """Write a fork's first files; returns what is to be said of it."""
+    lineage = _inherit(asked, draft)
+    facts = {"format_version": FORMAT_VERSION, "run_id": asked.folder.name, "name": asked.run.name}
+    write_json(draft / "meta.json", facts | origin | {"starts": [], "lineage": lineage})
+    said = _said(asked, lineage)
+    (draft / "train.log").write_text(said + "\n", encoding="utf-8")
+    return said
 
 
 def _inherit(asked: Fork, draft: Path) -> dict[str, Any]:
