@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.identity import run_folder
+from llama_lab.config.identity import load_config, run_folder
 from llama_lab.config.resolve import resolve
 from llama_lab.config.schema import RunConfig, Window
 from llama_lab.data.prepare import PreparedData, prepare
@@ -25,8 +25,8 @@ from llama_lab.training.errors import RankFailed
 from llama_lab.training.memory import explained, settle_micro_batch
 from llama_lab.training.ranks import end_rank, run_ranks
 from llama_lab.training.retention import check_disk, need
-from llama_lab.training.run_folder import RunFolder, describe_origin, open_run, relative, shorter_run
-from llama_lab.training.stop import Stop, stop_on_signals
+from llama_lab.training.run_folder import RunFolder, describe_origin, extending_command, open_run, relative, shorter_run
+from llama_lab.training.stop import Stop, stop_on_signals, stop_with_parent
 from llama_lab.training.watchdog import Watchdog
 
 
@@ -115,7 +115,7 @@ def _work(run: RunConfig, folder: RunFolder, data: PreparedData, worker: Any, lo
     from llama_lab.training.tracker import Tracker, start_tracker
 
     log = folder.path / "train.log"
-    watchdog = _watchdog(run, folder, worker, stop)
+    watchdog = _watchdog(run, folder, worker)
     with Console(log if worker.is_main else None, total=run.updates, enabled=worker.is_main) as console:
         tracker, exit_code = Tracker(), 1
         try:
@@ -145,7 +145,7 @@ def _work(run: RunConfig, folder: RunFolder, data: PreparedData, worker: Any, lo
     return status
 
 
-def _watchdog(run: RunConfig, folder: RunFolder, worker: Any, stop: Stop) -> Watchdog:
+def _watchdog(run: RunConfig, folder: RunFolder, worker: Any) -> Watchdog:
     """What ends this worker if it stands still."""
     seconds = run.hardware.timeout_seconds
 
@@ -159,8 +159,6 @@ def _watchdog(run: RunConfig, folder: RunFolder, worker: Any, stop: Stop) -> Wat
         log=folder.path / "train.log",
         board=Board.beside(folder.path) if worker.is_grouped else None,
         settled=lambda: worker.shorten_waits(seconds),
-        # Without the launcher that started it nobody passes a stop on to it any more.
-        orphaned=stop.request if worker.place.is_launched else None,
         failed=failed,
     )
 
@@ -230,10 +228,13 @@ def _follow(
 
     place, folder = Place.from_environment(), RunFolder(run_folder(run, extra_slug))
     say = _say if place.rank == 0 else _silent
-    with stop.at_once():
-        # The cache's lock lets one process prepare; the others wait for it and find the work done.
-        data = _prepare(run, say)
-    with contextlib.ExitStack() as held, join(run.hardware, place) as worker:
+    if stop.listens:
+        stop_with_parent(stop)
+    with contextlib.ExitStack() as held:
+        with stop.at_once():
+            # The cache's lock lets one process prepare; the others wait for it and find the work done.
+            data = _prepare(run, say)
+            worker = held.enter_context(join(run.hardware, place))
         try:
             with stop.at_once():
                 decision = _decide(run, folder, data, worker, command, held)
@@ -297,6 +298,9 @@ def _already(folder: RunFolder, say: Callable[[str], None]) -> TrainResult:
         f"{key} {value:.4f}" for key in ("val/loss", "val/bits_per_byte") if (value := result.summary.get(key)) is not None
     )
     say(f"Already finished: {relative(folder.path)} ({result.updates} updates{', ' + values if values else ''})")
+    run = load_config(folder.path / "config.yaml")
+    if (longer := extending_command(run, folder.path, 2 * run.training_tokens)) is not None:
+        say(f"  to train it further: {longer}")
     say("  fresh=true trains it anew; another seed, training_tokens or any other scientific value is a run of its own")
     return result
 

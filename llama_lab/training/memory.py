@@ -194,7 +194,7 @@ def _tidied_up(run: RunConfig, data: PreparedData, worker: Any, size: int) -> in
     from llama_lab.training.feed import Feed
     from llama_lab.training.loop import wrap
     from llama_lab.training.optim import build_optimizer
-    from llama_lab.training.update import accumulate_gradients
+    from llama_lab.training.update import apply_gradients, compute_gradients
 
     # Two micro-batches an update, where the share has two: the second meets the gradients of the first.
     windows = min(2 * size, _share(run))
@@ -208,12 +208,10 @@ def _tidied_up(run: RunConfig, data: PreparedData, worker: Any, size: int) -> in
     optimizer = build_optimizer(model, run.optim, worker.device.type, run.precision)
     wrapped, before = wrap(model, run, worker), 0
     with Feed(training_stream(run, data), run, worker, first_update=1, last_update=2) as feed:
-        for _ in range(2):
+        for update in (1, 2):
             before = torch.cuda.memory_stats(worker.device).get("num_alloc_retries", 0)
-            accumulate_gradients(wrapped, feed, run, worker)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
+            gradients = compute_gradients(wrapped, list(model.parameters()), feed, run, worker, update)
+            apply_gradients(optimizer, run, update, unless=gradients.is_bad)
             torch.cuda.synchronize(worker.device)
     return torch.cuda.memory_stats(worker.device).get("num_alloc_retries", 0) - before
 

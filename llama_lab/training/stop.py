@@ -22,6 +22,7 @@ NUMBERS = tuple(int(getattr(signal, name)) for name in NAMES if hasattr(signal, 
 PREPARING_SECONDS = 5.0
 # `timeout`, a shell and a scheduler signal a process and then its group: what follows so soon is the same request.
 ECHO_SECONDS = 0.5
+PARENT_SECONDS = 1.0
 FIRST = "Finishing the update and saving; a second signal stops at once\n"
 BEFORE = "Stopped before the first update\n"
 SECOND = "Stopping now; the last checkpoint stays\n"
@@ -101,6 +102,20 @@ def stop_on_signals(stop: Stop, *, quiet: bool = False) -> Iterator[None]:
         writer.close()
         counting.join()
         reader.close()
+
+
+def stop_with_parent(stop: Stop) -> None:
+    """Request a stop once the process that started this one is gone: nobody is left to hand a stop on, or to wait for it."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_SECONDS)
+        stop.request()
+        if stop.interrupts:
+            os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 @contextmanager

@@ -35,7 +35,6 @@ class Watchdog:
         log: train.log, which the stacks are written to.
         board: where the processes of the run see each other; None for one alone.
         settled: called once in the loop's thread, when the first update is done.
-        orphaned: called once if the process that started this one is gone; None: not watched.
         failed: called with the message before the process ends.
     """
 
@@ -47,16 +46,14 @@ class Watchdog:
         log: Path,
         board: Board | None = None,
         settled: Callable[[], None] = lambda: None,
-        orphaned: Callable[[], None] | None = None,
         failed: Callable[[str], None] = lambda message: None,
     ):
         self._rank, self._seconds = rank, seconds
         self._log, self._board = log, board
-        self._settled, self._orphaned, self._failed = settled, orphaned, failed
+        self._settled, self._failed = settled, failed
         self._limit = None if seconds is None else max(seconds, START_SECONDS)
         self._interval = min(LONGEST_BEAT, max(SHORTEST_BEAT, (seconds or START_SECONDS) / BEATS))
         self._stage, self._steps, self._updates, self._beat, self.place = 0, 0, 0, 0, "the start"
-        self._parent = os.getppid()
         self._watched = threading.get_ident()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -97,9 +94,6 @@ class Watchdog:
             idle = 0.0 if self._steps != seen else idle + min(now - last, 2 * self._interval)
             seen, last = self._steps, now
             self._show()
-            if self._orphaned is not None and os.getppid() != self._parent:
-                self._orphaned()
-                self._orphaned = None
             if self._limit is not None and idle > self._limit:
                 self._end(idle)
 

@@ -18,6 +18,8 @@ from .conftest import tiny_overrides
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 # Hundreds of updates of 128 tokens, so that there is time to interrupt them.
 LONG = ["training_tokens=51200", "data.tokens_per_update=128", "log.every_updates=5", "checkpoint.every_tokens=2560"]
+# As many as a process can be killed among, and few enough to be done twice.
+SHORT = ["training_tokens=12800", "data.tokens_per_update=128", "log.every_updates=5", "checkpoint.every_tokens=512"]
 
 Process = subprocess.Popen[str]
 

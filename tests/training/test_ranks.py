@@ -1,0 +1,234 @@
+"""Several processes as one run: what becomes of the others when one dies, fails or stands still."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from llama_lab import train
+from llama_lab.training.board import Board, Failure, Whereabouts
+from llama_lab.training.checkpoint import list_checkpoints
+from llama_lab.training.watchdog import Watchdog
+
+from .conftest import tiny_overrides
+from .processes import LONG, SHORT, TORCHRUN, command, end_of, folder_of, rank_process, rows_of, started, status_of, wait_for
+from .test_training import assert_same_run
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="several processes, stopped and continued as Linux does it")
+
+QUIET = ["eval=null", "sample=null", "hardware.micro_batch=2"]
+# Observers of our own, handed in as the suite hands in its own: a real fault in the middle of a real run.
+FAULTY = """
+import sys, threading
+from llama_lab import compose
+from llama_lab.training.launch import launch
+from llama_lab.training.loop import Observers
+
+def fails(model, data, run, worker, stopped):
+    if worker.place.rank == run.hardware.processes - 1:
+        raise ValueError("the fault of one")
+    worker.agree(False)
+
+def hangs(model, data, run, worker, stopped):
+    if worker.place.rank == run.hardware.processes - 1:
+        threading.Event().wait()
+    worker.agree(False)
+
+def observers_that_fail():
+    return Observers(evaluate=fails, sample=lambda *_: [])
+
+def observers_that_hang():
+    return Observers(evaluate=hangs, sample=lambda *_: [])
+
+if __name__ == "__main__":
+    launch(compose(sys.argv[2:]), {"fail": observers_that_fail, "hang": observers_that_hang}[sys.argv[1]], handle_signals=True)
+"""
+
+
+def words(text: Path, *more: str) -> list[str]:
+    return command(text, *LONG, *QUIET, *more)
+
+
+def faulty(tmp_path: Path, text: Path, fault: str, *more: str) -> list[str]:
+    script = tmp_path / "faulty.py"
+    script.write_text(FAULTY)
+    return [str(script), fault, *tiny_overrides(text), "eval.every_updates=4", "sample=null", *more]
+
+
+def is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0] != "Z"
+
+
+def test_a_killed_worker_is_named_and_ends_the_others(text: Path, outputs: Path) -> None:
+    with started(words(text, "name=killed", "hardware.processes=2")) as process:
+        wait_for(lambda: len(rows_of(outputs, "killed")) > 1, process)
+        workers = [wait_for(lambda rank=rank: rank_process(outputs, "killed", rank), process) for rank in (0, 1)]
+        os.kill(workers[1], signal.SIGKILL)
+        start = time.monotonic()
+        said = end_of(process)
+        assert process.returncode == 1
+        assert time.monotonic() - start < 30
+        assert not any(is_alive(worker) for worker in workers)
+    message = "rank 1 was killed by SIGKILL (the system does that when memory runs out; see dmesg); the others were ended"
+    assert said.rstrip().endswith(f"RankFailed: {message}")
+    assert "Traceback" not in said
+    assert status_of(outputs, "killed") == "failed"
+    assert message in (folder_of(outputs, "killed") / "train.log").read_text()
+    assert not list(outputs.glob("killed/.locks/*.ranks"))
+
+
+@pytest.mark.parametrize("start", ["spawn", "torchrun"])
+def test_the_traceback_of_the_rank_that_failed_is_what_is_seen(tmp_path: Path, text: Path, outputs: Path, start: str) -> None:
+    launcher = TORCHRUN if start == "torchrun" else [sys.executable]
+    done = subprocess.run(
+        [*launcher, *faulty(tmp_path, text, "fail", "name=faulty", "hardware.processes=2")],
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("ValueError: the fault of one") == 1
+    assert "gloo" not in done.stderr
+    log = (folder_of(outputs, "faulty") / "train.log").read_text()
+    assert re.search(r"rank 1 has failed\nTraceback .*?ValueError: the fault of one\n", log, re.DOTALL)
+    assert status_of(outputs, "faulty") == "failed"
+    if start == "torchrun":
+        assert "rank 0 ends, because rank 1 has failed" in done.stderr
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_process_that_does_not_answer_is_named_with_its_place(text: Path, outputs: Path, stopped: int) -> None:
+    with started(words(text, "name=silent", "hardware.processes=2", "hardware.timeout_seconds=3")) as process:
+        wait_for(lambda: len(rows_of(outputs, "silent")) > 1, process)
+        worker = wait_for(lambda: rank_process(outputs, "silent", stopped), process)
+        os.kill(worker, signal.SIGSTOP)
+        said = end_of(process)
+        assert process.returncode == 1
+        assert not is_alive(worker)
+    assert re.search(rf"RankFailed: rank {stopped} \(process {worker} on \S+\) does not answer any more; it was in ", said)
+    assert "(hardware.timeout_seconds=3); train.log has the Python stacks" in said
+    log = (folder_of(outputs, "silent") / "train.log").read_text()
+    assert f"rank {1 - stopped}: Python stacks\n" in log
+    assert 'loop.py", line' in log
+    assert status_of(outputs, "silent") == "failed"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_rank_that_stands_still_is_named_with_its_place(tmp_path: Path, text: Path, outputs: Path, processes: int) -> None:
+    with started(
+        [
+            sys.executable,
+            *faulty(tmp_path, text, "hang", "name=hang", f"hardware.processes={processes}", "hardware.timeout_seconds=3"),
+        ]
+    ) as process:
+        said = end_of(process)
+        assert process.returncode == 1
+    place = r"it is in the validation after update 4 \(observe, loop\.py:\d+\)"
+    assert re.search(rf"rank {processes - 1} has made no progress for \d+ s; {place} \(hardware.timeout_seconds=3\)", said)
+    log = (folder_of(outputs, "hang") / "train.log").read_text()
+    assert "faulty.py" in log
+    assert "in hangs" in log
+    assert status_of(outputs, "hang") == "failed"
+
+
+def test_torchrun_goes_on_by_itself_after_a_worker_was_killed(tiny, text: Path, outputs: Path) -> None:
+    with started([*TORCHRUN, "--max-restarts=1", *command(text, *SHORT, *QUIET, "name=restarted")[1:]]) as process:
+        wait_for(lambda: list((outputs / "restarted").glob("*/checkpoints/tokens-*/manifest.json")), process)
+        os.kill(wait_for(lambda: rank_process(outputs, "restarted", 1), process), signal.SIGKILL)
+        said = end_of(process, 170)
+    assert process.returncode == 0, said
+    assert "Continuing after update" in said
+    unbroken = train(tiny(*SHORT, *QUIET, "name=unbroken", "hardware.processes=2"))
+    assert_same_run(unbroken.folder, folder_of(outputs, "restarted"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_torchrun_that_ends_leaves_a_saved_run_and_no_workers(text: Path, outputs: Path, number: int) -> None:
+    arguments = words(text, "training_tokens=512000", "checkpoint.every_tokens=null", "name=preempted")[1:]
+    with started([*TORCHRUN, *arguments]) as process:
+        wait_for(lambda: len(rows_of(outputs, "preempted")) > 1, process)
+        workers = [wait_for(lambda rank=rank: rank_process(outputs, "preempted", rank), process) for rank in (0, 1)]
+        process.send_signal(number)
+        process.wait(60)
+        assert process.returncode != 0
+        deadline = time.monotonic() + 100
+        while any(is_alive(worker) for worker in workers):
+            assert time.monotonic() < deadline, "workers are left"
+            time.sleep(0.05)
+    assert status_of(outputs, "preempted") == "preempted"
+    assert len(list_checkpoints(folder_of(outputs, "preempted") / "checkpoints")) == 1
+
+
+def test_causes_come_before_consequences(tmp_path: Path) -> None:
+    board = Board(tmp_path / "ranks")
+    assert board.failures() == []
+    board.report(Failure(0, "RuntimeError", "gloo/transport: closed", is_consequence=True, time=1.0))
+    board.report(Failure(2, "ValueError", "mine", "Traceback …", time=3.0))
+    board.report(Failure(1, "Diverged", "at update 7", time=2.0))
+    board.report(Failure(1, "ValueError", "a later word of the same process", time=0.0))
+    assert [failure.rank for failure in board.failures()] == [1, 2, 0]
+    assert [str(failure.error()) for failure in board.failures()[:2]] == [
+        "at update 7",
+        "rank 2 failed, and the others were ended\nTraceback …",
+    ]
+    board.clear()
+    assert board.failures() == []
+
+
+def test_a_board_that_cannot_be_written_costs_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    board = Board(tmp_path / "file" / "ranks")
+    board.show(0, Whereabouts(1, 1, "here", False, 1, "host"))
+    board.report(Failure(0, "", "x"))
+    assert (board.everybody(), board.failures()) == ({}, [])
+
+
+def test_a_process_that_was_stopped_for_long_is_not_taken_to_hang(tmp_path: Path) -> None:
+    code = f"""
+import os, signal, sys, time
+from pathlib import Path
+from llama_lab.training.watchdog import Watchdog
+with Watchdog(rank=0, seconds=2, log=Path({str(tmp_path / "log")!r})) as watchdog:
+    watchdog.update(1)
+    watchdog.update(2)
+    print("ready", flush=True)
+    sys.stdin.readline()
+print("ended well")
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(3)  # longer than the watchdog allows; what is tested is the passing of time itself
+        process.send_signal(signal.SIGCONT)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        out, error = process.communicate(timeout=60)
+    assert (process.returncode, out, error) == (0, "ended well\n", "")
+
+
+def test_before_the_first_update_is_done_the_time_out_is_long(tmp_path: Path) -> None:
+    settled: list[bool] = []
+    watchdog = Watchdog(rank=0, seconds=2, log=tmp_path / "log", settled=lambda: settled.append(True))
+    with watchdog:
+        watchdog.at("the start")
+        watchdog.update(1)
+        watchdog.at("the validation after update 1")
+        assert (watchdog._limit, settled) == (1800, [])
+        watchdog.update(2)
+        assert (watchdog._limit, settled) == (2, [True])
+        watchdog.update(3)
+        assert settled == [True]
