@@ -22,6 +22,12 @@ field stays out of a run's identity, and a saved config without it is read as th
 EXAMPLE = "example"
 """Metadata key of a field that no option has a value for: one that a user may type."""
 
+WORDS = "words"
+"""Metadata key of a field whose value is a whole number, null, or one of a few words."""
+
+AUTO = "auto"
+"""The word that leaves a number to the machine."""
+
 
 def _later(value: Any) -> Any:
     """A field that came after runs were made. Options written before it, which do not name it, keep meaning what they meant."""
@@ -541,13 +547,18 @@ class HardwareConfig:
     """auto: cuda, else mps, else cpu."""
     processes: int | None = MISSING
     """Data-parallel processes, one a GPU on cuda. null: all visible GPUs on cuda, else 1. At least 1."""
-    micro_batch: int | None = MISSING
+    # A whole number, `auto` or null; OmegaConf fails to merge a node with a union of types in it.
+    micro_batch: Any = field(default=MISSING, metadata={WORDS: (AUTO,)})
     """Windows that a process runs through the model at once; the last of its share may be fewer. null: the share in the fewest
-    passes of even size that keep to 4,096 tokens on a CPU and 16,384 elsewhere. At least 1."""
+    passes of even size that keep to 4,096 tokens on a CPU and 16,384 elsewhere. auto: in the fewest that fit into the memory of a
+    CUDA device, found by trying before the run starts, and kept in the cache; elsewhere like null. At least 1."""
     compile: Compile = MISSING
     """Whether the model goes through torch.compile."""
     deterministic: bool = MISSING
     """Whether only deterministic kernels are allowed, for bitwise equal repeats on CUDA. On a CPU runs repeat bitwise anyway."""
+    timeout_seconds: float | None = _later(600.0)
+    """A process that makes no progress for so long, after its first update, is taken to hang: it says where, and the run ends. Let
+    it be longer than the longest update and than writing a checkpoint. Above 0; null: it waits for ever."""
 
     def problems(self, at: str) -> list[Problem]:
         """What is wrong with this node alone; `at` is its key path."""
@@ -555,7 +566,21 @@ class HardwareConfig:
             at,
             self,
             ("processes", self.processes is None or self.processes >= 1, "is below 1; null is one a visible GPU"),
-            ("micro_batch", self.micro_batch is None or self.micro_batch >= 1, "is below 1; null chooses one that fits"),
+            (
+                "micro_batch",
+                type(self.micro_batch) is not int or self.micro_batch >= 1,
+                "is below 1; null chooses one, auto finds the largest that fits",
+            ),
+            (
+                "micro_batch",
+                type(self.micro_batch) is int or self.micro_batch in (AUTO, None),
+                "is not a whole number, auto or null; e.g. hardware.micro_batch=auto",
+            ),
+            (
+                "timeout_seconds",
+                self.timeout_seconds is None or _positive(self.timeout_seconds),
+                "is not above 0; null lets a run that hangs wait for ever",
+            ),
         )
 
 
@@ -578,7 +603,7 @@ class EvalConfig:
     every_updates: int | None = MISSING
     """Updates between two validations; one more follows the last update. At least 1; null: only at the end."""
     max_tokens: int | None = MISSING
-    """Validation tokens used, from the start of the held-out set. At least 1; null: all of them."""
+    """Validation tokens used, from the start of the held-out set; of a mixture, of each source's. At least 1; null: all of them."""
 
     def problems(self, at: str) -> list[Problem]:
         """What is wrong with this node alone; `at` is its key path."""
@@ -653,6 +678,27 @@ class CheckpointConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class GuardConfig:
+    """What happens to an update that goes wrong: whose loss or gradient is no finite number, or whose loss jumps."""
+
+    max_skipped: int = _later(0)
+    """Updates in a whole run whose loss or gradient norm is no finite number that are left out, weights and optimizer staying as
+    they are; one more ends the run. At least 0; 0 ends it at the first. It is no part of a run's identity."""
+    spike_deviations: float | None = _later(None)
+    """A row of the log is marked as a spike where its loss lies so many standard deviations above the mean of the 32 rows before
+    it. Above 0; null: none is."""
+
+    def problems(self, at: str) -> list[Problem]:
+        """What is wrong with this node alone; `at` is its key path."""
+        return _broken(
+            at,
+            self,
+            ("max_skipped", self.max_skipped >= 0, "is below 0; 0 ends the run at the first"),
+            ("spike_deviations", self.spike_deviations is None or _positive(self.spike_deviations), "is not above 0; null marks none"),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
 class WandbConfig:
     """The Weights & Biases sink. `wandb: null` trains without. Local files are complete either way."""
 
@@ -709,6 +755,7 @@ class RunConfig:
     eval: EvalConfig | None = MISSING
     sample: SampleConfig | None = MISSING
     checkpoint: CheckpointConfig = MISSING
+    guard: GuardConfig = field(default_factory=GuardConfig, metadata={BEFORE: GuardConfig()})
     wandb: WandbConfig | None = MISSING
     origin: Origin = field(default_factory=Origin, compare=False, repr=False, metadata={"omegaconf_ignore": True})
 
@@ -716,6 +763,12 @@ class RunConfig:
     def updates(self) -> int:
         """Optimizer steps that fit whole into the budget."""
         return self.training_tokens // self.data.tokens_per_update
+
+    @property
+    def micro_batch(self) -> int:
+        """Windows at once, of a run in which nothing is left to find."""
+        assert isinstance(self.hardware.micro_batch, int)
+        return self.hardware.micro_batch
 
     @property
     def windows_per_update(self) -> int:

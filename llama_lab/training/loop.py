@@ -33,15 +33,16 @@ from llama_lab.training.checkpoint import (
 from llama_lab.training.console import Console
 from llama_lab.training.errors import Diverged, SaveFailed
 from llama_lab.training.feed import Feed
+from llama_lab.training.guard import Guard
 from llama_lab.training.metrics import Metrics, cut_back
 from llama_lab.training.optim import Optimizers, build_optimizer
 from llama_lab.training.retention import checkpoint_due
 from llama_lab.training.run_folder import RunFolder
 from llama_lab.training.saver import Saver
-from llama_lab.training.schedule import lr_factor
-from llama_lab.training.stop import Stop
+from llama_lab.training.stop import Stop, Stopped
 from llama_lab.training.tracker import Tracker
-from llama_lab.training.update import accumulate_gradients
+from llama_lab.training.update import Gradients, apply_gradients, compute_gradients
+from llama_lab.training.watchdog import Watchdog
 from llama_lab.training.worker import Worker
 
 
@@ -49,14 +50,17 @@ from llama_lab.training.worker import Worker
 class Observers:
     """What the loop calls to look at the model, handed in by a package above this one.
 
+    Each is given a function last, which it calls between two steps of its work and which says whether a stop was asked for. It then
+    raises `Stopped`; `evaluate` does so on all ranks if any rank has to.
+
     Attributes:
-        evaluate: (model, data, run, worker) -> an object with `loss_nats`, `bits_per_byte` (infinite if bytes are unknown) and
-            `sources`, such an object by name for each source of a mixture.
-        sample: (model, tokenizer, node, seed) -> a continuation for each prompt of the node.
+        evaluate: (model, data, run, worker, stopped) -> an object with `loss_nats`, `bits_per_byte` (infinite if bytes are unknown)
+            and `sources`, such an object by name for each source of a mixture.
+        sample: (model, tokenizer, node, seed, stopped) -> a continuation for each prompt of the node.
     """
 
-    evaluate: Callable[[Llama, PreparedData, RunConfig, Worker], Any]
-    sample: Callable[[Llama, Tokenizer, SampleConfig, int], list[str]]
+    evaluate: Callable[[Llama, PreparedData, RunConfig, Worker, Callable[[], bool]], Any]
+    sample: Callable[[Llama, Tokenizer, SampleConfig, int, Callable[[], bool]], list[str]]
 
 
 @dataclass(slots=True)
@@ -68,12 +72,20 @@ class State:
         seconds: time spent on them, over all starts.
         loss_sum, predicted: summed nats and predicted tokens since the last logged update; of all processes in a checkpoint, of
             this one in between.
+        skipped: updates that were left out before this start.
     """
 
     update: int
     seconds: float
     loss_sum: Tensor
     predicted: Tensor
+    skipped: int = 0
+
+    def count(self, update: int, gradients: Gradients) -> None:
+        """Add an update. One that is left out adds nothing to the loss."""
+        self.update = update
+        self.loss_sum += torch.where(gradients.is_bad, 0.0, gradients.own.loss_sum)
+        self.predicted += torch.where(gradients.is_bad, 0.0, gradients.own.predicted)
 
 
 def train_run(
@@ -85,6 +97,7 @@ def train_run(
     stop: Stop,
     console: Console,
     tracker: Tracker,
+    watchdog: Watchdog,
 ) -> str:
     """Train a run from where it stands to its end, or to a requested stop.
 
@@ -96,7 +109,7 @@ def train_run(
         "finished" or "preempted", the same on all ranks.
 
     Raises:
-        Diverged: the loss or gradient norm is not finite; the last checkpoint is from before.
+        Diverged: the loss or gradient norm is not finite more often than the run allows; the last checkpoint is from before.
     """
     model = Llama(run.model, vocab_size=data.tokenizer.vocab_size, max_seq_len=run.data.max_seq_len)
     model.initialise(torch.Generator().manual_seed(run.seed.init))
@@ -117,50 +130,57 @@ def train_run(
             start_tokens=start_tokens,
         )
     clock = Clock(state.seconds, worker)
+    guard = Guard(run, folder.path, model, worker, console.say, skipped=state.skipped)
+
+    def look() -> bool:
+        return observe(run, model, data, observers, worker, metrics, clock, state.update, watchdog, stop)
+
+    def keep() -> None:
+        watchdog.at(f"the checkpoint after update {state.update}")
+        if metrics is not None:
+            metrics.flush()
+        save(saver, model, optimizer, state, worker, guard, clock)
 
     with (
         Saver(run, folder, worker.device, console.say) as saver,
         Feed(stream, run, worker, first_update=state.update + 1, last_update=run.updates) as feed,
     ):
-        if state.update:
-            observe(run, model, data, observers, worker, metrics, clock, state.update)
+        if state.update and not look():
+            return "preempted"
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        max_norm = math.inf if run.optim.max_grad_norm is None else run.optim.max_grad_norm
+        ends = True
         for update in range(state.update + 1, run.updates + 1):
-            if run.model.dropout:
-                torch.manual_seed(dropout_seed(run.seed.init, update, worker.place.rank))
-            loss_sum, predicted, fed = accumulate_gradients(wrapped, feed, run, worker)
-            grad_norm = nn.utils.clip_grad_norm_(parameters, max_norm)
-            if worker.device.type == "cpu":
-                # Elsewhere this would make the host wait for the device; there `log` and `save` notice.
-                guard(run, update, float(loss_sum), float(grad_norm))
-            factor = lr_factor(run.schedule, run.optim.max_lr, update, run.updates)
-            optimizer.set_lr_factor(factor)
+            watchdog.update(update)
+            gradients = compute_gradients(wrapped, parameters, feed, run, worker, update)
+            guard.note(update, gradients)
             saver.before_step()
-            optimizer.step()
-            optimizer.zero_grad()
+            factor = apply_gradients(optimizer, run, update, unless=gradients.is_bad)
 
-            state.update = update
-            state.loss_sum += loss_sum
-            state.predicted += predicted
+            state.count(update, gradients)
             clock.count(run.data.tokens_per_update)
             console.progress(update)
             saver.report()
-            stops, fed = worker.settle(stop.requested(), fed)
+            stops, fed = worker.settle(stop.requested(), gradients.own.hash)
             ends = stops or update == run.updates
+            saves = ends or checkpoint_due(run, update)
             if metrics is not None:
                 metrics.fed(update, fed)
             if update == 1 or due(update, run.log.every_updates) or update == run.updates:
-                log(run, state, worker, metrics, clock, factor, grad_norm, feed.waited, source_counts(run, data, stream, update))
-            if ends or checkpoint_due(run, update):
-                if metrics is not None:
-                    metrics.flush()
-                save(saver, model, optimizer, state, worker, clock)
+                sources = source_counts(run, data, stream, update)
+                log(run, state, worker, metrics, guard, clock, factor, gradients.norm, feed.waited, sources)
+            if saves:
+                keep()
             if ends and update < run.updates:
                 break
-            observe(run, model, data, observers, worker, metrics, clock, update)
+            if not look():
+                # The next start makes it again, from here.
+                ends = False
+                if not saves:
+                    keep()
+                break
+        watchdog.at("the last checkpoint")
         end_saving(saver, worker)
-    return "finished" if state.update == run.updates else "preempted"
+    return "finished" if ends and state.update == run.updates else "preempted"
 
 
 def wrap(model: Llama, run: RunConfig, worker: Worker) -> nn.Module:
@@ -191,7 +211,7 @@ def resume(run: RunConfig, folder: RunFolder, model: Llama, optimizer: Optimizer
             continue
         model.load_state_dict(weights)
         optimizer.load_state_dict(saved["optimizer"])
-        state.update, state.seconds = checkpoint.update, saved["seconds"]
+        state.update, state.seconds, state.skipped = checkpoint.update, saved["seconds"], saved.get("skipped", 0)
         if worker.is_main:
             state.loss_sum += saved["loss_sum"].to(worker.device)
             state.predicted += saved["predicted"].to(worker.device)
@@ -216,6 +236,7 @@ def log(
     state: State,
     worker: Worker,
     metrics: Metrics | None,
+    guard: Guard,
     clock: "Clock",
     factor: float,
     grad_norm: Tensor,
@@ -223,9 +244,9 @@ def log(
     sources: dict[str, float],
 ) -> None:
     """Record the mean loss since the last row. All ranks take part; the device is waited for here and nowhere else."""
+    guard.look()
     loss_sum, predicted = worker.total(torch.stack((state.loss_sum, state.predicted))).tolist()
-    loss, norm = loss_sum / max(predicted, 1.0), float(grad_norm)
-    guard(run, state.update, loss, norm)
+    loss = loss_sum / predicted if predicted else math.nan  # every update since the row before was left out
     state.loss_sum.zero_()
     state.predicted.zero_()
     if metrics is not None:
@@ -234,11 +255,11 @@ def log(
             axes(run, state.update, clock),
             loss=loss,
             lr=factor * run.optim.max_lr,
-            grad_norm=norm,
+            grad_norm=float(grad_norm),
             tokens_per_second=tokens_per_second,
             data_wait=data_wait,
             peak_gib=worker.peak_gib(),
-            sources=sources,
+            sources=sources | guard.marks(state.update, loss),
         )
 
 
@@ -253,18 +274,10 @@ def source_counts(run: RunConfig, data: PreparedData, stream: MixedStream, updat
     return found
 
 
-def guard(run: RunConfig, update: int, loss: float, grad_norm: float) -> None:
-    """Raise `Diverged` unless both are finite numbers."""
-    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-        raise Diverged(
-            f"at update {update} the loss is {loss} and the gradient norm {grad_norm}: a lower optim.max_lr "
-            f"(now {run.optim.max_lr}) or a longer schedule.warmup_updates (now {run.schedule.warmup_updates}) usually helps"
-        )
-
-
-def save(saver: Saver, model: Llama, optimizer: Optimizers, state: State, worker: Worker, clock: "Clock") -> None:
+def save(saver: Saver, model: Llama, optimizer: Optimizers, state: State, worker: Worker, guard: Guard, clock: "Clock") -> None:
     """Begin to write a checkpoint from rank 0, with the open log interval of all ranks added up."""
     with clock.excluded():
+        guard.look()
         loss_sum, predicted = worker.total(torch.stack((state.loss_sum, state.predicted))).unbind()
         # Weights are equal on all ranks, so all of them come to the same conclusion. One answer, so that the device is asked once.
         finite = torch.stack([loss_sum.isfinite(), *(parameter.isfinite().all() for parameter in model.parameters())])
@@ -277,6 +290,7 @@ def save(saver: Saver, model: Llama, optimizer: Optimizers, state: State, worker
         state.loss_sum.copy_(loss_sum)
         state.predicted.copy_(predicted)
         rest = {"optimizer": optimizer.state_dict(), "seconds": clock.seconds(), "loss_sum": loss_sum, "predicted": predicted}
+        rest["skipped"] = guard.skipped
         saver.save(state.update, model, rest)
 
 
@@ -295,19 +309,42 @@ def observe(
     metrics: Metrics | None,
     clock: "Clock",
     update: int,
-) -> None:
-    """Validate and sample where they are due after `update`. Neither changes anything that training depends on."""
+    watchdog: Watchdog,
+    stop: Stop,
+) -> bool:
+    """Validate and sample where they are due after `update`. Neither changes anything that training depends on.
+
+    Returns:
+        Whether nothing is left to do. False on all ranks alike: a stop was asked for in between, and what it cut short left no row.
+    """
+
+    def stopped() -> bool:
+        watchdog.alive()
+        return stop.requested()
+
     with clock.excluded():
         if validation_due(run.eval, update, run.updates) and data.val_tokens:
-            result = observers.evaluate(model, data, run, worker)
+            watchdog.at(f"the validation after update {update}")
+            try:
+                result = observers.evaluate(model, data, run, worker, stopped)
+            except Stopped:
+                return False
             if metrics is not None:
                 own = {name: (part.loss_nats, part.bits_per_byte) for name, part in result.sources.items()}
                 place = axes(run, update, clock)
                 metrics.validation(place, loss=result.loss_nats, bits_per_byte=result.bits_per_byte, sources=own)
-        if run.sample is not None and metrics is not None and samples_due(run.sample, run, update):
+        if run.sample is None or not samples_due(run.sample, run, update):
+            return True
+        watchdog.at(f"the samples after update {update}")
+        cut_short = False
+        if metrics is not None:
             seed = run.seed.sampling + update
-            texts = observers.sample(model, data.tokenizer, run.sample, seed)
-            metrics.samples(axes(run, update, clock), list(zip(run.sample.prompts, texts, strict=True)), seed=seed)
+            try:
+                texts = observers.sample(model, data.tokenizer, run.sample, seed, stopped)
+                metrics.samples(axes(run, update, clock), list(zip(run.sample.prompts, texts, strict=True)), seed=seed)
+            except Stopped:
+                cut_short = True
+        return not worker.agree(cut_short)
 
 
 class Clock:
@@ -375,8 +412,3 @@ def samples_due(node: SampleConfig, run: RunConfig, update: int) -> bool:
 
     size = run.data.tokens_per_update
     return marks(update * size) > marks((update - 1) * size) or update == run.updates
-
-
-def dropout_seed(seed: int, update: int, rank: int) -> int:
-    """Seed of an update's dropout masks on one rank: a function of the update, so that a resumed run draws the same."""
-    return ((seed * 1_000_003 + update) * 4_099 + rank) % 2**63

@@ -26,29 +26,41 @@ class StackedMuon(torch.optim.Muon):
         self._dtype = dtype
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Update every matrix that has a gradient."""
+    def step(self, closure: None = None, *, unless: Tensor | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Update every matrix that has a gradient.
+
+        Args:
+            unless: a boolean scalar on the device. If it is true, matrices and states keep their values.
+        """
         for group in self.param_groups:
             stacks: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     stacks[parameter.shape].append(parameter)
             for parameters in stacks.values():
-                self._step_stack(parameters, group)
+                self._step_stack(parameters, group, unless)
 
-    def _step_stack(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+    def _step_stack(self, parameters: list[Tensor], group: dict[str, Any], unless: Tensor | None) -> None:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         for parameter in parameters:
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        if unless is not None:
+            # What moves towards itself stays.
+            gradients = [torch.where(unless, *pair) for pair in zip(buffers, gradients, strict=True)]
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         directions = torch._foreach_lerp(gradients, buffers, group["momentum"]) if group["nesterov"] else buffers
         steps = orthogonalised(
             torch.stack(list(directions)).to(self._dtype), group["ns_coefficients"], group["ns_steps"], group["eps"]
         )
         scale = 0.2 * max(parameters[0].shape) ** 0.5
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        if unless is None:
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        else:
+            steps = torch.where(unless, 0.0, steps)
+            kept = torch.full((), 1 - group["lr"] * group["weight_decay"], device=steps.device)
+            torch._foreach_mul_(parameters, torch.where(unless, 1.0, kept))
         torch._foreach_add_(parameters, list(steps.to(parameters[0].dtype).unbind()), alpha=-group["lr"] * scale)
 
 

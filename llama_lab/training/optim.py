@@ -8,6 +8,16 @@ from torch import Tensor, nn
 from llama_lab.config.schema import AdamWConfig, MuonConfig, OptimConfig, Precision
 from llama_lab.training.muon import StackedMuon
 
+# Kinds of device where the host need not know whether a step is made: on a CPU it knows anyway, and for MPS the fused kernel makes
+# every step that it is given.
+DECIDING_DEVICES = ("cuda",)
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's AdamW. Its fused kernel leaves everything as it is where `found_inf`, a float32 scalar on the device, is 1."""
+
+    found_inf: Tensor | None = None
+
 
 class Optimizers:
     """One or several torch optimizers behind the face of one. Each group remembers its peak learning rate.
@@ -24,10 +34,26 @@ class Optimizers:
         """The torch optimizers by name: `muon`, `adamw`."""
         return self._parts
 
-    def step(self) -> None:
-        """Update every parameter from its gradient."""
+    def step(self, *, unless: Tensor | None = None) -> None:
+        """Update every parameter from its gradient.
+
+        Args:
+            unless: a boolean scalar where the parameters are. If it is true, parameters and states keep their values. On CUDA the
+                host neither waits nor learns of it.
+        """
+        if unless is not None and unless.device.type not in DECIDING_DEVICES:
+            if bool(unless):
+                return
+            unless = None
         for part in self._parts.values():
-            part.step()
+            match part:
+                case AdamW():
+                    part.found_inf = None if unless is None else unless.float()
+                    part.step()
+                case StackedMuon():
+                    part.step(unless=unless)
+                case _:
+                    raise TypeError(f"{type(part).__name__} cannot leave out a step")
 
     def zero_grad(self) -> None:
         """Forget all gradients, and free their memory."""
@@ -93,11 +119,11 @@ def build_optimizer(model: nn.Module, optim: OptimConfig, device_type: str, prec
     raise TypeError(f"no optimizer is known for {type(optim).__name__}")
 
 
-def _adamw(parameters: list[Tensor], optim: AdamWConfig, max_lr: float, device_type: str) -> torch.optim.AdamW:
+def _adamw(parameters: list[Tensor], optim: AdamWConfig, max_lr: float, device_type: str) -> AdamW:
     """AdamW with decay on what has two or more dimensions."""
     groups = [
         {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": optim.weight_decay},
         {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
     ]
     fused = device_type in ("cuda", "cpu", "mps")
-    return torch.optim.AdamW(groups, lr=max_lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=fused)
+    return AdamW(groups, lr=max_lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=fused)

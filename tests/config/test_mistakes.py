@@ -176,6 +176,7 @@ BAD_VALUES = {
     "eval": {"every_updates": 0, "max_tokens": 0},
     "sample": {"first_tokens": 0, "growth": 0.5, "new_tokens": 0, "temperature": -1.0, "top_k": 0, "prompts": []},
     "checkpoint": {"every_tokens": 0, "keep": 0},
+    "guard": {"max_skipped": -1, "spike_deviations": 0.0},
     "wandb": {"project": ""},
 }  # fmt: skip
 
