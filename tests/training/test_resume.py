@@ -254,7 +254,7 @@ def test_more_tokens_for_a_finished_run_say_how_to_extend_it(tiny, capsys):
     short = train(tiny())
     capsys.readouterr()
     train(tiny("optim.max_lr=0.001", "training_tokens=10752"))
-    assert "llama-lab fork" not in capsys.readouterr().out
+    assert "A finished run of" not in capsys.readouterr().out
     train(tiny("training_tokens=10752"))
     # The cool-down of the finished run began after update 10; what goes on from it starts at the checkpoint before that.
     assert (
