@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import secrets
+import sys
 import tempfile
 import threading
 import time
@@ -50,16 +51,17 @@ def settle_micro_batch(run: RunConfig, data: PreparedData, say: Callable[[str], 
     if run.hardware.micro_batch != AUTO:
         return run
     key, facts = _key(run, data)
-    kept = _kept()
-    found = kept.get(key, {}).get("micro_batch")
+    found = _kept().get(key, {}).get("micro_batch")
     if isinstance(found, int) and 1 <= found <= _share(run):
         say(f"hardware.micro_batch=auto: {found}, as found before for this model on this device")
     else:
         say("hardware.micro_batch=auto: trying what fits, in a process of its own …")
         start = time.monotonic()
         found, free = _searched(run, data, local_rank)
-        say(f"hardware.micro_batch=auto: {found}, found in {time.monotonic() - start:.0f} s and kept for the next time")
-        if free >= NEARLY_ALL:  # else others use the device now, and it may hold more another time
+        is_typical = free >= NEARLY_ALL
+        kept_or_not = "kept for the next time" if is_typical else f"not kept, for others use {1 - free:.0%} of the device now"
+        say(f"hardware.micro_batch=auto: {found}, found in {time.monotonic() - start:.0f} s; {kept_or_not}")
+        if is_typical:
             _keep({**_kept(), key: {"micro_batch": found, "facts": facts}})
     return replace(run, hardware=replace(run.hardware, micro_batch=found))
 
@@ -124,6 +126,10 @@ def _share(run: RunConfig) -> int:
 
 def _searched(run: RunConfig, data: PreparedData, local_rank: int) -> tuple[int, float]:
     """The largest micro-batch that fits, and the share of the device's memory that was free; found by a process of its own."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        # What a run before this one, in a notebook, has left in the allocator of this process.
+        torch.cuda.empty_cache()
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_search, args=(theirs, run, data, local_rank), name="micro-batch")
@@ -203,8 +209,9 @@ def _tidied_up(run: RunConfig, data: PreparedData, worker: Any, size: int) -> in
         data=replace(run.data, tokens_per_update=windows * run.data.max_seq_len),
         hardware=replace(run.hardware, micro_batch=size, processes=1),
     )
-    model = Llama(run.model, vocab_size=data.tokenizer.vocab_size, max_seq_len=run.data.max_seq_len).to(worker.device)
+    model = Llama(run.model, vocab_size=data.tokenizer.vocab_size, max_seq_len=run.data.max_seq_len)
     model.initialise(torch.Generator().manual_seed(0))
+    model.to(worker.device)
     optimizer = build_optimizer(model, run.optim, worker.device.type, run.precision)
     wrapped, before = wrap(model, run, worker), 0
     with Feed(training_stream(run, data), run, worker, first_update=1, last_update=2) as feed:
