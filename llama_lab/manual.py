@@ -2,7 +2,7 @@
 
 EXIT_CODES = """\
 Exit codes: 0 done, 1 failed, 2 the request has a mistake (nothing was started), 75 stopped by a signal with its state saved
-(the same command goes on from there), 130 interrupted before it started."""
+(the same command goes on from there), 128 + signal (130, 143) stopped before it began, or by a second signal."""
 
 OVERRIDES = """\
 Overrides, in any order:
