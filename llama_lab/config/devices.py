@@ -73,6 +73,21 @@ def cpu_has_bf16() -> bool:
     return not CPU_BF16_FLAGS.isdisjoint(flags.split())
 
 
+def cpu_name() -> str:
+    """The processor as the system calls it; empty if it does not say."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor()
+    name = next((line for line in text.splitlines() if line.startswith("model name")), "")
+    return name.partition(":")[2].strip() or platform.processor()
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, which is also how many threads torch starts on them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @functools.cache
 def _driver_devices(visible: str | None) -> Cuda:
     """Ask the driver once a process; it fixes what is visible at the first call anyway."""

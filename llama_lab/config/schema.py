@@ -603,7 +603,7 @@ class EvalConfig:
     every_updates: int | None = MISSING
     """Updates between two validations; one more follows the last update. At least 1; null: only at the end."""
     max_tokens: int | None = MISSING
-    """Validation tokens used, from the start of the held-out set; of a mixture, of each source's. At least 1; null: all of them."""
+    """Validation tokens used, from the start of the held-out set, or of each one's in a mixture. At least 1; null: all of them."""
 
     def problems(self, at: str) -> list[Problem]:
         """What is wrong with this node alone; `at` is its key path."""
@@ -694,7 +694,11 @@ class GuardConfig:
             at,
             self,
             ("max_skipped", self.max_skipped >= 0, "is below 0; 0 ends the run at the first"),
-            ("spike_deviations", self.spike_deviations is None or _positive(self.spike_deviations), "is not above 0; null marks none"),
+            (
+                "spike_deviations",
+                self.spike_deviations is None or _positive(self.spike_deviations),
+                "is not above 0; null marks none",
+            ),
         )
 
 

@@ -6,9 +6,7 @@ samples are computed from the number, and only weights, optimizer states and the
 """
 
 import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +21,7 @@ from llama_lab.data.stream import MixedStream, training_stream
 from llama_lab.data.tokenizer import Tokenizer
 from llama_lab.model.llama import Llama
 from llama_lab.training.checkpoint import (
+    Checkpoint,
     DamagedCheckpoint,
     list_checkpoints,
     list_incomplete,
@@ -30,13 +29,14 @@ from llama_lab.training.checkpoint import (
     remove_drafts,
     set_aside,
 )
+from llama_lab.training.clock import Clock
 from llama_lab.training.console import Console
 from llama_lab.training.errors import Diverged, SaveFailed
 from llama_lab.training.feed import Feed
 from llama_lab.training.guard import Guard
 from llama_lab.training.metrics import Metrics, cut_back
 from llama_lab.training.optim import Optimizers, build_optimizer
-from llama_lab.training.retention import checkpoint_due
+from llama_lab.training.retention import checkpoint_bytes, checkpoint_due
 from llama_lab.training.run_folder import RunFolder
 from llama_lab.training.saver import Saver
 from llama_lab.training.stop import Stop, Stopped
@@ -79,7 +79,24 @@ class State:
     seconds: float
     loss_sum: Tensor
     predicted: Tensor
-    skipped: int = 0
+    skipped: int
+
+    @classmethod
+    def at_start(cls, worker: Worker) -> "State":
+        """Before the first update."""
+        # Sums of float32 losses are exact in float64, so the order in which ranks and starts add them up leaves no trace.
+        zero = torch.zeros((), device=worker.device, dtype=torch.float32 if worker.device.type == "mps" else torch.float64)
+        return cls(0, 0.0, zero, zero.clone(), 0)
+
+    def restore(self, checkpoint: Checkpoint, model: Llama, optimizer: Optimizers, worker: Worker) -> None:
+        """Go to a checkpoint, with the model and the optimizer. Raises like `load_checkpoint`, before anything has changed."""
+        weights, saved = load_checkpoint(checkpoint)
+        model.load_state_dict(weights)
+        optimizer.load_state_dict(saved["optimizer"])
+        self.update, self.seconds, self.skipped = checkpoint.update, saved["seconds"], saved.get("skipped", 0)
+        if worker.is_main:
+            self.loss_sum += saved["loss_sum"].to(worker.device)
+            self.predicted += saved["predicted"].to(worker.device)
 
     def count(self, update: int, gradients: Gradients) -> None:
         """Add an update. One that is left out adds nothing to the loss."""
@@ -111,10 +128,7 @@ def train_run(
     Raises:
         Diverged: the loss or gradient norm is not finite more often than the run allows; the last checkpoint is from before.
     """
-    model = Llama(run.model, vocab_size=data.tokenizer.vocab_size, max_seq_len=run.data.max_seq_len)
-    model.initialise(torch.Generator().manual_seed(run.seed.init))
-    model.to(worker.device)
-    optimizer = build_optimizer(model, run.optim, worker.device.type, run.precision)
+    model, optimizer = build(run, data, worker)
     stream = training_stream(run, data)
     state = resume(run, folder, model, optimizer, worker, console)
     wrapped = wrap(model, run, worker)
@@ -145,6 +159,8 @@ def train_run(
         Saver(run, folder, worker.device, console.say) as saver,
         Feed(stream, run, worker, first_update=state.update + 1, last_update=run.updates) as feed,
     ):
+        if worker.is_main:
+            saver.reserve(checkpoint_bytes(run, data.tokenizer.vocab_size))
         if state.update and not look():
             return "preempted"
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -183,6 +199,14 @@ def train_run(
     return "finished" if ends and state.update == run.updates else "preempted"
 
 
+def build(run: RunConfig, data: PreparedData, worker: Worker) -> tuple[Llama, Optimizers]:
+    """The model with its first weights, and its optimizer, on the worker's device."""
+    model = Llama(run.model, vocab_size=data.tokenizer.vocab_size, max_seq_len=run.data.max_seq_len)
+    model.initialise(torch.Generator().manual_seed(run.seed.init))
+    model.to(worker.device)
+    return model, build_optimizer(model, run.optim, worker.device.type, run.precision)
+
+
 def wrap(model: Llama, run: RunConfig, worker: Worker) -> nn.Module:
     """The model as an update calls it: data-parallel in a process group, compiled if asked for."""
     wrapped: nn.Module = model
@@ -198,23 +222,15 @@ def resume(run: RunConfig, folder: RunFolder, model: Llama, optimizer: Optimizer
     """Put weights and optimizer back to the newest whole checkpoint, and the rows of the run with them."""
     if worker.is_main:
         remove_drafts(folder.checkpoints)
-    # Sums of float32 losses are exact in float64, so the order in which ranks and starts add them up leaves no trace.
-    zero = torch.zeros((), device=worker.device, dtype=torch.float32 if worker.device.type == "mps" else torch.float64)
-    state = State(0, 0.0, zero, zero.clone())
+    state = State.at_start(worker)
     for damage in list_incomplete(folder.checkpoints):
         console.say(f"{damage}; it is put aside", style="yellow")
     for checkpoint in reversed(list_checkpoints(folder.checkpoints)):
         try:
-            weights, saved = load_checkpoint(checkpoint)
+            state.restore(checkpoint, model, optimizer, worker)
         except DamagedCheckpoint as error:
             console.say(f"{error}; going back to the checkpoint before it", style="yellow")
             continue
-        model.load_state_dict(weights)
-        optimizer.load_state_dict(saved["optimizer"])
-        state.update, state.seconds, state.skipped = checkpoint.update, saved["seconds"], saved.get("skipped", 0)
-        if worker.is_main:
-            state.loss_sum += saved["loss_sum"].to(worker.device)
-            state.predicted += saved["predicted"].to(worker.device)
         console.say(f"Continuing after update {checkpoint.update} of {run.updates} ({checkpoint.path.name})")
         break
     else:
@@ -237,7 +253,7 @@ def log(
     worker: Worker,
     metrics: Metrics | None,
     guard: Guard,
-    clock: "Clock",
+    clock: Clock,
     factor: float,
     grad_norm: Tensor,
     waited: float,
@@ -274,7 +290,7 @@ def source_counts(run: RunConfig, data: PreparedData, stream: MixedStream, updat
     return found
 
 
-def save(saver: Saver, model: Llama, optimizer: Optimizers, state: State, worker: Worker, guard: Guard, clock: "Clock") -> None:
+def save(saver: Saver, model: Llama, optimizer: Optimizers, state: State, worker: Worker, guard: Guard, clock: Clock) -> None:
     """Begin to write a checkpoint from rank 0, with the open log interval of all ranks added up."""
     with clock.excluded():
         guard.look()
@@ -307,7 +323,7 @@ def observe(
     observers: Observers,
     worker: Worker,
     metrics: Metrics | None,
-    clock: "Clock",
+    clock: Clock,
     update: int,
     watchdog: Watchdog,
     stop: Stop,
@@ -345,46 +361,6 @@ def observe(
             except Stopped:
                 cut_short = True
         return not worker.agree(cut_short)
-
-
-class Clock:
-    """Training time: in all, and in laps that leave out validation, samples and checkpoints."""
-
-    def __init__(self, seconds: float, worker: Worker):
-        self._worker = worker
-        self._start = time.perf_counter() - seconds
-        self._lap_start = time.perf_counter()
-        self._lap_excluded = 0.0
-        self._lap_tokens = 0
-        self._lap_waited = 0.0
-
-    def count(self, tokens: int) -> None:
-        """Add tokens to the lap."""
-        self._lap_tokens += tokens
-
-    def seconds(self) -> float:
-        """Time since the run's first start, without the time between two starts."""
-        return time.perf_counter() - self._start
-
-    def lap(self, waited: float) -> tuple[float, float]:
-        """Of the lap that ends here tokens a second of all processes, and the share of it that this one waited for data.
-
-        Args:
-            waited: seconds waited for data since the start, in all laps.
-        """
-        now = time.perf_counter()
-        seconds = max(now - self._lap_start - self._lap_excluded, 1e-9)
-        found = self._lap_tokens / seconds, (waited - self._lap_waited) / seconds
-        self._lap_start, self._lap_excluded, self._lap_tokens, self._lap_waited = now, 0.0, 0, waited
-        return found
-
-    @contextmanager
-    def excluded(self) -> Iterator[None]:
-        """Leave what happens inside out of the lap. The device's training work is waited for first, so that it stays in."""
-        self._worker.synchronise()
-        start = time.perf_counter()
-        yield
-        self._lap_excluded += time.perf_counter() - start
 
 
 def axes(run: RunConfig, update: int, clock: Clock) -> dict[str, Any]:

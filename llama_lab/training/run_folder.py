@@ -20,9 +20,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from llama_lab.config import devices
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import load_config, save_config, science
-from llama_lab.config.schema import RunConfig, WsdConfig
+from llama_lab.config.schema import Device, RunConfig, WsdConfig
 
 FORMAT_VERSION = 1
 VERSIONED = ("torch", "numpy", "tokenizers", "llama_lab")
@@ -83,7 +84,7 @@ def open_run(run: RunConfig, path: Path, *, origin: dict[str, Any]) -> Iterator[
         folder = RunFolder(path)
         known = folder.meta()
         if known and not folder.finished:
-            changed = _changes(known, origin)
+            changed = changes_since(known, origin)
             if changed and not run.accept_changes:
                 raise ConfigError(
                     [
@@ -130,12 +131,24 @@ def describe_origin(run: RunConfig, *, command: list[str] | None, data: dict[str
         "machine": {
             "platform": platform.platform(),
             "host": socket.gethostname(),
+            "processor": devices.probe_cuda().name if run.hardware.device is Device.cuda else devices.cpu_name(),
             "cpu_count": os.cpu_count(),
+            "threads": os.environ.get("OMP_NUM_THREADS") or devices.usable_cores(),
             "device": run.hardware.device.value,
             "processes": run.hardware.processes,
         },
         "data": data,
     }
+
+
+def changes_since(known: dict[str, Any], origin: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(name, before, now) of what differs between the origin that meta.json knows and another one: code, versions, data."""
+    pairs = [("the source code", _code_said(known["code"]), _code_said(origin["code"]))]
+    if known["code"]["sha256"] == origin["code"]["sha256"]:
+        pairs = []  # another commit with the same sources
+    pairs += [(f"{name}'s version", known["versions"].get(name), now) for name, now in origin["versions"].items()]
+    pairs += [(f"the {name}", str(known["data"].get(name))[:12], str(now)[:12]) for name, now in origin["data"].items()]
+    return [(name, str(before), str(now)) for name, before, now in pairs if before != now]
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -196,16 +209,6 @@ def extending_command(run: RunConfig, path: Path, training_tokens: int) -> str |
 
 def _start(origin: dict[str, Any]) -> dict[str, Any]:
     return {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": origin["command"], "host": origin["machine"]["host"]}
-
-
-def _changes(known: dict[str, Any], origin: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(name, before, now) of everything that a continued run has to share with its beginning."""
-    pairs = [("the source code", _code_said(known["code"]), _code_said(origin["code"]))]
-    if known["code"]["sha256"] == origin["code"]["sha256"]:
-        pairs = []  # another commit with the same sources
-    pairs += [(f"{name}'s version", known["versions"].get(name), now) for name, now in origin["versions"].items()]
-    pairs += [(f"the {name}", str(known["data"].get(name))[:12], str(now)[:12]) for name, now in origin["data"].items()]
-    return [(name, str(before), str(now)) for name, before, now in pairs if before != now]
 
 
 def _code_said(code: dict[str, Any]) -> str:
