@@ -18,7 +18,7 @@ from llama_lab.config.schema import TrackerMode, WandbConfig
 from llama_lab.training.metrics import read_rows
 from llama_lab.training.run_folder import RunFolder, find_run, hold_run, relative
 from llama_lab.training.tracker import SenderProcess, make_request, new_id
-from llama_lab.training.wandb_run import RowFile, Sent, decide_mode, read_sent
+from llama_lab.training.wandb_run import RowFile, Sent, decide_mode, read_sent, sending
 
 # Uploading a run takes as long as it takes; this only ends what hangs.
 PATIENCE_SECONDS = 3600.0
@@ -96,7 +96,9 @@ def _send(folder: RunFolder, mode: str | None, project: str | None, entity: str 
         raise ConfigError([(f"WANDB_MODE={decided}", rule)], scope="this request")
     node = replace(node, mode=TrackerMode[decided], project=project or node.project, entity=entity or node.entity)
     with _held(folder):
-        before = _sent_before(folder, node)
+        with sending(folder.path):
+            # Of a run that was just killed the rest is still under way.
+            before = _sent_before(folder, node)
         if before is not None and not _rest(folder, before):
             print(f"{relative(folder.path)}: W&B has it already: {_place(before.mode, before.where)}")
             return True

@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import urlparse
 
+from filelock import FileLock
+
 FOLLOW_SECONDS = 0.5
 PROGRESS_ROWS = 1000
 # Offline rows reach the disk so often, in seconds; the library's default of 15 loses a run killed early.
@@ -145,6 +147,12 @@ def write_sent(folder: Path, sent: Sent) -> None:
     draft = path.with_name(".sent.json.draft")
     draft.write_text(json.dumps([asdict(entry) for entry in entries], indent=1) + "\n", encoding="utf-8")
     os.replace(draft, path)
+
+
+def sending(folder: Path) -> FileLock:
+    """The lock of the one process that may send a run; another waits until it has closed its W&B run."""
+    (folder / "wandb").mkdir(exist_ok=True)
+    return FileLock(folder / "wandb" / ".sending.lock", timeout=WAIT_SECONDS)
 
 
 class Sender:
@@ -356,10 +364,8 @@ def serve(orders: "queue.Queue[dict[str, Any] | None]", tell: Tell) -> None:
     sender: Sender | None = None
     try:
         import wandb
-        from filelock import FileLock
 
-        (Path(request.folder) / "wandb").mkdir(exist_ok=True)
-        with FileLock(Path(request.folder) / "wandb" / ".sending.lock", timeout=WAIT_SECONDS):
+        with sending(Path(request.folder)):
             sender = Sender(request, wandb, tell)
             exit_code, follows = None, False
             while exit_code is None:

@@ -284,3 +284,14 @@ def test_a_finished_run_says_how_it_is_trained_further(text, trunk, capsys):
     (command,) = [line.partition(": ")[2] for line in said.splitlines() if "to train it further" in line]
     assert command == f"llama-lab fork {trunk} --update 20 training_tokens=20480"
     assert main(command.split()[1:]) == 0
+
+
+def test_several_processes_fork_together(trunk, outputs):
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "llama_lab", "fork"]
+    words = [str(trunk), "--update", "8", "training_tokens=6144", "hardware.processes=2"]
+    done = subprocess.run([*start, *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (folder,) = outputs.glob("tiny/*-from-*")
+    alone = fork(trunk, ["training_tokens=6144", "name=alone"], update="8").folder
+    expected, found = final_weights(alone), final_weights(folder)
+    assert max(float((expected[name] - found[name]).abs().max()) for name in expected) < 1e-4

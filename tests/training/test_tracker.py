@@ -121,7 +121,7 @@ def test_wandb_is_told_what_the_run_is_and_how_it_ended(tracked, capsys):
     assert opened["run_id"] == json.loads((result.folder / "meta.json").read_text())["wandb_id"]
     assert opened["config"]["update"]["model"]["dim"] == 32
     assert opened["config"]["update"]["data"]["window"] == "contiguous"
-    assert records["exit"] == [{"exit_code": 0}] or not records["exit"][0].get("exit_code")
+    assert records["exit"][0].get("exit_code", 0) == 0
     validated = [row["val/loss"] for row in read_rows(result.folder / "metrics.jsonl") if "val/loss" in row]
     last = summary(records)
     assert (last["val/loss"], last["best/val/loss"]) == (validated[-1], min(validated))
@@ -160,12 +160,15 @@ def test_a_run_that_had_no_tracker_so_far_is_sent_whole_when_it_gets_one(tracked
 @linux
 @pytest.mark.parametrize("victim", ["wandb-core", "llama_lab.training.wandb_run"])
 def test_killing_wandb_costs_a_warning_and_nothing_else(tracked, text, outputs, victim):
-    budget = ["training_tokens=81920", "log.every_updates=1", "eval=null", "sample=null"]
+    budget = ["training_tokens=40960", "log.every_updates=1", "eval=null", "sample=null"]
     command = [sys.executable, "-m", "llama_lab", "train", *words(text), *budget, "name=killed", "wandb.mode=offline"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         folder = wait_for(lambda: next((outputs / "killed").glob("llama_3m*"), None))
         wait_for(lambda: [sent for sent in read_sent(folder) if sent.metrics[0] >= 5])
+        (file,) = offline_folders(folder)[0].glob("run-*.wandb")
+        # They reach the disk in a second, not in the library's fifteen.
+        wait_for(lambda: (rows_in(file) or 0) >= 5, seconds=10)
         (helper,) = descendants(process.pid, victim)
         os.kill(helper, signal.SIGKILL)
         out, err = process.communicate(timeout=120)
