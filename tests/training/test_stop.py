@@ -152,16 +152,17 @@ def long_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 SLOW = {
-    "validation": ["eval.every_updates=3", "eval.max_tokens=100000", "sample=null"],
-    "samples": ["eval=null", "sample.new_tokens=2000", "sample.first_tokens=1536", "sample.growth=100"],
+    "validation": ["eval.every_updates=3", "eval.max_tokens=50000", "sample=null"],
+    "samples": ["eval=null", "sample.new_tokens=1000", "sample.first_tokens=1536", "sample.growth=100"],
 }
 
 
-@pytest.mark.parametrize(("what", "processes"), [("validation", 1), ("validation", 2), ("samples", 2)])
+@pytest.mark.parametrize(("what", "processes", "updates"), [("validation", 1, 4), ("validation", 2, 3), ("samples", 2, 3)])
 def test_a_stop_cuts_validation_and_samples_short_and_they_are_made_again(
-    long_text: Path, outputs: Path, what: str, processes: int
+    long_text: Path, outputs: Path, what: str, processes: int, updates: int
 ) -> None:
-    budget = ["training_tokens=2048", "log.every_updates=1", "checkpoint.every_tokens=null", "data.val_fraction=0.8"]
+    """After the third update, which is the last one or not."""
+    budget = [f"training_tokens={512 * updates}", "log.every_updates=1", "checkpoint.every_tokens=null", "data.val_fraction=0.8"]
     short = ["schedule.warmup_updates=1", "hardware.micro_batch=4", f"hardware.processes={processes}"]
     words = [*budget, *short, *SLOW[what]]
     with started(command(long_text, *words, "name=stopped")) as process:
