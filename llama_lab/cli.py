@@ -172,6 +172,12 @@ def _track(words: list[str]) -> int:
     return run_track_command(words)
 
 
+def _verify(words: list[str]) -> int:
+    from llama_lab.lab.verify import run_verify_command
+
+    return run_verify_command(words)
+
+
 def _plan(words: list[str]) -> int:
     arguments = parse(words, "plan")
     if arguments.help:
@@ -237,12 +243,14 @@ FLAGS = {
     "fork": ["--update", "--cfg", "--config-dir", "--help"],
 }
 DATA_WORDS = ["inspect", "replay", "--verify", "--samples", "--plot", "--tokenizer", "--update", "--help"]
+VERIFY_WORDS = ["--updates", "--update", "--data", "--help"]
 SHORT = {"-m": "--multirun", "-h": "--help"}
 
 COMMANDS = {
     "train": Command("train a model, or with -m several", FLAGS["train"], _train),
     "plan": Command("say what a run would take, without starting it", FLAGS["plan"], _plan),
     "fork": Command("go on from a checkpoint of a run with other values", FLAGS["fork"], _fork),
+    "verify": Command("check a run's files, and make updates of it again", VERIFY_WORDS, _verify),
     "prepare": Command("turn text into tokens to train on", FLAGS["prepare"], _prepare),
     "data": Command("look into tokens, or at what a run was fed", DATA_WORDS, _data),
     "track": Command("send runs to Weights & Biases afterwards", ["--mode", "--project", "--entity", "--help"], _track),

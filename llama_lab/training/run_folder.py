@@ -133,7 +133,7 @@ def describe_origin(run: RunConfig, *, command: list[str] | None, data: dict[str
             "host": socket.gethostname(),
             "processor": devices.probe_cuda().name if run.hardware.device is Device.cuda else devices.cpu_name(),
             "cpu_count": os.cpu_count(),
-            "threads": os.environ.get("OMP_NUM_THREADS") or devices.usable_cores(),
+            "threads": os.environ.get("OMP_NUM_THREADS") or str(devices.usable_cores()),
             "device": run.hardware.device.value,
             "processes": run.hardware.processes,
         },

@@ -1,0 +1,168 @@
+"""Updates of a run made again, from its config and data, without touching its folder.
+
+    first weights or a checkpoint -> the same updates as in `train_run`, in as many processes -> loss, norms and weights of each
+
+Nothing is saved, validated or sampled, and a bad update is left out however many there are.
+"""
+
+import pickle
+import tempfile
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from llama_lab.config.schema import RunConfig
+from llama_lab.data.prepare import PreparedData
+from llama_lab.data.stream import training_stream
+from llama_lab.training.board import Board
+from llama_lab.training.checkpoint import Checkpoint, DamagedCheckpoint, load_weights
+from llama_lab.training.feed import Feed
+from llama_lab.training.loop import State, build, wrap
+from llama_lab.training.ranks import run_ranks
+from llama_lab.training.stop import Stop
+from llama_lab.training.update import apply_gradients, compute_gradients
+from llama_lab.training.worker import Place, Worker, join
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Weights that were come to again, beside those of a checkpoint.
+
+    Attributes:
+        update: that both are of.
+        tensors: how many there are.
+        differences: of those that are not equal bit for bit, in the order of their names, the norm of the difference as a share of
+            the checkpoint's norm.
+    """
+
+    update: int
+    tensors: int
+    differences: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """An update that was made again, over all processes.
+
+    Attributes:
+        loss: of this update alone, in nats a token.
+        row_loss: the mean since the last row, where a row was asked for.
+        norm: of the gradient, before clipping.
+        lr: of the group that `optim.max_lr` speaks of.
+        norms: of each parameter's gradient.
+        hash: of what it was fed.
+        weights: after it, beside those of a checkpoint, where there is one.
+    """
+
+    update: int
+    loss: float
+    row_loss: float | None
+    norm: float
+    lr: float
+    norms: dict[str, float]
+    hash: str
+    weights: Compared | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be made again.
+
+    Attributes:
+        run: resolved for this machine.
+        begin: where to start; None: at the first weights.
+        last: number of the last update.
+        rows: numbers of the updates that the run has a row for.
+        checkpoints: whose weights are compared on the way.
+    """
+
+    run: RunConfig
+    data: PreparedData
+    begin: Checkpoint | None
+    last: int
+    rows: Collection[int] = ()
+    checkpoints: Sequence[Checkpoint] = field(default_factory=list)
+
+
+def replay(asked: Request) -> list[Replayed]:
+    """Make the updates after `begin` to `last` again, in this process or in as many as the run says.
+
+    Raises:
+        DamagedCheckpoint: `begin` is one.
+        errors.RunFailed: a process failed.
+    """
+    processes = asked.run.hardware.processes or 1
+    if processes == 1:
+        with join(asked.run.hardware, Place()) as worker:
+            return _work(asked, worker)
+    with tempfile.TemporaryDirectory(prefix="llama_lab-") as folder:
+        answer = Path(folder) / "answer"
+        board = Board(Path(folder) / "ranks")
+        run_ranks(_spawned, (asked, answer), processes=processes, board=board, stop=Stop(), asked=None)
+        return pickle.loads(answer.read_bytes())
+
+
+def _spawned(rank: int, asked: Request, answer: Path) -> None:
+    """What each of several processes runs; the first writes what was found."""
+    place = Place(rank, asked.run.hardware.processes or 1, rank, f"file://{answer.parent}/store")
+    with join(asked.run.hardware, place) as worker:
+        found = _work(asked, worker)
+        if worker.is_main:
+            answer.write_bytes(pickle.dumps(found))
+
+
+def _work(asked: Request, worker: Worker) -> list[Replayed]:
+    run, found = asked.run, []
+    model, optimizer = build(run, asked.data, worker)
+    state = State.at_start(worker)
+    if asked.begin is not None:
+        state.restore(asked.begin, model, optimizer, worker)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    wrapped = wrap(model, run, worker)
+    checkpoints = {checkpoint.update: checkpoint for checkpoint in asked.checkpoints}
+    stream = training_stream(run, asked.data)
+    with Feed(stream, run, worker, first_update=state.update + 1, last_update=asked.last) as feed:
+        for update in range(state.update + 1, asked.last + 1):
+            gradients = compute_gradients(wrapped, parameters, feed, run, worker, update)
+            factor = apply_gradients(optimizer, run, update, unless=gradients.is_bad)
+            state.count(update, gradients)
+            own = worker.total(torch.stack((gradients.own.loss_sum, gradients.own.predicted))).tolist()
+            _, fed = worker.settle(False, gradients.own.hash)
+            row_loss = None
+            if update in asked.rows:
+                loss_sum, predicted = worker.total(torch.stack((state.loss_sum, state.predicted))).tolist()
+                row_loss = loss_sum / predicted if predicted else float("nan")
+                state.loss_sum.zero_()
+                state.predicted.zero_()
+            found.append(
+                Replayed(
+                    update=update,
+                    loss=own[0] / own[1],
+                    row_loss=row_loss,
+                    norm=float(gradients.norm),
+                    lr=factor * run.optim.max_lr,
+                    norms=dict(zip(names, gradients.norms.tolist(), strict=True)),
+                    hash=f"{fed:016x}",
+                    weights=_compared(model.state_dict(), checkpoints.get(update)) if worker.is_main else None,
+                )
+            )
+    return found
+
+
+def _compared(weights: dict[str, torch.Tensor], checkpoint: Checkpoint | None) -> Compared | None:
+    """Weights beside a checkpoint's; None if there is none, or none that can be read."""
+    if checkpoint is None:
+        return None
+    try:
+        saved = load_weights(checkpoint)
+    except (DamagedCheckpoint, FileNotFoundError):  # said where checksums are compared, or removed in the meantime
+        return None
+    differences = {}
+    for name, expected in sorted(saved.items()):
+        found = weights[name].to(expected.device)
+        if not torch.equal(found, expected):
+            distance = torch.linalg.vector_norm(found.double() - expected.double())
+            differences[name] = float(distance / torch.linalg.vector_norm(expected.double()))
+    return Compared(checkpoint.update, len(saved), differences)
