@@ -202,6 +202,7 @@ with Watchdog(rank=0, seconds=2, log=Path({str(tmp_path / "log")!r})) as watchdo
     watchdog.update(2)
     print("ready", flush=True)
     sys.stdin.readline()
+    time.sleep(1)  # many looks of the watchdog, fewer than it allows
 print("ended well")
 """
     process = subprocess.Popen(
