@@ -5,7 +5,8 @@ What a save costs the training:
 - On a GPU, one wait of the host for the device, for the check that every weight is finite, and the time to enqueue one copy a
   tensor. The copies run on a stream of their own, to page-locked memory, beside the next forward and backward, which only read what
   is copied; the device (not the host) waits for them before the next step changes it. No device memory is taken. Page-locking
-  itself takes a fraction of a second a gigabyte, once: the memory is kept for the next save.
+  itself takes a good part of a second a gigabyte, once: a thread does it while the first update compiles, and the memory is kept
+  from save to save.
 - On a CPU, one copy of the state within memory.
 - Then a thread: it reads that copy once, for the checksum and the file together. Both leave Python's lock free, so that the loop
   can go on giving work to the device; on a CPU it takes a part of one core.
@@ -17,6 +18,7 @@ checkpoint that is due is made, and how fast the disk is decides nothing but tim
 import errno
 import json
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -33,6 +35,9 @@ from llama_lab.training.run_folder import RunFolder
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+# Page-locked memory comes in powers of two, so it is taken in blocks of one, which tensors then share.
+BLOCK_BYTES = 1 << 28
+ALIGNMENT = 64
 # Beside the tensors: headers, the manifest, the config, and what a file system takes for itself.
 MARGIN_BYTES = 1 << 20
 
@@ -75,6 +80,10 @@ class Saver:
         self.wait()
         weights, rest = self._copy.take((model.state_dict(), state))
         self._writing = update, self._pool.submit(self._write, update, weights, rest)
+
+    def reserve(self, size: int) -> None:
+        """Have host memory ready for a state of about so many bytes by the time of the first save. Returns at once."""
+        self._copy.reserve(size)
 
     def before_step(self) -> None:
         """Call it before anything changes what may be being copied: on a GPU, the device then finishes the copy first."""
@@ -187,7 +196,16 @@ class HostCopy:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._done: torch.cuda.Event | None = None
         self._unprotected = False
+        self._reserving: threading.Thread | None = None
+        self._blocks: list[Tensor] = []
+        self._used = 0
         self.tensors: list[Tensor] = []
+
+    def reserve(self, size: int) -> None:
+        """Page-lock about so many bytes in a thread of its own, which ends with the process if it is not waited for."""
+        if self._stream is not None:
+            self._reserving = threading.Thread(target=self._lock_pages, args=(size,), daemon=True, name="page-locking")
+            self._reserving.start()
 
     def take(self, tree: Any) -> Any:
         """Copy every tensor in nested dicts, lists and tuples.
@@ -196,6 +214,9 @@ class HostCopy:
             The same tree with copies in place of the tensors. They hold the values of this moment once `wait` returns.
         """
         before, self.tensors = self.tensors, []
+        if self._reserving is not None:
+            self._reserving.join()
+            self._reserving = None
         if self._stream is None:
             return self._copied(tree, before)
         self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
@@ -231,13 +252,29 @@ class HostCopy:
         place = len(self.tensors)
         copy = before[place] if place < len(before) else None
         if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
-            copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self._stream is not None)
+            copy = self._room(tensor)
         copy.copy_(tensor, non_blocking=self._stream is not None)
         if self._stream is not None and tensor.is_cuda:
             # Should its owner drop the tensor, its memory is not given to another one before it has been read.
             tensor.record_stream(self._stream)
         self.tensors.append(copy)
         return copy
+
+    def _room(self, tensor: Tensor) -> Tensor:
+        """Host memory of a tensor's shape and type: the next stretch of a block where one has so much left."""
+        if not self._blocks or tensor.nbytes > BLOCK_BYTES:
+            return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self._stream is not None)
+        if self._used + tensor.nbytes > BLOCK_BYTES:
+            self._blocks.pop(0)
+            self._used = 0
+            return self._room(tensor)
+        stretch = self._blocks[0][self._used : self._used + tensor.nbytes]
+        self._used += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+        return stretch.view(tensor.dtype).view(tensor.shape)
+
+    def _lock_pages(self, size: int) -> None:
+        for _ in range(-(-size // BLOCK_BYTES)):
+            self._blocks.append(torch.empty(BLOCK_BYTES, dtype=torch.uint8, pin_memory=True))
 
 
 def advice(error: OSError) -> str:
