@@ -183,17 +183,13 @@ def check_batches(run: RunConfig, data: PreparedData, rows: Rows, *, last: int, 
     return Check("batches", True, f"{len(looked_at)} updates are fed the same windows{more}")
 
 
-def whole_checkpoints(folder: RunFolder, *, before: int) -> list[Checkpoint]:
-    """Checkpoints of earlier updates that can be read, oldest first."""
-    found = []
-    for checkpoint in list_checkpoints(folder.checkpoints):
-        try:
-            if checkpoint.update < before:
-                verify_checkpoint(checkpoint)
-                found.append(checkpoint)
-        except DamagedCheckpoint:
-            continue
-    return found
+def is_whole(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint is what was written, read in full."""
+    try:
+        verify_checkpoint(checkpoint)
+    except DamagedCheckpoint:
+        return False
+    return True
 
 
 def first_update(folder: RunFolder) -> int:

@@ -11,10 +11,10 @@ from llama_lab.config.schema import Compile, Device, Precision, RunConfig
 from llama_lab.data.prepare import PreparedData, prepare
 from llama_lab.data.shards import TOKENIZER
 from llama_lab.data.tokenizer import load_tokenizer
-from llama_lab.lab.checks import Check, Rows, first_update, whole_checkpoints
+from llama_lab.lab.checks import Check, Rows, first_update, is_whole
 from llama_lab.lab.table import print_table
 from llama_lab.model.count import flops_per_token
-from llama_lab.training.checkpoint import Checkpoint
+from llama_lab.training.checkpoint import Checkpoint, list_checkpoints
 from llama_lab.training.guard import FILE, norms_told, ranked, windows_of
 from llama_lab.training.metrics import read_rows
 from llama_lab.training.replay import Compared, Replayed, Request, replay
@@ -98,10 +98,10 @@ def choose_span(run: RunConfig, folder: RunFolder, rows: Rows, here: Here, *, up
     Raises:
         ConfigError: the run has not done so many, or nothing is left to begin at.
     """
-    there = whole_checkpoints(folder, before=run.updates + 1)
+    there = list_checkpoints(folder.checkpoints)
     begin, first = None, first_update(folder)
     if first:
-        begin = next((checkpoint for checkpoint in there if checkpoint.update >= first), None)
+        begin = next((checkpoint for checkpoint in there if checkpoint.update >= first and is_whole(checkpoint)), None)
         if begin is None:
             rule = f"was forked after update {first}, and has no checkpoint left to begin at"
             raise ConfigError([(relative(folder.path), rule)], scope=SCOPE)
@@ -112,19 +112,27 @@ def choose_span(run: RunConfig, folder: RunFolder, rows: Rows, here: Here, *, up
     if updates is not None and updates > done:
         raise ConfigError([(f"--updates {updates}", f"is more than the run has done; try --updates {done}")], scope=SCOPE)
     if updates is None:
-        vocab_size = load_tokenizer(folder.path / TOKENIZER).vocab_size
-        flops = flops_per_token(run.model, vocab_size, run.data.max_seq_len) * run.data.tokens_per_update
         marks = [row["update"] - first for row in rows.training if row["update"] > first + 1][:1]
         marks += [checkpoint.update - first for checkpoint in there if checkpoint.update > first][:1]
-        quick = [mark for mark in marks if mark * flops <= CHEAP_FLOPS[here.run.hardware.device]]
+        quick = [mark for mark in marks if mark <= _quick_updates(run, folder, here)]
         updates = min(done, max([least, *quick]))
     return Span(begin, first + updates)
+
+
+def _quick_updates(run: RunConfig, folder: RunFolder, here: Here) -> float:
+    """How many updates are made in half a minute or less."""
+    try:
+        vocab_size = load_tokenizer(folder.path / TOKENIZER).vocab_size
+    except ConfigError:  # which is said where the data is looked at
+        return 0
+    flops = flops_per_token(run.model, vocab_size, run.data.max_seq_len) * run.data.tokens_per_update
+    return CHEAP_FLOPS[here.run.hardware.device] / flops
 
 
 def compare(folder: RunFolder, data: PreparedData, rows: Rows, here: Here, span: Span) -> Iterator[Check]:
     """Make updates again, and compare their rows and weights with those that the run has kept."""
     kept = {row["update"]: row for row in rows.training if span.first < row["update"] <= span.last}
-    there = [found for found in whole_checkpoints(folder, before=span.last + 1) if found.update > span.first]
+    there = [found for found in list_checkpoints(folder.checkpoints) if span.first < found.update <= span.last]
     print(f"Making updates {span.first + 1} to {span.last} again on {here.place}", flush=True)
     made = replay(Request(here.run, data, span.begin, span.last, set(kept), there))
     yield _compared_rows(made, kept, here)
@@ -148,18 +156,19 @@ def show_update(run: RunConfig, folder: RunFolder, update: int) -> bool:
         rule = f"is none of the updates of {relative(folder.path)}, 1 to {run.updates}"
         raise ConfigError([(f"--update {update}", rule)], scope=SCOPE)
     here, rows = find_here(run, folder), Rows.of(folder)
-    there = whole_checkpoints(folder, before=update)
-    if not there and first_update(folder):
+    before = (found for found in reversed(list_checkpoints(folder.checkpoints)) if found.update < update)
+    begin = next((checkpoint for checkpoint in before if is_whole(checkpoint)), None)
+    if begin is None and first_update(folder):
         rule = f"has no checkpoint before it that could be read: {relative(folder.path)} was forked after {first_update(folder)}"
         raise ConfigError([(f"--update {update}", rule)], scope=SCOPE)
-    for name, before, now in changes_since(folder.meta(), here.origin):
-        print(f"Not as it was: {name} was {before}, is {now}")
-    span = Span(there[-1] if there else None, update)
+    for name, then, now in changes_since(folder.meta(), here.origin):
+        print(f"Not as it was: {name} was {then}, is {now}")
+    span = Span(begin, update)
     data = prepare(run.data, run.tokenizer, print)
     start = f"the checkpoint after update {span.first}" if span.first else "the first weights"
     print(f"Making update {update} again on {here.place}, from {start}", flush=True)
     kept = {row["update"]: row for row in rows.training}
-    made = replay(Request(here.run, data, span.begin, update, set(kept)))[-1]
+    made = replay(Request(here.run, data, begin, update, set(kept)))[-1]
     first, last = windows_of(run, update)
     print(f"Loss {made.loss:.6g} nats a token, gradient norm {made.norm:.6g}, learning rate {made.lr:.6g}")
     print(f"Fed: windows {first:,} to {last:,}, hash {made.hash}")
