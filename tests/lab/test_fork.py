@@ -79,6 +79,7 @@ def test_a_fork_with_a_longer_budget_is_the_longer_run(text, trunk, capsys):
     longer = train(constant(text, "training_tokens=20480"))
     assert longer.folder != result.folder
     assert_same_run(longer.folder, result.folder)
+    assert longer.summary["best/val/loss"] == result.summary["best/val/loss"]
     meta = json.loads((result.folder / "meta.json").read_text())
     parent = load_config(trunk / "config.yaml")
     assert result.folder.name.endswith(
@@ -109,7 +110,10 @@ def test_a_trunk_has_several_cool_downs(trunk):
     assert rates[long] == {1: rates[trunk][1], 3: peak, 6: peak} | {
         update: pytest.approx(peak * (16 - update) / 8) for update in (9, 12, 15, 16)
     }
-    # What lies before is the trunk's.
+    # What lies before is the trunk's, and its best too, but not what the trunk reached afterwards.
+    for folder in (short, long):
+        validated = [row["val/loss"] for row in steady(folder) if "val/loss" in row]
+        assert json.loads((folder / "summary.json").read_text())["best/val/loss"] == min(validated)
     assert [row for row in steady(short) if row["update"] < 8] == [row for row in steady(trunk) if row["update"] < 8]
 
 

@@ -162,19 +162,18 @@ def test_a_run_that_had_no_tracker_so_far_is_sent_whole_when_it_gets_one(tracked
 def test_killing_wandb_costs_a_warning_and_nothing_else(tracked, text, outputs, victim):
     budget = ["training_tokens=40960", "log.every_updates=1", "eval=null", "sample=null"]
     command = [sys.executable, "-m", "llama_lab", "train", *words(text), *budget, "name=killed", "wandb.mode=offline"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        folder = wait_for(lambda: next((outputs / "killed").glob("llama_3m*"), None))
-        wait_for(lambda: [sent for sent in read_sent(folder) if sent.metrics[0] >= 5])
-        (file,) = offline_folders(folder)[0].glob("run-*.wandb")
-        # They reach the disk in a second, not in the library's fifteen.
-        wait_for(lambda: (rows_in(file) or 0) >= 5, seconds=10)
-        (helper,) = descendants(process.pid, victim)
-        os.kill(helper, signal.SIGKILL)
-        out, err = process.communicate(timeout=120)
-    finally:
-        process.kill()
-        process.wait()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            folder = wait_for(lambda: next((outputs / "killed").glob("llama_3m*"), None))
+            wait_for(lambda: [sent for sent in read_sent(folder) if sent.metrics[0] >= 5])
+            (file,) = offline_folders(folder)[0].glob("run-*.wandb")
+            # They reach the disk in a second, not in the library's fifteen.
+            wait_for(lambda: (rows_in(file) or 0) >= 5, seconds=10)
+            (helper,) = descendants(process.pid, victim)
+            os.kill(helper, signal.SIGKILL)
+            out, err = process.communicate(timeout=120)
+        finally:
+            process.kill()
     assert (process.returncode, err) == (0, "")
     reason = {
         "wandb-core": r"(ConnectionResetError: .*|BrokenPipeError: .*)",
@@ -284,6 +283,19 @@ def test_a_full_disk_below_wandb_alone_is_noticed(tracked, text, outputs):
         line,
     ), line
     assert len(steady(folder)) == 12
+
+
+def test_rows_that_did_not_reach_the_file_are_missed(tracked):
+    rows = Rows(tracked())
+    tracker = rows.start()
+    tracker.listen()
+    rows.write(1, 5)
+    folder = wait_for(lambda: next(iter(offline_folders(rows.folder.path)), None))
+    file = wait_for(lambda: next(folder.glob("run-*.wandb"), None))
+    wait_for(lambda: rows_in(file) == 5)
+    os.truncate(file, 7)  # W&B's own header stays
+    tracker.finish(0)
+    assert rows.said == [rows.gone(f"OSError: {folder} holds 0 of 5 rows; is the disk full?")]
 
 
 def test_a_wandb_run_of_the_caller_stays_the_caller_s(tracked, text, tmp_path):
