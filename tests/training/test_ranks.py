@@ -200,9 +200,10 @@ from llama_lab.training.watchdog import Watchdog
 with Watchdog(rank=0, seconds=2, log=Path({str(tmp_path / "log")!r})) as watchdog:
     watchdog.update(1)
     watchdog.update(2)
+    time.sleep(0.5)  # a few looks of the watchdog, before and after, fewer than it allows
     print("ready", flush=True)
     sys.stdin.readline()
-    time.sleep(1)  # many looks of the watchdog, fewer than it allows
+    time.sleep(0.5)
 print("ended well")
 """
     process = subprocess.Popen(
