@@ -72,7 +72,7 @@ def end_rank(rank: int, board: Board, error: Exception) -> NoReturn:
         deadline = time.monotonic() + REPORT_SECONDS
         while not (causes := [known for known in board.failures() if not known.is_consequence]) and time.monotonic() < deadline:
             time.sleep(STOP_POLL_SECONDS)
-        why = f"rank {causes[0].rank} has failed" if causes else f"another rank is gone ({failure.message.splitlines()[0]})"
+        why = f"rank {causes[0].rank} has failed" if causes else f"another rank is gone ({failure.message.partition('. ')[0]})"
         text = f"rank {rank} ends, because {why}"
     else:
         text = f"{failure.kind}: {error}" if isinstance(error, ConfigError | RunFailed) else failure.trace
