@@ -71,7 +71,8 @@ class Guard:
         self._run, self._folder, self._worker, self._say = run, folder, worker, say
         self._names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         self._noted: deque[Noted] = deque()
-        self._losses = LossWindow(row["train/loss"] for row in read_rows(folder / "metrics.jsonl") if "train/loss" in row)
+        rows = read_rows(folder / "metrics.jsonl") if worker.is_main else []
+        self._losses = LossWindow(row["train/loss"] for row in rows if "train/loss" in row)
         self.skipped = skipped
 
     def note(self, update: int, gradients: Gradients) -> None:
@@ -86,7 +87,7 @@ class Guard:
         if figures.is_cuda:
             host = torch.empty(figures.shape, dtype=figures.dtype, pin_memory=True)
             figures = host.copy_(figures, non_blocking=True)
-            copied = torch.cuda.Event()
+            copied = torch.cuda.Event(blocking=True)  # waiting for it sleeps, and leaves the core to others
             copied.record()
         self._noted.append(Noted(update, figures, copied, own.hash))
         self._look(LAG if copied is not None else 0)
@@ -126,8 +127,11 @@ class Guard:
         self.skipped += 1
         ends = self.skipped > self._run.guard.max_skipped
         if self._worker.is_main:
-            with (self._folder / FILE).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(found.row(self._run) | {"ends_the_run": ends}) + "\n")
+            try:
+                with (self._folder / FILE).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(found.row(self._run) | {"ends_the_run": ends}) + "\n")
+            except OSError as error:
+                self._say(f"{FILE} could not be written ({error})", "yellow")
         text = found.told(self._run, self._folder)
         if ends:
             raise Diverged(f"{text}\n  {self._advice()}")
