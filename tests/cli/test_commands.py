@@ -72,7 +72,7 @@ def test_version(llama_lab):
     ("words", "hint"),
     [
         (["tarin"], "did you mean train?"),
-        (["frobnicate"], "there are train, plan, fork, prepare, data, track, cache, completion"),
+        (["frobnicate"], "there are train, plan, fork, verify, prepare, data, track, cache, completion"),
         (["data", "inspct"], "did you mean inspect?"),
         (["data", "shards"], "try: llama-lab data inspect shards"),
         (["optim=muon"], "try: llama-lab train optim=muon"),

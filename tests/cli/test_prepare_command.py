@@ -155,6 +155,8 @@ def test_a_signal_keeps_what_is_done(sent: signal.Signals, folder: Path) -> None
     (folder / "long.jsonl").write_text(text, encoding="utf-8")
     words = ["prepare", "data=text", "data.path=long.jsonl", "tokenizer.vocab_size=300", "--out", "made"]
     often = "from llama_lab.data import build; build.SAVE_SECONDS = build.SAY_SECONDS = 0.01\n"
+    # Whoever runs the tests in the background of a shell has made every child deaf to Ctrl-C.
+    often += "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     program = f"{often}import sys\nfrom llama_lab.cli import main\nsys.exit(main({words!r}))"
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
