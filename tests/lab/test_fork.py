@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from llama_lab import compose, train
 from llama_lab.cli import main
@@ -18,22 +17,15 @@ from llama_lab.config.identity import load_config, run_hash
 from llama_lab.config.schema import RunConfig
 from llama_lab.lab.fork import fork
 from llama_lab.training.checkpoint import list_checkpoints
-from llama_lab.training.metrics import VOLATILE, read_rows
+from llama_lab.training.metrics import read_rows
 
-from ..training.conftest import final_weights, tiny_overrides
-
-
-def steady(folder: Path, name: str = "metrics.jsonl"):
-    """The rows of a run without what depends on the machine and the moment."""
-    return [{key: value for key, value in row.items() if not key.startswith(VOLATILE)} for row in read_rows(folder / name)]
+from ..training.conftest import assert_same_run, final_weights, steady, tiny_overrides
 
 
-def assert_same_run(first: Path, second: Path):
-    expected, found = final_weights(first), final_weights(second)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
-    for name in ("metrics.jsonl", "samples.jsonl", "batches.jsonl"):
-        assert steady(first, name) == steady(second, name) != []
+def assert_same_rows_and_weights(first: Path, second: Path):
+    """The same run, with samples in it."""
+    assert_same_run(first, second)
+    assert steady(second, "samples.jsonl")
 
 
 def contents(folder: Path):
@@ -78,7 +70,7 @@ def test_a_fork_with_a_longer_budget_is_the_longer_run(text, trunk, capsys):
     assert contents(trunk) == before
     longer = train(constant(text, "training_tokens=20480"))
     assert longer.folder != result.folder
-    assert_same_run(longer.folder, result.folder)
+    assert_same_rows_and_weights(longer.folder, result.folder)
     assert longer.summary["best/val/loss"] == result.summary["best/val/loss"]
     meta = json.loads((result.folder / "meta.json").read_text())
     parent = load_config(trunk / "config.yaml")
@@ -132,7 +124,7 @@ def test_the_same_command_again_goes_on_or_says_that_it_is_done(trunk, tmp_path,
     assert list_checkpoints(folder / "checkpoints")[-1].update < 120
     assert main(words) == 0
     unbroken = fork(trunk, ["training_tokens=61440", "optim.max_lr=2e-3", "name=unbroken"], update="8")
-    assert_same_run(unbroken.folder, folder)
+    assert_same_rows_and_weights(unbroken.folder, folder)
     capsys.readouterr()
     assert main(words) == 0
     assert f"Already finished: {folder}" in capsys.readouterr().out
@@ -233,7 +225,7 @@ def test_a_folder_that_was_forked_from_another_state_is_not_gone_on_with(trunk):
         f"{folder} began with another state of update 16 than {trunk} has now; fresh=true moves it aside and forks anew"
     ]
     assert fork(trunk, [*words, "fresh=true"], update="16").folder == folder
-    assert_same_run(folder.with_name(f"{folder.name}.1"), folder)
+    assert_same_rows_and_weights(folder.with_name(f"{folder.name}.1"), folder)
 
 
 def test_other_text_keeps_the_vocabulary(tiny, tmp_path):

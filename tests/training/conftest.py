@@ -5,10 +5,12 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
 from llama_lab import compose
 from llama_lab.config.schema import RunConfig
 from llama_lab.training.checkpoint import list_checkpoints, load_weights
+from llama_lab.training.metrics import VOLATILE, read_rows
 
 WORDS = [
     "the",
@@ -62,3 +64,18 @@ def tiny_overrides(text: Path) -> list[str]:
 def final_weights(folder: Path):
     """The weights of a run's newest checkpoint, by name."""
     return load_weights(list_checkpoints(folder / "checkpoints")[-1])
+
+
+def steady(folder: Path, name: str = "metrics.jsonl"):
+    """The rows of a run without what depends on the machine and the moment."""
+    return [{key: value for key, value in row.items() if not key.startswith(VOLATILE)} for row in read_rows(folder / name)]
+
+
+def assert_same_run(first: Path, second: Path):
+    """Bitwise equal weights, equal rows and samples."""
+    expected, found = final_weights(first), final_weights(second)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert steady(first) == steady(second) != []
+    assert steady(first, "samples.jsonl") == steady(second, "samples.jsonl")
+    assert read_rows(first / "batches.jsonl") == read_rows(second / "batches.jsonl") != []

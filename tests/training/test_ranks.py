@@ -15,9 +15,8 @@ from llama_lab.training.board import Board, Failure, Whereabouts
 from llama_lab.training.checkpoint import list_checkpoints
 from llama_lab.training.watchdog import Watchdog
 
-from .conftest import tiny_overrides
+from .conftest import assert_same_run, tiny_overrides
 from .processes import LONG, SHORT, TORCHRUN, command, end_of, folder_of, rank_process, rows_of, started, status_of, wait_for
-from .test_training import assert_same_run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="several processes, stopped and continued as Linux does it")
 

@@ -18,9 +18,8 @@ from llama_lab.inference.generate import generate
 from llama_lab.training.checkpoint import list_checkpoints
 from llama_lab.training.stop import Stop, Stopped, stop_on_signals
 
-from .conftest import WORDS, tiny_overrides
+from .conftest import WORDS, assert_same_run, tiny_overrides
 from .processes import command, end_of, folder_of, rows_of, started, status_of, wait_for
-from .test_training import assert_same_run
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 

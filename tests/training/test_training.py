@@ -16,24 +16,9 @@ from llama_lab import compose, load, train
 from llama_lab.config.errors import ConfigError
 from llama_lab.training.checkpoint import list_checkpoints
 from llama_lab.training.errors import Diverged
-from llama_lab.training.metrics import VOLATILE, read_rows
+from llama_lab.training.metrics import read_rows
 
-from .conftest import final_weights, tiny_overrides
-
-
-def steady(folder: Path, name: str = "metrics.jsonl"):
-    """The rows of a run without what depends on the machine and the moment."""
-    return [{key: value for key, value in row.items() if not key.startswith(VOLATILE)} for row in read_rows(folder / name)]
-
-
-def assert_same_run(first: Path, second: Path):
-    """Bitwise equal weights, equal rows and samples."""
-    expected, found = final_weights(first), final_weights(second)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
-    assert steady(first) == steady(second) != []
-    assert steady(first, "samples.jsonl") == steady(second, "samples.jsonl")
-    assert read_rows(first / "batches.jsonl") == read_rows(second / "batches.jsonl") != []
+from .conftest import assert_same_run, final_weights, steady, tiny_overrides
 
 
 def largest_difference(first: Path, second: Path) -> float:
