@@ -6,7 +6,6 @@ process leaves on the device goes with it. What was found is kept in the cache f
 
 import gc
 import hashlib
-import importlib.metadata
 import json
 import multiprocessing
 import os
@@ -30,6 +29,7 @@ from llama_lab.data.cache import cache_root
 from llama_lab.data.prepare import PreparedData
 from llama_lab.training.errors import OutOfMemory
 from llama_lab.training.ranks import end_with_parent
+from llama_lab.training.run_folder import package_version
 from llama_lab.training.stop import blocked_signals, ignore_signals
 
 MARGIN = 0.05
@@ -239,8 +239,8 @@ def _key(run: RunConfig, data: PreparedData) -> tuple[str, dict[str, Any]]:
         "deterministic": run.hardware.deterministic,
         "device": cuda.name,
         "device_bytes": cuda.bytes,
-        "torch": importlib.metadata.version("torch"),
-        "llama_lab": importlib.metadata.version("llama_lab"),
+        "torch": package_version("torch"),
+        "llama_lab": package_version("llama_lab"),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16], facts
 

@@ -127,7 +127,7 @@ def describe_origin(run: RunConfig, *, command: list[str] | None, data: dict[str
     return {
         "command": command,
         "code": {"sha256": _code_hash(), **_git()},
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in VERSIONED}},
+        "versions": {"python": platform.python_version(), **{name: package_version(name) for name in VERSIONED}},
         "machine": {
             "platform": platform.platform(),
             "host": socket.gethostname(),
@@ -303,7 +303,8 @@ def _git() -> dict[str, Any]:
     return {"commit": commit.strip(), "diff": (git("diff", "HEAD", "--", ".") or "")[:GIT_DIFF_CHARACTERS]}
 
 
-def _version(name: str) -> str | None:
+def package_version(name: str) -> str | None:
+    """The installed version of a package, or of `python`; None if it runs from a folder without being installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
