@@ -25,7 +25,7 @@ BYTES_EOS = 256
 PIECE_CHARS = 100_000
 # Encoded at once, and so many of these ahead of what is asked for: all cores are busy while ids are written and text is read, and
 # little is in memory.
-BATCH_CHARS = 500_000
+BATCH_CHARS = 250_000
 BATCHES_AHEAD = 3
 # A hundred times as much text moves hardly a merge.
 MAX_TRAIN_BYTES = 10**9
