@@ -41,15 +41,18 @@ def train(
     return launch(run, _load_observers, handle_signals=handle_signals, command=command, extra_slug=extra_slug)
 
 
-def load(run_folder: str | Path) -> "LoadedRun":
-    """Open a run's newest checkpoint: its model, tokenizer and config.
+def load(run_folder: str | Path, update: int | None = None) -> "LoadedRun":
+    """Open a run's checkpoint: its model, tokenizer and config.
+
+    Args:
+        update: number of the update that the checkpoint follows; None: the newest.
 
     Raises:
-        ConfigError: the folder holds no run, or no checkpoint yet.
+        ConfigError: the folder holds no run, or no such checkpoint.
     """
     from llama_lab.inference.load import load_run
 
-    return load_run(Path(run_folder))
+    return load_run(Path(run_folder), update)
 
 
 def _load_observers() -> "Observers":

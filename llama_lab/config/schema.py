@@ -84,6 +84,13 @@ class Compile(Enum):
     never = "never"
 
 
+class RopeScaling(Enum):
+    """How rotary wavelengths are stretched for texts longer than a model was first trained on."""
+
+    linear = "linear"
+    llama3 = "llama3"
+
+
 class Window(Enum):
     """How training windows are cut from the tokens."""
 
@@ -173,6 +180,17 @@ class ModelConfig:
     dropout: float = MISSING
     """Probability of dropping a channel after attention and SwiGLU, in [0, 1). Its masks follow the micro-batch, so with it
     `hardware` is no longer free of influence on the curve."""
+    rope_scaling: RopeScaling | None = _later(None)
+    """linear: all rotary wavelengths are `rope_factor` times as long; llama3: only the long ones are, as in Llama 3.1 and later.
+    null: none is. For weights that were trained so; a model from nothing needs none."""
+    rope_factor: float = _later(1.0)
+    """How many times as long the wavelengths become. At least 1; 1 without `rope_scaling`."""
+    rope_low_freq: float = _later(1.0)
+    """llama3: wavelengths that fit fewer times than this into `rope_original_len` are stretched in full. Above 0."""
+    rope_high_freq: float = _later(4.0)
+    """llama3: wavelengths that fit more often than this into `rope_original_len` stay. Above `rope_low_freq`."""
+    rope_original_len: int = _later(8192)
+    """llama3: tokens of context that the model was first trained with. At least 1."""
 
     def problems(self, at: str) -> list[Problem]:
         """What is wrong with this node alone; `at` is its key path."""
@@ -187,8 +205,23 @@ class ModelConfig:
             ("rope_theta", _positive(self.rope_theta), "is not above 0; try 10000"),
             ("norm_eps", _positive(self.norm_eps), "is not above 0; try 1e-5"),
             ("dropout", 0 <= self.dropout < 1, "is outside [0, 1); 0 is none"),
+            *self._rope_rules(at),
         )
         return counts or self._head_problems(at)
+
+    def _rope_rules(self, at: str) -> list[tuple[str, bool, str]]:
+        needed = self.rope_scaling is not None or self.rope_factor == 1
+        return [
+            ("rope_factor", 1 <= self.rope_factor < math.inf, "is below 1; 1 leaves the wavelengths as they are"),
+            ("rope_factor", needed, f"has no effect without {at}.rope_scaling; try {at}.rope_scaling=linear"),
+            ("rope_low_freq", _positive(self.rope_low_freq), "is not above 0; try 1"),
+            (
+                "rope_high_freq",
+                self.rope_low_freq < self.rope_high_freq < math.inf,
+                f"is not above {at}.rope_low_freq={self.rope_low_freq}; try {4 * self.rope_low_freq:g}",
+            ),
+            ("rope_original_len", self.rope_original_len >= 1, "is below 1; try 8192"),
+        ]
 
     def _head_problems(self, at: str) -> list[Problem]:
         divisors = [heads for heads in range(1, self.n_heads + 1) if self.n_heads % heads == 0]

@@ -16,24 +16,29 @@ from llama_lab.training.checkpoint import list_checkpoints, load_weights
 
 
 class LoadedRun:
-    """The newest checkpoint of a run, on the CPU in float32, ready to be asked.
+    """A checkpoint of a run, the newest unless another is asked for, on the CPU in float32, ready to be asked.
 
     Attributes:
         model, tokenizer, run: what was trained, on what ids, from which config.
         update, tokens: how far it had been trained.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, update: int | None = None):
         if not (folder / "config.yaml").is_file():
             raise ConfigError([(str(folder), "holds no run; name a folder outputs/<name>/<run id>")], scope="this request")
         checkpoints = list_checkpoints(folder / "checkpoints")
         if not checkpoints:
             raise ConfigError([(str(folder), "has no checkpoint yet; train it further")], scope="this request")
+        by_update = {checkpoint.update: checkpoint for checkpoint in checkpoints}
+        chosen = by_update.get(checkpoints[-1].update if update is None else update)
+        if chosen is None:
+            there = ", ".join(map(str, by_update))
+            raise ConfigError([(f"update {update}", f"is no checkpoint of {folder}; there are {there}")], scope="this request")
         self.run: RunConfig = load_config(folder / "config.yaml")
         self.tokenizer: Tokenizer = load_tokenizer(folder / "tokenizer.json")
-        self.update, self.tokens = checkpoints[-1].update, checkpoints[-1].tokens
+        self.update, self.tokens = chosen.update, chosen.tokens
         self.model = Llama(self.run.model, vocab_size=self.tokenizer.vocab_size, max_seq_len=self.run.data.max_seq_len)
-        self.model.load_state_dict(load_weights(checkpoints[-1]))
+        self.model.load_state_dict(load_weights(chosen))
         self.model.eval()
 
     def generate(
@@ -67,10 +72,13 @@ class LoadedRun:
         return self.model(torch.tensor([list(ids)]))[0]
 
 
-def load_run(folder: Path) -> LoadedRun:
-    """Open a run's newest checkpoint.
+def load_run(folder: Path, update: int | None = None) -> LoadedRun:
+    """Open a run's checkpoint.
+
+    Args:
+        update: number of the update it follows; None: the newest.
 
     Raises:
-        ConfigError: the folder holds no run, or no checkpoint yet.
+        ConfigError: the folder holds no run, or no such checkpoint.
     """
-    return LoadedRun(folder)
+    return LoadedRun(folder, update)

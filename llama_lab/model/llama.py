@@ -66,7 +66,7 @@ class Llama(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = None if config.tie_embeddings else Linear(config.dim, vocab_size)
-        cos, sin = rotary_tables(config.dim // config.n_heads, max_seq_len, config.rope_theta)
+        cos, sin = rotary_tables(config.dim // config.n_heads, max_seq_len, config.rope_theta, scaled_as=config)
         self.register_buffer("cos", cos.to(self.embedding.weight.device), persistent=False)
         self.register_buffer("sin", sin.to(self.embedding.weight.device), persistent=False)
 
