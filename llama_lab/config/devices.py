@@ -13,10 +13,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-COMPUTE_CAPABILITY_MAJOR = 75
-"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR of the driver's interface."""
-BF16_CAPABILITY = 8
-"""First major compute capability (Ampere) with bf16 in its tensor cores."""
+COMPUTE_CAPABILITY = (75, 76)
+"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of the driver's interface."""
+BF16_CAPABILITY, FP8_CAPABILITY = (8, 0), (8, 9)
+"""First compute capabilities (Ampere, Ada) with bf16 and with float8 in their tensor cores."""
 MPS_MACOS = 14
 """First macOS whose Metal torch supports."""
 CPU_BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
@@ -28,7 +28,7 @@ class Cuda:
 
     Attributes:
         devices: visible GPUs that torch can use.
-        has_bf16: whether each of them has bf16 in hardware.
+        has_bf16, has_fp8: whether each of them has bf16, float8 in hardware.
         name, bytes: of the first of them, as the driver says it.
         reason: why there are none.
     """
@@ -38,6 +38,7 @@ class Cuda:
     name: str = ""
     bytes: int = 0
     reason: str = ""
+    has_fp8: bool = False
 
 
 def probe_cuda() -> Cuda:
@@ -100,20 +101,21 @@ def _driver_devices(visible: str | None) -> Cuda:
     count = ctypes.c_int(0)
     if (code := driver.cuInit(0)) != 0 or (code := driver.cuDeviceGetCount(ctypes.byref(count))) != 0:
         return Cuda(reason=f"the NVIDIA driver finds no GPU that it can use (error {code}); see nvidia-smi")
-    majors = [_capability(driver, ordinal) for ordinal in range(count.value)]
-    if not majors:
+    capabilities = [_capability(driver, ordinal) for ordinal in range(count.value)]
+    if not capabilities:
         return Cuda(reason="the NVIDIA driver finds no GPU; see nvidia-smi and CUDA_VISIBLE_DEVICES")
     name, size = _first(driver)
-    return Cuda(len(majors), min(majors) >= BF16_CAPABILITY, name, size)
+    lowest = min(capabilities)
+    return Cuda(len(capabilities), lowest >= BF16_CAPABILITY, name, size, has_fp8=lowest >= FP8_CAPABILITY)
 
 
-def _capability(driver: ctypes.CDLL, ordinal: int) -> int:
-    """Major compute capability of one GPU; 0 if the driver does not say."""
-    device, major = ctypes.c_int(0), ctypes.c_int(0)
-    if driver.cuDeviceGet(ctypes.byref(device), ordinal) != 0:
-        return 0
-    failed = driver.cuDeviceGetAttribute(ctypes.byref(major), COMPUTE_CAPABILITY_MAJOR, device)
-    return 0 if failed else major.value
+def _capability(driver: ctypes.CDLL, ordinal: int) -> tuple[int, int]:
+    """Compute capability of one GPU, major and minor; (0, 0) if the driver does not say."""
+    device, parts = ctypes.c_int(0), (ctypes.c_int(0), ctypes.c_int(0))
+    failed = driver.cuDeviceGet(ctypes.byref(device), ordinal)
+    for part, attribute in zip(parts, COMPUTE_CAPABILITY, strict=True):
+        failed = failed or driver.cuDeviceGetAttribute(ctypes.byref(part), attribute, device)
+    return (0, 0) if failed else (parts[0].value, parts[1].value)
 
 
 def _first(driver: ctypes.CDLL) -> tuple[str, int]:

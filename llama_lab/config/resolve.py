@@ -45,7 +45,8 @@ def resolve(run: RunConfig) -> RunConfig:
         micro_batch=micro_batch,
         compile=Compile.always if compiles else Compile.never,
     )
-    return replace(run, precision=precision, hardware=hardware)
+    # How a sweep starts its runs says nothing about one of them.
+    return replace(run, precision=precision, hardware=hardware, sweep=None)
 
 
 def _device(run: RunConfig, cuda: devices.Cuda) -> tuple[Device, list[Problem]]:
@@ -92,6 +93,8 @@ def _precision(run: RunConfig, device: Device, cuda: devices.Cuda, found: list[P
         return Precision.bf16 if has_bf16 else Precision.fp32
     if run.precision is Precision.bf16 and device is Device.cuda and cuda.devices and not cuda.has_bf16:
         found.append(("precision=bf16", "needs a GPU of compute capability 8.0 (Ampere) or later; precision=fp32 works here"))
+    if run.precision is Precision.fp8 and not (device is Device.cuda and cuda.has_fp8):
+        found.append(("precision=fp8", "needs a GPU of compute capability 8.9 (Ada, Hopper) or later; precision=auto works here"))
     return run.precision
 
 

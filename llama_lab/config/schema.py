@@ -60,11 +60,13 @@ def _positive(value: float) -> bool:
 
 
 class Precision(Enum):
-    """Dtype of the activations in matrix products; weights and optimizer states are fp32 in either case."""
+    """Dtype of the activations in matrix products; weights and their gradients are fp32 in each case. `fp8` multiplies in float8
+    inside the blocks, with one scale a tensor, and is bf16 elsewhere. `auto` never chooses it."""
 
     auto = "auto"
     fp32 = "fp32"
     bf16 = "bf16"
+    fp8 = "fp8"
 
 
 class Device(Enum):

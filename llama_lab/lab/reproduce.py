@@ -36,7 +36,11 @@ class Noise:
 
 # Another micro-batch or number of processes on one CPU moves a small model within 20 updates by 1e-7, 1e-7 and 1e-5 in fp32, and by
 # 3e-5, 1e-3 and 0.15 in bf16 (Muon turns the smallest differences of a gradient into those of whole steps). Other kernels get more.
-NOISE = {Precision.fp32: Noise(loss=1e-4, norm=1e-3, weights=0.01), Precision.bf16: Noise(loss=1e-2, norm=0.1, weights=0.3)}
+NOISE = {
+    Precision.fp32: Noise(loss=1e-4, norm=1e-3, weights=0.01),
+    Precision.bf16: Noise(loss=1e-2, norm=0.1, weights=0.3),
+    Precision.fp8: Noise(loss=1e-2, norm=0.1, weights=0.3),
+}
 
 
 @dataclass(frozen=True, slots=True)

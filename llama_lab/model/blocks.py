@@ -7,12 +7,27 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from llama_lab.model.products import WeightCopy
+
 
 class Linear(nn.Linear):
-    """A matrix product without bias. Weights are NaN until `initialise` or a checkpoint fills them."""
+    """A matrix product without bias. Weights are NaN until `initialise` or a checkpoint fills them.
+
+    Attributes:
+        copy: of the weight, which inputs of its dtype are multiplied with instead; set by training, on a GPU.
+    """
+
+    copy: WeightCopy | None
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
+        self.copy = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        if self.copy is not None and x.dtype == self.copy.weight.dtype:
+            return self.copy(x)
+        return functional.linear(x, self.weight)
 
     def reset_parameters(self) -> None:
         """Draw nothing: torch's own draw would cost time and move the global random state."""

@@ -19,6 +19,7 @@ from llama_lab.model.cache import KVCache
 from llama_lab.model.count import ffn_dim
 from llama_lab.model.initialise import initialise
 from llama_lab.model.loss import summed_cross_entropy
+from llama_lab.model.products import WeightCopy
 from llama_lab.model.rotary import rotary_tables
 
 
@@ -65,6 +66,7 @@ class Llama(nn.Module):
         self.embedding = nn.Embedding.from_pretrained(torch.full((vocab_size, config.dim), float("nan")), freeze=False)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.tied_copy: WeightCopy | None = None
         self.output = None if config.tie_embeddings else Linear(config.dim, vocab_size)
         cos, sin = rotary_tables(config.dim // config.n_heads, max_seq_len, config.rope_theta, scaled_as=config)
         self.register_buffer("cos", cos.to(self.embedding.weight.device), persistent=False)
@@ -129,4 +131,4 @@ class Llama(nn.Module):
         weight = self.embedding.weight if self.output is None else self.output.weight
         if targets is None:
             return functional.linear(x_btc, weight)
-        return summed_cross_entropy(x_btc, weight, targets)
+        return summed_cross_entropy(x_btc, weight, targets, self.tied_copy if self.output is None else self.output.copy)

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.schema import Compile, EvalConfig, RunConfig, SampleConfig
+from llama_lab.config.schema import EvalConfig, RunConfig, SampleConfig
 from llama_lab.data.prepare import PreparedData
 from llama_lab.data.stream import MixedStream, training_stream
 from llama_lab.data.tokenizer import Tokenizer
@@ -41,7 +40,7 @@ from llama_lab.training.run_folder import RunFolder
 from llama_lab.training.saver import Saver
 from llama_lab.training.stop import Stop, Stopped
 from llama_lab.training.tracker import Tracker
-from llama_lab.training.update import Gradients, apply_gradients, compute_gradients
+from llama_lab.training.update import Gradients, Updater
 from llama_lab.training.watchdog import Watchdog
 from llama_lab.training.worker import Worker
 
@@ -131,7 +130,6 @@ def train_run(
     model, optimizer = build(run, data, worker)
     stream = training_stream(run, data)
     state = resume(run, folder, model, optimizer, worker, console)
-    wrapped = wrap(model, run, worker)
     metrics = None
     if worker.is_main:
         start_tokens = state.update * run.data.tokens_per_update
@@ -156,6 +154,7 @@ def train_run(
         save(saver, model, optimizer, state, worker, guard, clock)
 
     with (
+        Updater(model, run, worker) as updater,
         Saver(run, folder, worker.device, console.say) as saver,
         Feed(stream, run, worker, first_update=state.update + 1, last_update=run.updates) as feed,
     ):
@@ -163,14 +162,13 @@ def train_run(
             saver.reserve(checkpoint_bytes(run, data.tokenizer.vocab_size))
         if state.update and not look():
             return "preempted"
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         ends = True
         for update in range(state.update + 1, run.updates + 1):
             watchdog.update(update)
-            gradients = compute_gradients(wrapped, parameters, feed, run, worker, update)
+            gradients = updater.gradients(feed, update)
             guard.note(update, gradients)
             saver.before_step()
-            factor = apply_gradients(optimizer, run, update, unless=gradients.is_bad)
+            factor = updater.step(optimizer, update, unless=gradients.is_bad)
 
             state.count(update, gradients)
             clock.count(run.data.tokens_per_update)
@@ -205,17 +203,6 @@ def build(run: RunConfig, data: PreparedData, worker: Worker) -> tuple[Llama, Op
     model.initialise(torch.Generator().manual_seed(run.seed.init))
     model.to(worker.device)
     return model, build_optimizer(model, run.optim, worker.device.type, run.precision)
-
-
-def wrap(model: Llama, run: RunConfig, worker: Worker) -> nn.Module:
-    """The model as an update calls it: data-parallel in a process group, compiled if asked for."""
-    wrapped: nn.Module = model
-    if worker.is_grouped:
-        devices = [worker.device] if worker.device.type == "cuda" else None
-        wrapped = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False)
-    if run.hardware.compile is Compile.always:
-        wrapped.compile(dynamic=False)
-    return wrapped
 
 
 def resume(run: RunConfig, folder: RunFolder, model: Llama, optimizer: Optimizers, worker: Worker, console: Console) -> State:

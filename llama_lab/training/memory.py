@@ -198,9 +198,8 @@ def _tidied_up(run: RunConfig, data: PreparedData, worker: Any, size: int) -> in
     from llama_lab.data.stream import training_stream
     from llama_lab.model.llama import Llama
     from llama_lab.training.feed import Feed
-    from llama_lab.training.loop import wrap
     from llama_lab.training.optim import build_optimizer
-    from llama_lab.training.update import apply_gradients, compute_gradients
+    from llama_lab.training.update import Updater
 
     # Two micro-batches an update, where the share has two: the second meets the gradients of the first.
     windows = min(2 * size, _share(run))
@@ -213,12 +212,12 @@ def _tidied_up(run: RunConfig, data: PreparedData, worker: Any, size: int) -> in
     model.initialise(torch.Generator().manual_seed(0))
     model.to(worker.device)
     optimizer = build_optimizer(model, run.optim, worker.device.type, run.precision)
-    wrapped, before = wrap(model, run, worker), 0
-    with Feed(training_stream(run, data), run, worker, first_update=1, last_update=2) as feed:
+    before, stream = 0, training_stream(run, data)
+    with Updater(model, run, worker) as updater, Feed(stream, run, worker, first_update=1, last_update=2) as feed:
         for update in (1, 2):
             before = torch.cuda.memory_stats(worker.device).get("num_alloc_retries", 0)
-            gradients = compute_gradients(wrapped, list(model.parameters()), feed, run, worker, update)
-            apply_gradients(optimizer, run, update, unless=gradients.is_bad)
+            gradients = updater.gradients(feed, update)
+            updater.step(optimizer, update, unless=gradients.is_bad)
             torch.cuda.synchronize(worker.device)
     return torch.cuda.memory_stats(worker.device).get("num_alloc_retries", 0) - before
 

@@ -106,7 +106,7 @@ def build_optimizer(model: nn.Module, optim: OptimConfig, device_type: str, prec
                 (hidden if name.startswith("blocks.") and parameter.ndim == 2 else rest).append(parameter)
             muon = StackedMuon(
                 hidden,
-                dtype=torch.bfloat16 if precision is Precision.bf16 else torch.float32,
+                dtype=torch.float32 if precision is Precision.fp32 else torch.bfloat16,
                 lr=optim.max_lr,
                 weight_decay=optim.weight_decay,
                 momentum=optim.momentum,

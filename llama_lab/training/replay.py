@@ -19,10 +19,10 @@ from llama_lab.data.stream import training_stream
 from llama_lab.training.board import Board
 from llama_lab.training.checkpoint import Checkpoint, DamagedCheckpoint, load_weights
 from llama_lab.training.feed import Feed
-from llama_lab.training.loop import State, build, wrap
+from llama_lab.training.loop import State, build
 from llama_lab.training.ranks import run_ranks
 from llama_lab.training.stop import Stop
-from llama_lab.training.update import apply_gradients, compute_gradients
+from llama_lab.training.update import Updater
 from llama_lab.training.worker import Place, Worker, join
 
 
@@ -119,14 +119,14 @@ def _work(asked: Request, worker: Worker) -> list[Replayed]:
     state = State.at_start(worker)
     if asked.begin is not None:
         state.restore(asked.begin, model, optimizer, worker)
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    wrapped = wrap(model, run, worker)
+    names = [name for name, _ in model.named_parameters()]
     checkpoints = {checkpoint.update: checkpoint for checkpoint in asked.checkpoints}
     stream = training_stream(run, asked.data)
-    with Feed(stream, run, worker, first_update=state.update + 1, last_update=asked.last) as feed:
-        for update in range(state.update + 1, asked.last + 1):
-            gradients = compute_gradients(wrapped, parameters, feed, run, worker, update)
-            factor = apply_gradients(optimizer, run, update, unless=gradients.is_bad)
+    first = state.update + 1
+    with Updater(model, run, worker) as updater, Feed(stream, run, worker, first_update=first, last_update=asked.last) as feed:
+        for update in range(first, asked.last + 1):
+            gradients = updater.gradients(feed, update)
+            factor = updater.step(optimizer, update, unless=gradients.is_bad)
             state.count(update, gradients)
             own = worker.total(torch.stack((gradients.own.loss_sum, gradients.own.predicted))).tolist()
             _, fed = worker.settle(False, gradients.own.hash)

@@ -1,14 +1,17 @@
 """One update: the gradient of the mean over all predicted tokens of the global batch, however it is split, and a step along it."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import NamedTuple, cast
+from types import TracebackType
+from typing import NamedTuple, Self
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from llama_lab.config.schema import RunConfig
+from llama_lab.config.schema import Compile, Precision, RunConfig
+from llama_lab.model.blocks import Linear
+from llama_lab.model.llama import Llama
+from llama_lab.model.products import Fp8WeightCopy, WeightCopy
+from llama_lab.training.buckets import GradientBuckets
 from llama_lab.training.feed import Feed
 from llama_lab.training.optim import Optimizers
 from llama_lab.training.schedule import lr_factor
@@ -45,74 +48,142 @@ class Gradients(NamedTuple):
     is_bad: Tensor
 
 
-def compute_gradients(
-    model: nn.Module, parameters: Sequence[nn.Parameter], feed: Feed, run: RunConfig, worker: Worker, update: int
-) -> Gradients:
-    """Leave in every parameter's `.grad` what the next update steps along, clipped.
+class Updater:
+    """Makes the updates of a run. Used as a context; what it has hung into the model is gone after it.
+
+    On a GPU in low precision the weights get copies to multiply with (`model.products`). With these, or in a process group,
+    gradients live in flat buffers (`GradientBuckets`); otherwise autograd makes them anew in every update.
 
     Args:
-        model: as `accumulate_gradients` takes it.
-        parameters: those of it that are trained.
-        update: its number, which must be the one that `feed` gives next.
+        model: with the weights to go on from.
+        run: resolved.
+
+    Attributes:
+        parameters: those that are trained, in the model's order.
     """
-    if run.model.dropout:
-        torch.manual_seed(dropout_seed(run.seed.init, update, worker.place.rank))
-    own = accumulate_gradients(model, feed, run, worker)
-    norms = torch.stack(torch._foreach_norm([parameter.grad for parameter in parameters if parameter.grad is not None]))
-    norm = torch.linalg.vector_norm(norms)
-    if run.optim.max_grad_norm is not None:
-        nn.utils.clip_grads_with_norm_(parameters, run.optim.max_grad_norm, norm)
-    return Gradients(own, norms, norm, ~norm.isfinite())
+
+    def __init__(self, model: Llama, run: RunConfig, worker: Worker) -> None:
+        self._model, self._run, self._worker = model, run, worker
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if worker.is_grouped:
+            # Drawn from one seed, but perhaps by different processors.
+            for parameter in self.parameters:
+                dist.broadcast(parameter.data, 0)
+        copied = copied_weights(model) if worker.device.type == "cuda" and run.precision is not Precision.fp32 else {}
+        self._buckets = None
+        self._copies: list[tuple[Tensor, WeightCopy]] = []
+        if copied or worker.is_grouped:
+            tied = [model.embedding.weight] if model.output is None else []
+            early = [weight for weight in copied.values() if not any(weight is other for other in tied)]
+            self._buckets = GradientBuckets(self.parameters, worker, added=early)
+            for name, weight in copied.items():
+                self._copies.append((weight, self._hang(name, weight, self._buckets.view(weight))))
+        self.refresh()
+        if run.hardware.compile is Compile.always:
+            model.compile(dynamic=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._buckets is not None:
+            self._buckets.release()
+        self._model.tied_copy = None
+        for module in self._model.modules():
+            if isinstance(module, Linear):
+                module.copy = None
+
+    def gradients(self, feed: Feed, update: int) -> Gradients:
+        """Leave in every parameter's `.grad` what the next update steps along, clipped.
+
+        Args:
+            update: its number, which must be the one that `feed` gives next.
+        """
+        if self._run.model.dropout:
+            torch.manual_seed(dropout_seed(self._run.seed.init, update, self._worker.place.rank))
+        own = self._accumulate(feed)
+        norms = torch.stack(torch._foreach_norm([parameter.grad for parameter in self.parameters if parameter.grad is not None]))
+        norm = torch.linalg.vector_norm(norms)
+        if self._run.optim.max_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, self._run.optim.max_grad_norm, norm)
+        return Gradients(own, norms, norm, ~norm.isfinite())
+
+    def step(self, optimizer: Optimizers, update: int, *, unless: Tensor) -> float:
+        """Make the step of an update, unless its gradients are bad, and forget them.
+
+        Returns:
+            The learning rate's factor, of the peak.
+        """
+        run = self._run
+        factor = lr_factor(run.schedule, run.optim.max_lr, update, run.updates)
+        optimizer.set_lr_factor(factor)
+        optimizer.step(unless=unless)
+        optimizer.zero_grad()
+        self.refresh()
+        return factor
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Make the copies what the weights have become."""
+        if not self._copies:
+            return
+        torch._foreach_copy_([copy.weight for _, copy in self._copies], [weight.detach() for weight, _ in self._copies])
+        for _, copy in self._copies:
+            if isinstance(copy, Fp8WeightCopy):
+                copy.refresh()
+
+    def _accumulate(self, feed: Feed) -> Accumulated:
+        """Leave in every parameter's `.grad` the gradient of the mean loss over the next update's tokens.
+
+        Every token weighs the same, wherever it is computed: losses are summed, and divided by the global count of targets, so
+        neither the number of processes, nor an uneven share, nor padding changes the result. That count follows from the windows,
+        so no process has to ask the others.
+
+        Where the loss of any process is no finite number, no gradient of any process is: they are summed over the processes anyway,
+        so that nobody has to be asked about that either.
+        """
+        worker = self._worker
+        loss_sum = torch.zeros((), device=worker.device)
+        predicted, fed = 0, 0
+        if self._buckets is not None:
+            self._buckets.begin()
+        for micro_batch in feed.update():
+            if self._buckets is not None and micro_batch.is_last:
+                self._buckets.last_pass()
+            tokens, targets, documents = (
+                None if part is None else part.to(worker.device, non_blocking=True) for part in micro_batch.batch
+            )
+            # Contiguous windows have no documents to tell apart, and keep the fastest attention.
+            more = {} if documents is None else {"documents": documents}
+            with worker.autocast(self._run.precision):
+                loss = self._model(tokens, targets, **more)
+            # A loss can be infinite with gradients that are not; times zero it is NaN, any other is nothing.
+            (loss * (0.0 * loss.detach() + 1 / micro_batch.update_predicted)).backward()
+            loss_sum += loss.detach()
+            predicted += micro_batch.predicted
+            fed += micro_batch.hash
+        if self._buckets is not None:
+            self._buckets.finish()
+        return Accumulated(loss_sum, torch.full((), float(predicted), device=worker.device), fed % 2**64)
+
+    def _hang(self, name: str, weight: Tensor, total: Tensor) -> WeightCopy:
+        """Give the layer that a weight belongs to its copy. The projection to the vocabulary and odd sizes stay in bfloat16."""
+        is_fp8 = self._run.precision is Precision.fp8 and name.startswith("blocks.") and all(n % 16 == 0 for n in weight.shape)
+        copy = (Fp8WeightCopy if is_fp8 else WeightCopy)(weight, total)
+        layer = self._model.get_submodule(name.removesuffix(".weight"))
+        if isinstance(layer, Linear):
+            layer.copy = copy
+        else:
+            self._model.tied_copy = copy
+        return copy
 
 
-def apply_gradients(optimizer: Optimizers, run: RunConfig, update: int, *, unless: Tensor) -> float:
-    """Make the step of an update, unless its gradients are bad, and forget them.
-
-    Returns:
-        The learning rate's factor, of the peak.
-    """
-    factor = lr_factor(run.schedule, run.optim.max_lr, update, run.updates)
-    optimizer.set_lr_factor(factor)
-    optimizer.step(unless=unless)
-    optimizer.zero_grad()
-    return factor
-
-
-def accumulate_gradients(model: nn.Module, feed: Feed, run: RunConfig, worker: Worker) -> Accumulated:
-    """Leave in every parameter's `.grad` the gradient of the mean loss over the next update's tokens.
-
-    Every token weighs the same, wherever it is computed: losses are summed, and divided by the global count of targets, so neither
-    the number of processes, nor an uneven share, nor padding changes the result. That count follows from the windows, so no process
-    has to ask the others.
-
-    Where the loss of any process is no finite number, no gradient of any process is: they are summed over the processes anyway, so
-    that nobody has to be asked about that either.
-
-    Args:
-        model: gives the summed loss from (tokens, targets); wrapped for data parallelism if there are several processes.
-        feed: gives this process its micro-batches, at least one.
-    """
-    loss_sum = torch.zeros((), device=worker.device)
-    predicted, fed = 0, 0
-    for micro_batch in feed.update():
-        # Gradients are exchanged during the last backward, which each process has, however many come before it.
-        early = isinstance(model, DistributedDataParallel) and not micro_batch.is_last
-        tokens, targets, documents = (
-            None if part is None else part.to(worker.device, non_blocking=True) for part in micro_batch.batch
-        )
-        # Contiguous windows have no documents to tell apart, and keep the fastest attention.
-        more = {} if documents is None else {"documents": documents}
-        with cast(DistributedDataParallel, model).no_sync() if early else nullcontext():
-            with worker.autocast(run.precision):
-                loss = model(tokens, targets, **more)
-            # DistributedDataParallel averages over processes; what is wanted is the sum. A loss can be infinite with gradients that
-            # are not; times zero it is NaN, any other is nothing.
-            scale = 0.0 * loss.detach() + worker.place.world_size / micro_batch.update_predicted
-            (loss * scale).backward()
-        loss_sum += loss.detach()
-        predicted += micro_batch.predicted
-        fed += micro_batch.hash
-    return Accumulated(loss_sum, torch.full((), float(predicted), device=worker.device), fed % 2**64)
+def copied_weights(model: Llama) -> dict[str, Tensor]:
+    """The weights that a model multiplies with, by name: those of its linear layers, and the embedding where it is the last one."""
+    found = {f"{name}.weight": module.weight for name, module in model.named_modules() if isinstance(module, Linear)}
+    if model.output is None:
+        found["embedding.weight"] = model.embedding.weight
+    return found
 
 
 def dropout_seed(seed: int, update: int, rank: int) -> int:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d
 from torch.distributed.rendezvous import rendezvous
+from torch.utils import deterministic as torch_deterministic
 
 from llama_lab.config.schema import Device, HardwareConfig, Precision
 
@@ -110,7 +111,7 @@ class Worker:
 
     def autocast(self, precision: Precision) -> torch.autocast:
         """The context in which the model computes at `precision`."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=precision is Precision.bf16)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=precision is not Precision.fp32)
 
     def synchronise(self) -> None:
         """Wait until the device has done all it was given."""
@@ -157,6 +158,7 @@ def join(hardware: HardwareConfig, place: Place) -> Iterator[Worker]:
     else:
         device = torch.device(hardware.device.value)
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    fills = torch_deterministic.fill_uninitialized_memory  # pyright: ignore[reportAttributeAccessIssue]
     if device.type == "cpu" and place.world_size > 1:
         # Each process would start one thread a core and they would trample on each other.
         torch.set_num_threads(max(1, threads // place.world_size))
@@ -165,6 +167,8 @@ def join(hardware: HardwareConfig, place: Place) -> Iterator[Worker]:
     if hardware.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+        # Filling memory that is about to be written shows reads of what nobody wrote; repeats are equal without.
+        torch_deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     try:
         if place.rendezvous is not None:
             store, _, _ = next(rendezvous(place.rendezvous, place.rank, place.world_size, timeout=COLLECTIVE_TIMEOUT))
@@ -185,3 +189,4 @@ def join(hardware: HardwareConfig, place: Place) -> Iterator[Worker]:
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
+        torch_deterministic.fill_uninitialized_memory = fills  # pyright: ignore[reportAttributeAccessIssue]

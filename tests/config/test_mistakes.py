@@ -89,7 +89,7 @@ ONE_LINE = {
     ),
     "number": (["model.dropout=none"], "model.dropout=none is not a number; e.g. model.dropout=0.0"),
     "truth": (["model.tie_embeddings=5.5"], "model.tie_embeddings=5.5 is not true or false; e.g. model.tie_embeddings=true"),
-    "choice": (["precision=fp16"], "precision=fp16 is none of auto, fp32, bf16; e.g. precision=auto"),
+    "choice": (["precision=fp16"], "precision=fp16 is none of auto, fp32, bf16, fp8; e.g. precision=auto"),
     "list": (["wandb.tags=first"], "wandb.tags=first is no list; e.g. wandb.tags=[first]"),
     "null": (["checkpoint=null"], "checkpoint=null cannot be left out"),
     "field of a node that is off": (
