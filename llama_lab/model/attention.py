@@ -87,7 +87,9 @@ def causal_attention(q_bhtd: Tensor, k_bgsd: Tensor, v_bgsd: Tensor, hidden_b1ts
     this rule where it is given.
     """
     queries, keys = q_bhtd.shape[2], k_bgsd.shape[2]
-    if q_bhtd.device.type == "cpu" and queries > 1 and keys <= LONGEST_EXPLICIT:
+    if queries == 1:
+        return _one_query(q_bhtd, k_bgsd, v_bgsd, hidden_b1ts)
+    if q_bhtd.device.type == "cpu" and keys <= LONGEST_EXPLICIT:
         return _explicit(q_bhtd, k_bgsd, v_bgsd, hidden_b1ts)
     grouped = q_bhtd.shape[1] != k_bgsd.shape[1]
     if hidden_b1ts is not None:
@@ -96,10 +98,16 @@ def causal_attention(q_bhtd: Tensor, k_bgsd: Tensor, v_bgsd: Tensor, hidden_b1ts
             sharing = q_bhtd.shape[1] // k_bgsd.shape[1]
             k_bgsd, v_bgsd = k_bgsd.repeat_interleave(sharing, dim=1), v_bgsd.repeat_interleave(sharing, dim=1)
         return functional.scaled_dot_product_attention(q_bhtd, k_bgsd, v_bgsd, attn_mask=hidden_b1ts)
-    if queries in (1, keys):
-        return functional.scaled_dot_product_attention(q_bhtd, k_bgsd, v_bgsd, is_causal=queries > 1, enable_gqa=grouped)
+    if queries == keys:
+        return functional.scaled_dot_product_attention(q_bhtd, k_bgsd, v_bgsd, is_causal=True, enable_gqa=grouped)
     visible = torch.ones(queries, keys, dtype=torch.bool, device=q_bhtd.device).tril(keys - queries)
     return functional.scaled_dot_product_attention(q_bhtd, k_bgsd, v_bgsd, attn_mask=visible, enable_gqa=grouped)
+
+
+def _one_query(q_bhtd: Tensor, k_bgsd: Tensor, v_bgsd: Tensor, hidden_b1ts: Tensor | None) -> Tensor:
+    """The newest position's query of each head; those that share a key head stand below each other, so keys are never repeated."""
+    q_bgrd = q_bhtd.reshape(len(q_bhtd), k_bgsd.shape[1], -1, q_bhtd.shape[3])
+    return functional.scaled_dot_product_attention(q_bgrd, k_bgsd, v_bgsd, attn_mask=hidden_b1ts).reshape(q_bhtd.shape)
 
 
 def _explicit(q_bhtd: Tensor, k_bgsd: Tensor, v_bgsd: Tensor, hidden_b1ts: Tensor | None) -> Tensor:

@@ -109,8 +109,8 @@ class Llama(nn.Module):
                 one. Not with a cache.
 
         Returns:
-            Without targets logits, (batch, time, vocab_size), in the activations' dtype. With targets their summed cross-entropy
-            in nats, a float32 scalar.
+            Without targets logits, (batch, time, vocab_size), in the activations' dtype; of the last position alone if the cache
+            says so. With targets their summed cross-entropy in nats, a float32 scalar.
 
         Raises:
             ValueError: more positions than `max_seq_len`, or than the cache has room for.
@@ -121,12 +121,16 @@ class Llama(nn.Module):
         if end > longest:
             raise ValueError(f"{end} positions do not fit a context of {longest}")
         x_btc = self.embedding(tokens).to(self.activation_dtype())
-        cos, sin = self.cos[start:end].to(x_btc.dtype), self.sin[start:end].to(x_btc.dtype)
+        places = slice(start, end) if cache is None else cache.places(end - start)
+        cos, sin = self.cos[places].to(x_btc.dtype), self.sin[places].to(x_btc.dtype)
         hidden_b1ts = None if documents is None else hidden_from(documents, x_btc.dtype)
+        if cache is not None:
+            hidden_b1ts = cache.hidden(x_btc.dtype)
         for layer, block in enumerate(self.blocks):
             x_btc = block(x_btc, cos, sin, hidden_b1ts, cache, layer)
         if cache is not None:
-            cache.length = end
+            cache.advance(end - start)
+            x_btc = x_btc[:, -1:] if cache.only_last else x_btc
         x_btc = self.norm(x_btc)
         weight = self.embedding.weight if self.output is None else self.output.weight
         if targets is None:
