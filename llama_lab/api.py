@@ -4,7 +4,7 @@ This is also where the layers meet: training is handed the functions of inferenc
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from llama_lab.config.compose import compose
 from llama_lab.config.schema import RunConfig
@@ -41,18 +41,22 @@ def train(
     return launch(run, _load_observers, handle_signals=handle_signals, command=command, extra_slug=extra_slug)
 
 
-def load(run_folder: str | Path, update: int | None = None) -> "LoadedRun":
-    """Open a run's checkpoint: its model, tokenizer and config.
+def load(
+    run_folder: str | Path, update: int | None = None, *, device: str = "cpu", precision: Literal["fp32", "bf16"] = "fp32"
+) -> "LoadedRun":
+    """Open a run's checkpoint: its model, tokenizer and config, to continue texts with or to look inside.
 
     Args:
         update: number of the update that the checkpoint follows; None: the newest.
+        device: `cpu`, `cuda`, `mps`, or `auto` for the best there is.
+        precision: dtype of the weights and of all that is computed with them.
 
     Raises:
-        ConfigError: the folder holds no run, or no such checkpoint.
+        ConfigError: the folder holds no run, or no such checkpoint; or this machine has no such device.
     """
     from llama_lab.inference.load import load_run
 
-    return load_run(Path(run_folder), update)
+    return load_run(Path(run_folder), update, device=device, precision=precision)
 
 
 def _load_observers() -> "Observers":

@@ -1,15 +1,189 @@
-"""Continuing prompts: one token after the other, with a cache of keys and values. Tokens in, tokens out; text is the caller's."""
+"""Continuing texts: one token after the other, with a cache of keys and values. Ids in, ids out; what they say is `completion`'s.
 
-import contextlib
-from collections.abc import Callable, Generator, Sequence
-from itertools import islice
+Several texts grow together: each is read by itself into a row of the cache, and then all of them take a token at a step. A text
+that ends makes room for the next. What a text becomes does not depend on the others, but for the rounding of their logits.
+"""
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from llama_lab.model.cache import KVCache
+from llama_lab.inference.options import Sampling
+from llama_lab.inference.recorded import RecordedStep
+from llama_lab.inference.sampling import draw
+from llama_lab.model.blocks import Linear
+from llama_lab.model.cache import KVCache, Step
 from llama_lab.model.llama import Llama
 from llama_lab.training.stop import Stopped
+
+Finish = Literal["eos", "length", "stop"]
+"""Why a text ended: the model ended it, it has all the tokens it may have, or whoever reads it has seen enough."""
+
+BATCH = 16
+"""Texts that grow together if nothing else is asked for."""
+
+
+@dataclass(slots=True)
+class Text:
+    """A text that is continued.
+
+    Attributes:
+        ids: the prompt, at least one id, followed by what was drawn; in a window, what is left of both. Documents of training
+            follow an end-of-document token, so a prompt that is meant as the beginning of one should too.
+        new_tokens: most tokens that are drawn.
+        generator: a CPU generator that the draws come from.
+        new: what was drawn, without the token that ends the text.
+        finish: why it ended; None as long as it grows. A reader may set it to `stop`.
+    """
+
+    ids: list[int]
+    new_tokens: int
+    sampling: Sampling
+    generator: torch.Generator
+    new: list[int] = field(default_factory=list)
+    finish: Finish | None = None
+    logits: Tensor | None = field(default=None, repr=False)
+    """Of the next token, (vocabulary,), float32, on the CPU; None until they are computed."""
+
+
+class Decoder:
+    """The rows of a cache, and the texts that grow in them. It may be used again when its texts have ended.
+
+    Args:
+        model: on any device, in evaluation mode. `forward` is called by name, past a compiled call, which would compile every length.
+        rows: texts that grow together at most.
+        records: whether a step is recorded as a CUDA graph and played again: the same work without the host in between. It takes as
+            long as a few dozen steps to record, and memory to keep.
+    """
+
+    def __init__(self, model: Llama, rows: int, *, records: bool = False):
+        self.model, self.rows = model, rows
+        self.texts: list[Text] = []
+        self._device = model.embedding.weight.device
+        self._cache = KVCache(
+            model.config, batch=rows, max_len=model.max_seq_len, dtype=model.activation_dtype(), device=self._device, only_last=True
+        )
+        self._lengths = [0] * rows
+        self._recorded = RecordedStep(model, self._cache) if records and self._device.type == "cuda" else None
+
+    def add(self, text: Text) -> None:
+        """Read a text into a free row. Of one that is longer than the context only the end is read."""
+        self.texts.append(text)
+        self._read(len(self.texts) - 1, self.model.max_seq_len)
+
+    def drop(self) -> None:
+        """Free the rows of texts that have ended."""
+        for row in reversed(range(len(self.texts))):
+            if self.texts[row].finish is not None:
+                last = self.texts.pop()
+                if row < len(self.texts):
+                    self._cache.move(len(self.texts), row)
+                    self.texts[row], self._lengths[row] = last, self._lengths[len(self.texts)]
+
+    @torch.no_grad()
+    def step(self, eos_id: int | None, forbidden: list[int]) -> None:
+        """Let each text take a token, or end."""
+        self._compute()
+        for text in self.texts:
+            assert text.logits is not None
+            if forbidden:
+                text.logits[forbidden] = -torch.inf
+            seen = [id for id in text.ids if id != eos_id] if text.sampling.repetition_penalty is not None else ()
+            token = draw(text.logits, text.sampling, text.generator, seen)
+            text.logits = None
+            if token == eos_id:
+                text.finish = "eos"
+                continue
+            text.ids.append(token)
+            text.new.append(token)
+            if len(text.new) >= text.new_tokens:
+                text.finish = "length"
+
+    def _compute(self) -> None:
+        """Find the logits of the texts that have none yet."""
+        for row, text in enumerate(self.texts):
+            if text.logits is None and self._lengths[row] >= self.model.max_seq_len:
+                # The context is full: its last half becomes the beginning.
+                self._read(row, max(1, self.model.max_seq_len // 2))
+        waiting = [row for row, text in enumerate(self.texts) if text.logits is None]
+        if not waiting:
+            return
+        # A row whose logits are there takes part all the same, since rows lie side by side; where its step is written, its own next
+        # one will be.
+        tokens = [text.ids[-1] for text in self.texts]
+        for row, logits in zip(waiting, self._next_logits(tokens)[waiting], strict=True):
+            self.texts[row].logits = logits
+            self._lengths[row] += 1
+
+    def _next_logits(self, tokens: list[int]) -> Tensor:
+        """Logits after one more token of each text, (texts, vocabulary), float32, on the CPU."""
+        count = len(tokens)
+        if self._recorded is not None:
+            return self._recorded(tokens, self._lengths[:count])
+        shaped = torch.tensor(tokens, device=self._device).unsqueeze(1)
+        if count == 1:
+            # One text needs no mask, and reads no position that it has not got.
+            cache: KVCache = self._cache.row(0, self._lengths[0])
+        else:
+            lengths = self._lengths[:count]
+            cache = Step(self._cache, torch.tensor(lengths, device=self._device), max(lengths) + 1)
+        return self.model.forward(shaped, cache=cache)[:, -1].float().cpu()
+
+    @torch.no_grad()
+    def _read(self, row: int, longest: int) -> None:
+        """Begin a row with the end of its text."""
+        text = self.texts[row]
+        text.ids = text.ids[-longest:]
+        self._lengths[row] = len(text.ids)
+        tokens = torch.tensor([text.ids], device=self._device)
+        text.logits = self.model.forward(tokens, cache=self._cache.row(row, 0))[0, -1].float().cpu()
+
+
+def continued(
+    model: Llama,
+    texts: Iterable[Text],
+    *,
+    eos_id: int | None = None,
+    forbidden_ids: Sequence[int] = (),
+    batch: int = BATCH,
+    decoder: Decoder | None = None,
+) -> Generator[Text, None, None]:
+    """Continue texts, each of them given after every token and when it ends.
+
+    Once the context is full a text goes on with its last half, so it may become longer than the model's context. The global random
+    state is left alone, and the model is in evaluation mode until the iterator is closed. Under `torch.autocast` on a CPU every
+    token would convert all weights again: leave it off there.
+
+    Args:
+        model: on any device; drawing happens on the CPU.
+        texts: taken as there is room for them.
+        eos_id: the token that ends a text.
+        forbidden_ids: tokens that are never drawn, such as padding.
+        batch: texts that grow together at most; a decoder brings its own number.
+        decoder: of this model, used again.
+
+    Raises:
+        ValueError: a prompt is empty, or an id is outside the vocabulary.
+    """
+    decoder = decoder or Decoder(model, batch)
+    was_training, waiting, forbidden = model.training, iter(texts), list(forbidden_ids)
+    model.eval()
+    try:
+        while True:
+            decoder.drop()
+            while len(decoder.texts) < decoder.rows and (text := next(waiting, None)) is not None:
+                check_ids(model, text.ids)
+                decoder.add(text)
+            if not decoder.texts:
+                return
+            decoder.step(eos_id, forbidden)
+            yield from decoder.texts
+    finally:
+        decoder.texts.clear()
+        model.train(was_training)
 
 
 def generate(
@@ -17,17 +191,18 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     new_tokens: int,
-    temperature: float,
-    generator: torch.Generator,
-    top_k: int | None = None,
+    sampling: Sampling,
+    seed: int = 0,
     eos_id: int | None = None,
     forbidden_ids: Sequence[int] = (),
+    batch: int = BATCH,
     stopped: Callable[[], bool] = lambda: False,
 ) -> list[list[int]]:
-    """Continue each prompt, one at a time; see `continuation` for the arguments they share.
+    """Continue prompts; see `continued` for the arguments they share.
 
     Args:
         new_tokens: most tokens that a prompt gets.
+        seed: of the draws for each prompt, so that it gets what it would get alone.
         stopped: asked after each token whether to give up.
 
     Returns:
@@ -36,113 +211,32 @@ def generate(
     Raises:
         Stopped: it was to give up.
     """
-    outputs: list[list[int]] = []
-    for prompt in prompts:
-        tokens = continuation(
-            model, prompt, temperature=temperature, generator=generator, top_k=top_k, eos_id=eos_id, forbidden_ids=forbidden_ids
-        )
-        with contextlib.closing(tokens):
-            outputs.append([])
-            for token in islice(tokens, new_tokens):
-                outputs[-1].append(token)
-                if stopped():
-                    raise Stopped
-    return outputs
-
-
-def continuation(
-    model: Llama,
-    prompt: Sequence[int],
-    *,
-    temperature: float,
-    generator: torch.Generator,
-    top_k: int | None = None,
-    eos_id: int | None = None,
-    forbidden_ids: Sequence[int] = (),
-) -> Generator[int, None, None]:
-    """Tokens that follow a prompt, each computed when it is asked for, without end unless `eos_id` is drawn.
-
-    Each token costs one position's work. Once the context is full it starts anew with its last half, so a text may be longer than
-    the model's context; of a prompt that is longer, only the end is read. The global random state is left alone, and the model
-    is in evaluation mode until the iterator is closed. Under `torch.autocast` on a CPU every token would convert all weights
-    again: leave it off there.
-
-    Args:
-        model: on any device; drawing happens on the CPU, so equal logits give equal tokens everywhere.
-        prompt: token ids, at least one. Training documents follow an end-of-document token, so a prompt that is meant as the
-            beginning of a document should too.
-        temperature: divides the logits, at least 0; at 0 the most likely token is taken and `generator` is not used.
-        generator: a CPU generator that the draws come from.
-        top_k: draw among so many most likely tokens only; None: among all.
-        eos_id: the token that ends the text; it is not part of it.
-        forbidden_ids: tokens that are never drawn, such as padding.
-
-    Raises:
-        ValueError: the prompt is empty, an id is outside the vocabulary, or an option is out of its range.
-    """
-    if not prompt:
-        raise ValueError("an empty prompt cannot be continued; begin with the end-of-document token")
-    if not 0 <= min(prompt) <= max(prompt) < model.vocab_size:
-        raise ValueError(f"prompt ids {min(prompt)} to {max(prompt)} are not all in a vocabulary of {model.vocab_size}")
-    if temperature < 0:
-        raise ValueError(f"temperature={temperature} is below 0; 0 takes the most likely token")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k={top_k} is below 1; null draws among all tokens")
-    return _continuation(model, list(prompt), temperature, generator, top_k, eos_id, list(forbidden_ids))
-
-
-def _continuation(
-    model: Llama,
-    text: list[int],
-    temperature: float,
-    generator: torch.Generator,
-    top_k: int | None,
-    eos_id: int | None,
-    forbidden: list[int],
-) -> Generator[int, None, None]:
-    """`continuation` after its arguments were checked; `text` grows by what is drawn, and is cut when the context is full."""
-    device = model.embedding.weight.device
-    cache = KVCache(model.config, batch=1, max_len=model.max_seq_len, dtype=model.activation_dtype(), device=device)
-    was_training = model.training
-    model.eval()
+    texts = [Text(list(prompt), new_tokens, sampling, torch.Generator().manual_seed(seed)) for prompt in prompts]
+    tokens = continued(model, texts, eos_id=eos_id, forbidden_ids=forbidden_ids, batch=min(batch, max(1, len(texts))))
     try:
-        text = text[-model.max_seq_len :]
-        unread = text
-        while True:
-            if cache.length + len(unread) > model.max_seq_len:
-                text = text[-max(1, model.max_seq_len // 2) :]
-                unread, cache.length = text, 0
-            logits = _next_logits(model, torch.tensor([unread], device=device), cache)
-            logits[forbidden] = -torch.inf
-            token = draw(logits, temperature, top_k, generator)
-            if token == eos_id:
-                return
-            yield token
-            unread = [token]
-            text.append(token)
+        for _ in tokens:
+            if stopped():
+                raise Stopped
     finally:
-        model.train(was_training)
+        tokens.close()
+    return [text.new for text in texts]
 
 
-def draw(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> int:
-    """One token id, drawn from softmax(logits / temperature) over the `top_k` largest; the largest itself at temperature 0.
+def check_ids(model: Llama, ids: Sequence[int]) -> None:
+    """Raise ValueError where a model cannot read them."""
+    if not ids:
+        raise ValueError("an empty prompt cannot be continued; begin with the end-of-document token")
+    if not 0 <= min(ids) <= max(ids) < model.vocab_size:
+        raise ValueError(f"ids {min(ids)} to {max(ids)} are not all in a vocabulary of {model.vocab_size}")
 
-    Args:
-        logits: (vocabulary,), float32, on the CPU.
+
+def lay_out_for_steps(model: Llama) -> None:
+    """Lay the weights of matrix products column by column in memory, in place: their values and shapes stay.
+
+    A step on a CPU reads every weight once, and does little with it. A row vector times a matrix is a sum of the matrix's rows: one
+    pass in the order of memory, where the other layout adds up each product by itself. It is a quarter to a half faster.
     """
-    if temperature == 0:
-        return int(logits.argmax())
-    ids = None
-    if top_k is not None and top_k < len(logits):
-        logits, ids = logits.topk(top_k)
-    drawn = torch.multinomial(torch.softmax(logits / temperature, dim=-1), 1, generator=generator)
-    return int(drawn if ids is None else ids[drawn])
-
-
-@torch.no_grad()
-def _next_logits(model: Llama, tokens: Tensor, cache: KVCache) -> Tensor:
-    """Logits of the token after `tokens`, (vocabulary,), float32, on the CPU.
-
-    `forward` is called by name, past a compiled call: every length would compile anew.
-    """
-    return model.forward(tokens, cache=cache)[0, -1].float().cpu()
+    weights = [module.weight for module in model.modules() if isinstance(module, Linear)]
+    for weight in [*weights, *([model.embedding.weight] if model.output is None else [])]:
+        if weight.device.type == "cpu" and weight.is_contiguous():
+            weight.data = weight.data.t().contiguous().t()

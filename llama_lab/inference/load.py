@@ -1,84 +1,201 @@
-"""A trained run as an object: its model, tokenizer and config."""
+"""A trained run as an object: its model, tokenizer and config, ready to be asked."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import load_config
-from llama_lab.config.schema import RunConfig
+from llama_lab.config.schema import Problem, RunConfig
 from llama_lab.data.tokenizer import Tokenizer, load_tokenizer
-from llama_lab.inference.generate import generate
+from llama_lab.inference.completion import Completion, Piece, Prompt, complete
+from llama_lab.inference.generate import BATCH, Decoder, lay_out_for_steps
+from llama_lab.inference.options import Options, read_options
 from llama_lab.model.llama import Llama
-from llama_lab.training.checkpoint import list_checkpoints, load_weights
+from llama_lab.training.checkpoint import Checkpoint, DamagedCheckpoint, list_checkpoints, load_weights
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class LoadedRun:
-    """A checkpoint of a run, the newest unless another is asked for, on the CPU in float32, ready to be asked.
+    """A checkpoint of a run, ready to be asked.
+
+    It is for one caller at a time: texts that are continued at once are given in one call.
 
     Attributes:
-        model, tokenizer, run: what was trained, on what ids, from which config.
+        model, tokenizer, run: what was trained, on what ids, from which config. On a CPU the weights of the model are laid out
+            anew when it first continues a text; their values stay.
         update, tokens: how far it had been trained.
     """
 
-    def __init__(self, folder: Path, update: int | None = None):
-        if not (folder / "config.yaml").is_file():
-            raise ConfigError([(str(folder), "holds no run; name a folder outputs/<name>/<run id>")], scope="this request")
-        checkpoints = list_checkpoints(folder / "checkpoints")
-        if not checkpoints:
-            raise ConfigError([(str(folder), "has no checkpoint yet; train it further")], scope="this request")
-        by_update = {checkpoint.update: checkpoint for checkpoint in checkpoints}
-        chosen = by_update.get(checkpoints[-1].update if update is None else update)
-        if chosen is None:
-            there = ", ".join(map(str, by_update))
-            raise ConfigError([(f"update {update}", f"is no checkpoint of {folder}; there are {there}")], scope="this request")
+    def __init__(
+        self, folder: Path, update: int | None = None, *, device: str = "cpu", precision: Literal["fp32", "bf16"] = "fp32"
+    ):
+        chosen = _find_checkpoint(folder, update)
         self.run: RunConfig = load_config(folder / "config.yaml")
         self.tokenizer: Tokenizer = load_tokenizer(folder / "tokenizer.json")
         self.update, self.tokens = chosen.update, chosen.tokens
         self.model = Llama(self.run.model, vocab_size=self.tokenizer.vocab_size, max_seq_len=self.run.data.max_seq_len)
-        self.model.load_state_dict(load_weights(chosen))
-        self.model.eval()
+        try:
+            self.model.load_state_dict(load_weights(chosen))
+        except DamagedCheckpoint as error:
+            raise ConfigError([(str(chosen.path), f"cannot be used: {error}")], scope="this request") from None
+        self.model.to(_device(device), _dtype(precision)).eval()
+        self._decoder: Decoder | None = None
 
-    def generate(
-        self, prompt: str, *, max_new_tokens: int = 100, temperature: float = 0.8, top_k: int | None = 50, seed: int = 0
-    ) -> str:
-        """Continue a text that is taken as the beginning of a document.
+    @overload
+    def generate(self, prompt: str | list[int], *, seed: int = 0, batch: int = BATCH, **options: Any) -> str: ...
+    @overload
+    def generate(self, prompt: Sequence[str], *, seed: int = 0, batch: int = BATCH, **options: Any) -> list[str]: ...
+
+    def generate(self, prompt: Any, *, seed: int = 0, batch: int = BATCH, **options: Any) -> Any:
+        """Continue a text that is taken as the beginning of a document, or several.
 
         Args:
-            max_new_tokens: tokens added at most; an end-of-document token ends earlier.
-            temperature: divides the logits; 0 takes the most likely token.
-            top_k: draw among the k most likely tokens; None: among all.
+            prompt: a text, or several in a list, which are continued side by side and each get what they would get alone.
             seed: of the draws; the same seed gives the same text.
+            batch: prompts that are continued at once at most.
+            options: `max_new_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `stop`, `beyond_context`;
+                see `options.Options`.
 
         Returns:
-            The continuation, without the prompt.
+            The continuation, without the prompt; a list of them for a list.
+
+        Raises:
+            ConfigError: options or prompts that are not as they must be, all at once.
         """
-        (output,) = generate(
-            self.model,
-            [[self.tokenizer.eos_id, *self.tokenizer.encode(prompt)]],
-            new_tokens=max_new_tokens,
-            temperature=temperature,
-            generator=torch.Generator().manual_seed(seed),
-            top_k=top_k,
-            eos_id=self.tokenizer.eos_id,
-        )
-        return self.tokenizer.decode(output)
+        is_one = isinstance(prompt, str) or (len(prompt) > 0 and not isinstance(prompt[0], str))
+        found = self.complete([prompt] if is_one else prompt, batch=batch, seed=seed, **options)
+        return found[0].text if is_one else [completion.text for completion in found]
+
+    def complete(
+        self, prompts: Sequence[Prompt], *, seeds: Sequence[int] | None = None, batch: int = BATCH, **options: Any
+    ) -> list[Completion]:
+        """The same, with what else is known of each continuation. Raises like `generate`.
+
+        Args:
+            prompts: texts, or lists of ids that the model is to read as they are.
+            seeds: one for each prompt, in place of `seed`.
+        """
+        texts = [""] * len(prompts)
+        last: dict[int, Piece] = {}
+        with closing(self.stream(prompts, seeds=seeds, batch=batch, **options)) as pieces:
+            for piece in pieces:
+                texts[piece.index] += piece.text
+                last[piece.index] = piece
+        found = []
+        for number, text in enumerate(texts):
+            piece = last[number]
+            assert piece.finish is not None
+            found.append(Completion(text, piece.finish, piece.prompt_tokens, piece.new_tokens))
+        return found
+
+    def stream(
+        self, prompts: Prompt | Sequence[Prompt], *, seeds: Sequence[int] | None = None, batch: int = BATCH, **options: Any
+    ) -> Generator[Piece, None, None]:
+        """The same, piece by piece as it becomes certain. Mistakes are raised here and not by the first piece.
+
+        Args:
+            prompts: one text, or several prompts.
+        """
+        given: Sequence[Any] = [prompts] if isinstance(prompts, str) else prompts
+        asked: Options = read_options(**options)
+        if batch < 1:
+            raise ConfigError([(f"batch={batch}", "is below 1; 1 continues one prompt after the other")], scope="this request")
+        return complete(self.model, self.tokenizer, given, asked, seeds=seeds, decoder=self._decoder_of(min(batch, len(given))))
 
     @torch.no_grad()
     def logits(self, ids: Sequence[int]) -> Tensor:
-        """Logits of the token after each position, (len(ids), vocabulary), float32."""
-        return self.model(torch.tensor([list(ids)]))[0]
+        """Logits of the token after each position, (len(ids), vocabulary), float32, on the CPU.
+
+        Args:
+            ids: as the model is to read them; training's documents follow an end-of-document token.
+
+        Raises:
+            ConfigError: there are none, more than the context holds, or some outside the vocabulary.
+        """
+        found: list[Problem] = []
+        if not ids:
+            found.append(("ids=[]", "is empty; give at least one id"))
+        elif len(ids) > self.model.max_seq_len:
+            found.append((f"{len(ids)} ids", f"are more than the context of {self.model.max_seq_len}; give a part of them"))
+        found += [
+            (f"id {id} at {place}", f"is outside the vocabulary; ids are 0 to {self.model.vocab_size - 1}")
+            for place, id in enumerate(ids)
+            if not 0 <= id < self.model.vocab_size
+        ][:3]
+        if found:
+            raise ConfigError(found, scope="this request")
+        return self.model.forward(torch.tensor([list(ids)], device=self.model.embedding.weight.device))[0].float().cpu()
+
+    def _decoder_of(self, rows: int) -> Decoder:
+        """The decoder of the call before, if it fits: what it has recorded on a GPU is worth keeping."""
+        rows = max(1, rows)
+        if self._decoder is None or self._decoder.rows != rows or self._decoder.texts:
+            self._decoder = None  # before another takes its memory
+            lay_out_for_steps(self.model)
+            self._decoder = Decoder(self.model, rows, records=True)
+        return self._decoder
 
 
-def load_run(folder: Path, update: int | None = None) -> LoadedRun:
+def load_run(
+    folder: Path, update: int | None = None, *, device: str = "cpu", precision: Literal["fp32", "bf16"] = "fp32"
+) -> LoadedRun:
     """Open a run's checkpoint.
 
     Args:
         update: number of the update it follows; None: the newest.
+        device: `cpu`, `cuda`, `mps`, or `auto` for the best there is.
+        precision: dtype of the weights and of all that is computed with them.
 
     Raises:
-        ConfigError: the folder holds no run, or no such checkpoint.
+        ConfigError: the folder holds no run, or no such checkpoint; or this machine has no such device.
     """
-    return LoadedRun(folder, update)
+    return LoadedRun(folder, update, device=device, precision=precision)
+
+
+def _find_checkpoint(folder: Path, update: int | None) -> Checkpoint:
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError([(str(folder), _what_is_there(folder))], scope="this request")
+    checkpoints = list_checkpoints(folder / "checkpoints")
+    if not checkpoints:
+        raise ConfigError([(str(folder), "has no checkpoint yet; train it further")], scope="this request")
+    by_update = {checkpoint.update: checkpoint for checkpoint in checkpoints}
+    chosen = by_update.get(checkpoints[-1].update if update is None else update)
+    if chosen is None:
+        there = ", ".join(map(str, by_update))
+        raise ConfigError([(f"update {update}", f"is no checkpoint of {folder}; there are {there}")], scope="this request")
+    return chosen
+
+
+def _what_is_there(folder: Path) -> str:
+    """Why a folder is no run, and what it is instead where that can be told."""
+    try:
+        foreign = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind = " ".join(foreign.get("architectures") or [foreign["model_type"]])
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+        return "holds no run; name a folder outputs/<name>/<run id>"
+    return f"holds no run but a Hugging Face model, {kind}; llama-lab import makes a run of one that is a LlamaForCausalLM"
+
+
+def _device(name: str) -> torch.device:
+    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if has_cuda else "mps" if has_mps else "cpu"
+    kind = name.partition(":")[0]
+    if kind not in ("cpu", "cuda", "mps"):
+        raise ConfigError([(f"device={name}", "is no device; there are cpu, cuda, mps and auto")], scope="this request")
+    if (kind == "cuda" and not has_cuda) or (kind == "mps" and not has_mps):
+        raise ConfigError([(f"device={name}", "is not there; device=cpu works on every machine")], scope="this request")
+    return torch.device(name)
+
+
+def _dtype(precision: str) -> torch.dtype:
+    if precision not in DTYPES:
+        raise ConfigError([(f"precision={precision}", "is neither fp32 nor bf16")], scope="this request")
+    return DTYPES[precision]

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 
-import torch
-
 from llama_lab.config.schema import RunConfig, SampleConfig, Window
 from llama_lab.data.prepare import PreparedData
 from llama_lab.data.stream import TokenStream
 from llama_lab.data.tokenizer import Tokenizer
 from llama_lab.inference.evaluate import Evaluation, evaluate, together
 from llama_lab.inference.generate import generate
+from llama_lab.inference.options import Sampling
 from llama_lab.model.llama import Llama
 from llama_lab.training.loop import Observers
 from llama_lab.training.worker import Worker
@@ -44,9 +43,8 @@ def sample(model: Llama, tokenizer: Tokenizer, node: SampleConfig, seed: int, st
         model,
         [[tokenizer.eos_id, *tokenizer.encode(prompt)] for prompt in node.prompts],
         new_tokens=node.new_tokens,
-        temperature=node.temperature,
-        generator=torch.Generator().manual_seed(seed),
-        top_k=node.top_k,
+        sampling=Sampling(temperature=node.temperature, top_k=node.top_k),
+        seed=seed,
         eos_id=tokenizer.eos_id,
         stopped=stopped,
     )

@@ -1,54 +1,36 @@
-"""Generation: the cache changes nothing, chance comes from the generator alone, and the model is left as it was."""
+"""Generation: neither the cache nor company changes a text, chance comes from its generator alone, and the model is left as it was."""
 
 from itertools import islice
 
 import pytest
 import torch
 
-from llama_lab.config.schema import ModelConfig
-from llama_lab.inference.generate import continuation, draw, generate
+from llama_lab.inference.generate import Decoder, Text, continued, generate, lay_out_for_steps
+from llama_lab.inference.options import Sampling
+from llama_lab.model.cache import KVCache, Step
 from llama_lab.model.llama import Llama
 
-CONTEXT = 12
+from .conftest import CONTEXT, VOCABULARY, small_model
+
+GREEDY = Sampling(temperature=0)
+FREE = Sampling(temperature=1.0, top_k=5)
 
 
-@pytest.fixture(scope="module")
-def model() -> Llama:
-    """A small model, sure enough of itself that no two logits are nearly equal. It is in training mode, with dropout."""
-    config = ModelConfig(
-        dim=16,
-        n_layers=2,
-        n_heads=2,
-        n_kv_heads=1,
-        ffn_dim=24,
-        multiple_of=8,
-        rope_theta=10_000.0,
-        norm_eps=1e-5,
-        tie_embeddings=False,
-        qk_norm=False,
-        zero_init_outputs=False,
-        dropout=0.5,
-    )
-    model = Llama(config, vocab_size=31, max_seq_len=CONTEXT)
-    generator = torch.Generator().manual_seed(13)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * (0.5 if parameter.ndim > 1 else 1))
-    return model
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def random_prompts(count: int, longest: int, seed: int = 0, vocabulary: int = VOCABULARY) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(1, longest + 1, (count,), generator=generator).tolist()
+    return [torch.randint(vocabulary, (size,), generator=generator).tolist() for size in sizes]
 
 
 def uncached(model: Llama, prompt: list[int], new_tokens: int) -> list[int]:
     """Greedy tokens, each from a fresh look at the whole context, by the documented rule of what the context is."""
     model.eval()
-    context, output = prompt[-CONTEXT:], []
+    longest = model.max_seq_len
+    context, output = prompt[-longest:], []
     with torch.no_grad():
         for _ in range(new_tokens):
-            if len(context) > CONTEXT:
-                context = context[-(CONTEXT // 2) :]
+            if len(context) > longest:
+                context = context[-(longest // 2) :]
             output.append(int(model(torch.tensor([context]))[0, -1].argmax()))
             context = [*context, output[-1]]
     model.train()
@@ -57,15 +39,40 @@ def uncached(model: Llama, prompt: list[int], new_tokens: int) -> list[int]:
 
 @pytest.mark.parametrize("length", [1, 5, CONTEXT - 1, CONTEXT, CONTEXT + 8])
 def test_greedy_tokens_are_those_of_no_cache_even_beyond_the_context(model, length):
-    prompt = torch.randint(31, (length,), generator=seeded()).tolist()
+    prompt = torch.randint(31, (length,), generator=torch.Generator().manual_seed(0)).tolist()
     expected = uncached(model, prompt, 3 * CONTEXT)
-    assert generate(model, [prompt], new_tokens=3 * CONTEXT, temperature=0.0, generator=seeded()) == [expected]
+    assert generate(model, [prompt], new_tokens=3 * CONTEXT, sampling=GREEDY) == [expected]
     assert len(set(expected)) > 3
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, FREE], ids=["greedy", "drawn"])
+def test_company_changes_no_text(model, sampling):
+    """Batches of three, so that texts of all lengths end and begin beside each other, and windows start anew."""
+    prompts = random_prompts(20, CONTEXT + 4)
+    alone = [generate(model, [prompt], new_tokens=CONTEXT, sampling=sampling, seed=5, eos_id=3)[0] for prompt in prompts]
+    assert generate(model, prompts, new_tokens=CONTEXT, sampling=sampling, seed=5, eos_id=3, batch=3) == alone
+    assert generate(model, prompts, new_tokens=CONTEXT, sampling=sampling, seed=5, eos_id=3, batch=64) == alone
+    assert len({len(text) for text in alone}) > 2
+
+
+@pytest.mark.parametrize("shape", [{}, {"n_kv_heads": 2, "qk_norm": True}, {"n_heads": 4, "n_kv_heads": 2, "tie_embeddings": True}])
+def test_texts_of_different_lengths_step_as_each_would_alone(shape):
+    model = small_model(1, **shape).eval().double()
+    prompts = random_prompts(4, CONTEXT - 1)
+    cache = KVCache(model.config, batch=5, max_len=CONTEXT, dtype=torch.float64, device="cpu")
+    with torch.no_grad():
+        for row, prompt in enumerate(prompts):
+            model(torch.tensor([prompt]), cache=cache.row(row, 0))
+        lengths = [len(prompt) for prompt in prompts]
+        step = Step(cache, torch.tensor(lengths), max(lengths) + 1)
+        found = model(torch.full((4, 1), 7), cache=step)[:, 0]
+        expected = torch.stack([model(torch.tensor([[*prompt, 7]]))[0, -1] for prompt in prompts])
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
 
 
 def test_draws_come_from_the_generator_alone(model):
     def texts(seed: int) -> list[list[int]]:
-        return generate(model, [[1], [2, 3]], new_tokens=20, temperature=1.0, top_k=5, generator=seeded(seed))
+        return generate(model, [[1], [2, 3]], new_tokens=20, sampling=FREE, seed=seed)
 
     global_state = torch.random.get_rng_state()
     assert texts(0) == texts(0) != texts(1)
@@ -75,50 +82,68 @@ def test_draws_come_from_the_generator_alone(model):
 def test_the_model_is_left_as_it_was(model):
     weights = [parameter.clone() for parameter in model.parameters()]
     assert model.training
-    generate(model, [[1]], new_tokens=3, temperature=1.0, generator=seeded())
-    tokens = continuation(model, [1], temperature=1.0, generator=seeded())
+    generate(model, [[1]], new_tokens=3, sampling=FREE)
+    tokens = continued(model, [Text([1], 5, FREE, torch.Generator())])
     next(tokens)
-    assert torch.is_grad_enabled()
+    assert torch.is_grad_enabled() and not model.training
     tokens.close()
     assert model.training and all(module.training for module in model.modules())
     assert all(torch.equal(one, other) and one.grad is None for one, other in zip(model.parameters(), weights, strict=True))
 
 
 def test_a_text_ends_where_its_end_is_drawn_and_forbidden_tokens_never_come(model):
-    greedy = generate(model, [[7]], new_tokens=20, temperature=0.0, generator=seeded())[0]
+    greedy = generate(model, [[7]], new_tokens=20, sampling=GREEDY)[0]
     end = greedy[4]
-    assert generate(model, [[7]], new_tokens=20, temperature=0.0, generator=seeded(), eos_id=end) == [greedy[: greedy.index(end)]]
-    others = generate(model, [[7]], new_tokens=200, temperature=2.0, generator=seeded(), forbidden_ids=greedy)[0]
+    assert generate(model, [[7]], new_tokens=20, sampling=GREEDY, eos_id=end) == [greedy[: greedy.index(end)]]
+    free = Sampling(temperature=2.0, top_k=None)
+    others = generate(model, [[7]], new_tokens=200, sampling=free, forbidden_ids=greedy)[0]
     assert len(others) == 200 and not set(others) & set(greedy)
 
 
-def test_tokens_come_as_they_are_asked_for(model):
-    endless = continuation(model, [7], temperature=0.0, generator=seeded())
-    assert list(islice(endless, 20)) == generate(model, [[7]], new_tokens=20, temperature=0.0, generator=seeded())[0]
-    endless.close()
+def test_tokens_come_as_they_are_asked_for_and_a_reader_may_end_a_text(model):
+    text = Text([7], 1000, GREEDY, torch.Generator())
+    tokens = continued(model, [text])
+    assert [len(found.new) for found in islice(tokens, 3)] == [1, 2, 3]
+    text.finish = "stop"
+    assert list(tokens) == []
+    assert text.new == generate(model, [[7]], new_tokens=3, sampling=GREEDY)[0]
 
 
-def test_draws_follow_temperature_and_top_k():
-    logits = torch.tensor([0.5, 2.0, 1.0, -1.0])
-    generator = seeded()
-    counts = torch.bincount(torch.tensor([draw(logits, 0.5, 3, generator) for _ in range(4000)]), minlength=4)
-    expected = torch.softmax(torch.tensor([1.0, 4.0, 2.0, -torch.inf]), 0)
-    torch.testing.assert_close(counts / 4000, expected, atol=0.025, rtol=0)
-    assert {draw(logits, 0.7, 1, generator) for _ in range(50)} == {1}
-    assert draw(logits, 0.0, None, generator) == 1
-    assert {draw(logits, 5.0, 99, generator) for _ in range(200)} == {0, 1, 2, 3}
+def test_a_decoder_can_be_used_again(model):
+    decoder = Decoder(model.eval(), 2)
+    prompts = random_prompts(5, 6)
+    for _ in range(2):
+        texts = [Text(list(prompt), 6, GREEDY, torch.Generator()) for prompt in prompts]
+        for _ in continued(model, texts, decoder=decoder):
+            pass
+        assert [text.new for text in texts] == [uncached(model, prompt, 6) for prompt in prompts]
+
+
+def test_another_layout_of_the_weights_changes_neither_values_nor_texts():
+    plain, laid_out = small_model(2, tie_embeddings=True), small_model(2, tie_embeddings=True)
+    lay_out_for_steps(laid_out)
+    assert not laid_out.blocks[0].ffn.up.weight.is_contiguous()
+    assert all(torch.equal(one, laid_out.state_dict()[name]) for name, one in plain.state_dict().items())
+    prompts = random_prompts(8, CONTEXT)
+    texts = [generate(model, prompts, new_tokens=9, sampling=GREEDY) for model in (plain, laid_out)]
+    assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize(
-    ("prompt", "changes", "message"),
-    [
-        ([], {}, "an empty prompt"),
-        ([3, 31], {}, "prompt ids 3 to 31 are not all in a vocabulary of 31"),
-        ([-1], {}, "prompt ids -1 to -1"),
-        ([1], {"temperature": -0.5}, "temperature=-0.5 is below 0"),
-        ([1], {"top_k": 0}, "top_k=0 is below 1"),
-    ],
+    ("prompt", "message"),
+    [([], "an empty prompt"), ([3, 31], "ids 3 to 31 are not all in a vocabulary of 31"), ([-1], "ids -1 to -1")],
 )
-def test_mistakes_are_named(model, prompt, changes, message):
+def test_mistakes_are_named(model, prompt, message):
     with pytest.raises(ValueError, match=message):
-        generate(model, [prompt], new_tokens=1, **({"temperature": 1.0, "generator": seeded()} | changes))
+        generate(model, [prompt], new_tokens=1, sampling=GREEDY)
+
+
+@pytest.mark.gpu
+def test_a_recorded_step_gives_the_tokens_of_a_plain_one():
+    model = small_model(3, context=600).eval().cuda()
+    prompts = random_prompts(7, 300, seed=4)
+    plain = generate(model, prompts, new_tokens=40, sampling=GREEDY, batch=3)
+    texts = [Text(list(prompt), 40, GREEDY, torch.Generator()) for prompt in prompts]
+    for _ in continued(model, texts, decoder=Decoder(model, 3, records=True)):
+        pass
+    assert [text.new for text in texts] == plain

@@ -15,6 +15,7 @@ import torch
 from llama_lab import compose, load, train
 from llama_lab.inference.evaluate import evaluate
 from llama_lab.inference.generate import generate
+from llama_lab.inference.options import Sampling
 from llama_lab.training.checkpoint import list_checkpoints
 from llama_lab.training.stop import Stop, Stopped, stop_on_signals
 
@@ -133,7 +134,7 @@ def test_validation_and_generation_ask_between_their_steps(tiny) -> None:
     assert evaluate(loaded.model, Stream(), micro_batch=2, stopped=After(5)).tokens == 80  # pyright: ignore[reportArgumentType]
 
     again = After(3)
-    options = {"temperature": 0.0, "generator": torch.Generator()}
+    options = {"sampling": Sampling(temperature=0)}
     with pytest.raises(Stopped):
         generate(loaded.model, [[1], [2]], new_tokens=2, stopped=again, **options)
     assert again.left == -1
