@@ -35,6 +35,7 @@ from llama_lab.training.feed import Feed
 from llama_lab.training.guard import Guard
 from llama_lab.training.metrics import Metrics, cut_back
 from llama_lab.training.optim import Optimizers, build_optimizer
+from llama_lab.training.profiler import Profiler
 from llama_lab.training.retention import checkpoint_bytes, checkpoint_due
 from llama_lab.training.run_folder import RunFolder
 from llama_lab.training.saver import Saver
@@ -142,6 +143,7 @@ def train_run(
             start_tokens=start_tokens,
         )
     clock = Clock(state.seconds, worker)
+    profiler = Profiler(run, folder.path, worker, console)
     guard = Guard(run, folder.path, model, worker, console.say, skipped=state.skipped)
 
     def look() -> bool:
@@ -172,6 +174,7 @@ def train_run(
 
             state.count(update, gradients)
             clock.count(run.data.tokens_per_update)
+            profiler.update()
             console.progress(update)
             saver.report()
             stops, fed = worker.settle(stop.requested(), gradients.own.hash)
@@ -192,6 +195,7 @@ def train_run(
                 if not saves:
                     keep()
                 break
+        profiler.close()
         watchdog.at("the last checkpoint")
         end_saving(saver, worker)
     return "finished" if ends and state.update == run.updates else "preempted"
@@ -325,8 +329,13 @@ def observe(
         watchdog.alive()
         return stop.requested()
 
+    validates = validation_due(run.eval, update, run.updates) and data.val_tokens > 0
+    samples = run.sample is not None and samples_due(run.sample, run, update)
+    if not validates and not samples:
+        # And the device is not waited for: the host prepares the next update while it computes this one.
+        return True
     with clock.excluded():
-        if validation_due(run.eval, update, run.updates) and data.val_tokens:
+        if validates:
             watchdog.at(f"the validation after update {update}")
             try:
                 result = observers.evaluate(model, data, run, worker, stopped)
@@ -336,7 +345,7 @@ def observe(
                 own = {name: (part.loss_nats, part.bits_per_byte) for name, part in result.sources.items()}
                 place = axes(run, update, clock)
                 metrics.validation(place, loss=result.loss_nats, bits_per_byte=result.bits_per_byte, sources=own)
-        if run.sample is None or not samples_due(run.sample, run, update):
+        if run.sample is None or not samples:
             return True
         watchdog.at(f"the samples after update {update}")
         cut_short = False
