@@ -893,6 +893,9 @@ class RunConfig:
     """Whether an existing folder of this run is moved aside (`<id>.1`) and the run started anew."""
     accept_changes: bool = MISSING
     """Whether a run may continue although code, library versions or data differ from when it began."""
+    profile: bool = _later(False)
+    """Whether three early updates of a start are recorded into the run's folder `profile`: a trace, a table of kernels, on CUDA the
+    memory as well. They are slower for it."""
     seed: SeedConfig = MISSING
     model: ModelConfig = MISSING
     data: DataConfig = MISSING
