@@ -180,6 +180,12 @@ def _verify(words: list[str]) -> int:
 
 def _plan(words: list[str]) -> int:
     arguments = parse(words, "plan")
+def _export(words: list[str]) -> int:
+    from llama_lab.lab.export import run_export_command
+
+    return run_export_command(words)
+
+
     if arguments.help:
         print(f"{PLAN_HELP}\n\n{OVERRIDES}")
         return DONE
@@ -255,6 +261,7 @@ COMMANDS = {
     "data": Command("look into tokens, or at what a run was fed", DATA_WORDS, _data),
     "track": Command("send runs to Weights & Biases afterwards", ["--mode", "--project", "--entity", "--help"], _track),
     "cache": Command("list or clean prepared data", ["list", "clean"], _cache),
+    "export": Command("write a checkpoint for transformers, vLLM or llama.cpp", EXPORT_WORDS, _export),
     "completion": Command("print a completion script for bash, zsh or fish", ["bash", "zsh", "fish"], _completion),
 }
 

@@ -12,8 +12,9 @@ MAY_IMPORT = {
     "model": {"config"},
     "training": {"config", "data", "model"},
     "inference": {"config", "data", "model", "training"},
+    "formats": {"config", "data", "model", "training"},
     "api": {"config", "data", "training", "inference"},
-    "lab": {"config", "data", "model", "training", "inference", "api"},
+    "lab": {"config", "data", "model", "training", "inference", "formats", "api"},
 }
 """Layer -> layers that it builds on. `api` hands inference to training; the other files at the top are the command line, and may
 import anything."""

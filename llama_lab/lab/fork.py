@@ -19,6 +19,7 @@ from llama_lab.config.identity import load_config, plain_config, run_folder, run
 from llama_lab.config.resolve import resolve
 from llama_lab.config.schema import SHAPES, BpeConfig, FileTokenizerConfig, Problem, RunConfig, shown
 from llama_lab.data.prepare import prepare
+from llama_lab.lab.choice import chosen_update, there_are
 from llama_lab.training.run_folder import (
     FORMAT_VERSION,
     RunFolder,
@@ -117,11 +118,11 @@ def look_up(path: Path, overrides: list[str], *, update: str | None, config_dir:
     from llama_lab.training.checkpoint import list_checkpoints
 
     checkpoints = {checkpoint.update: checkpoint for checkpoint in list_checkpoints(parent.checkpoints)}
-    number = _chosen(parent, sorted(checkpoints), update)
+    number = chosen_update(parent, sorted(checkpoints), update, scope="this fork")
     slug = f"from-{_hash(parent, parent_run)}-{number}"
     found = Fork(parent, parent_run, number, checkpoints.get(number), run, slug, run_folder(run, slug))
     if found.checkpoint is None and (run.fresh or not RunFolder(found.folder).meta()):
-        raise _refused([(f"--update {number}", f"is no checkpoint of {relative(parent.path)}; {_there(sorted(checkpoints))}")])
+        raise _refused([(f"--update {number}", f"is no checkpoint of {relative(parent.path)}; {there_are(sorted(checkpoints))}")])
     if run.updates <= number:
         least = (number + 1) * run.data.tokens_per_update
         rule = f"ends after update {run.updates}, and the checkpoint is of update {number}; at least {least}"
@@ -211,31 +212,6 @@ def _link(file: Path, target: Path) -> None:
         raise
     except OSError:
         shutil.copyfile(file, target)
-
-
-def _chosen(parent: RunFolder, there: list[int], update: str | None) -> int:
-    """The update that was meant."""
-    if update is not None and update.isdecimal():
-        return int(update)
-    if update not in (None, "last", "best"):
-        raise _refused([(f"--update {update}", f"is no update; {_there(there)}, or last, or best")])
-    if not there:
-        raise _refused([(str(parent.path), "has no checkpoint yet; train it further")])
-    if update != "best":
-        return there[-1]
-
-    from llama_lab.training.metrics import read_rows
-
-    rows = read_rows(parent.path / "metrics.jsonl")
-    losses = {row["update"]: row["val/loss"] for row in rows if row.get("val/loss") is not None and row["update"] in there}
-    if not losses:
-        raise _refused([("--update best", f"cannot be told: no checkpoint was validated; {_there(there)}")])
-    return min(losses, key=lambda number: (losses[number], number))
-
-
-def _there(updates: list[int]) -> str:
-    """Which checkpoints there are, in words."""
-    return f"there are {', '.join(map(str, updates))}" if updates else "there is none"
 
 
 def _fixed(parent: RunConfig, run: RunConfig) -> list[Problem]:

@@ -51,7 +51,7 @@ def scaled_frequencies(frequencies: Tensor, config: ModelConfig) -> Tensor:
             low, high = config.rope_low_freq, config.rope_high_freq
             wavelengths = 2 * math.pi / frequencies
             share = (config.rope_original_len / wavelengths - low) / (high - low)
-            blended = (1 - share) * (frequencies / config.rope_factor) + share * frequencies
+            blended = (1 - share) * frequencies / config.rope_factor + share * frequencies
             scaled = torch.where(wavelengths > config.rope_original_len / low, frequencies / config.rope_factor, frequencies)
             between = (wavelengths >= config.rope_original_len / high) & (wavelengths <= config.rope_original_len / low)
             return torch.where(between, blended, scaled)

@@ -30,12 +30,13 @@ DTYPES = {
 CHUNK_BYTES = 1 << 24
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
     """Write tensors by name, and wait until they have reached the disk.
 
     Args:
         path: a file that is made or overwritten.
         tensors: on the CPU, of any shape.
+        metadata: texts that the file says of itself.
 
     Returns:
         SHA-256 of the file, in hexadecimal.
@@ -49,7 +50,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """
     # The widest dtype first, so that each tensor starts at a multiple of its own width.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    header, end = {}, 0
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
     for name, tensor in ordered:
         if tensor.dtype not in DTYPES:
             raise TypeError(f"{name} is {tensor.dtype}, which safetensors has no name for")
