@@ -251,6 +251,7 @@ FLAGS = {
 DATA_WORDS = ["inspect", "replay", "--verify", "--samples", "--plot", "--tokenizer", "--update", "--help"]
 VERIFY_WORDS = ["--updates", "--update", "--data", "--help"]
 SHORT = {"-m": "--multirun", "-h": "--help"}
+EXPORT_WORDS = ["--to", "hf", "gguf", "--out", "--update", "--dtype", "fp32", "bf16", "--help"]
 
 COMMANDS = {
     "train": Command("train a model, or with -m several", FLAGS["train"], _train),
@@ -260,8 +261,8 @@ COMMANDS = {
     "prepare": Command("turn text into tokens to train on", FLAGS["prepare"], _prepare),
     "data": Command("look into tokens, or at what a run was fed", DATA_WORDS, _data),
     "track": Command("send runs to Weights & Biases afterwards", ["--mode", "--project", "--entity", "--help"], _track),
-    "cache": Command("list or clean prepared data", ["list", "clean"], _cache),
     "export": Command("write a checkpoint for transformers, vLLM or llama.cpp", EXPORT_WORDS, _export),
+    "cache": Command("list or clean prepared data", ["list", "clean"], _cache),
     "completion": Command("print a completion script for bash, zsh or fish", ["bash", "zsh", "fish"], _completion),
 }
 
