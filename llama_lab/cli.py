@@ -109,10 +109,6 @@ def _dispatch(words: list[str]) -> int:
 
         print("\n".join(complete(" ".join(words[1:]), {command: COMMANDS[command].words for command in COMMANDS})))
         return DONE
-    if name == "__job":
-        from llama_lab.lab.job import answer_job
-
-        return answer_job(Path(words[1]))
     if name not in COMMANDS:
         raise UsageError(_unknown_command(name, words[1:]))
     return COMMANDS[name].run(words[1:])
@@ -164,6 +160,12 @@ def _fork(words: list[str]) -> int:
     command = ["llama-lab", "fork", *words]
     result = fork.fork(Path(named[0]), overrides, update=arguments.update, config_dir=arguments.config_dir, command=command)
     return PREEMPTED if result.status == "preempted" else DONE
+
+
+def _sweep(words: list[str]) -> int:
+    from llama_lab.lab.sweep.command import run_sweep_command
+
+    return run_sweep_command(words)
 
 
 def _track(words: list[str]) -> int:
@@ -256,6 +258,7 @@ EXPORT_WORDS = ["--to", "hf", "gguf", "--out", "--update", "--dtype", "fp32", "b
 COMMANDS = {
     "train": Command("train a model, or with -m several", FLAGS["train"], _train),
     "plan": Command("say what a run would take, without starting it", FLAGS["plan"], _plan),
+    "sweep": Command("list sweeps, or go on with one", ["--show", "--help"], _sweep),
     "fork": Command("go on from a checkpoint of a run with other values", FLAGS["fork"], _fork),
     "verify": Command("check a run's files, and make updates of it again", VERIFY_WORDS, _verify),
     "prepare": Command("turn text into tokens to train on", FLAGS["prepare"], _prepare),
@@ -349,7 +352,7 @@ def _train_help(config_dir: Path | None) -> str:
     questions = presets(config_dir)
     width = max(map(len, questions), default=0) + 2
     lines = ["usage: llama-lab train [overrides...] [-m] [--cfg] [--config-dir DIR]", ""]
-    lines += ["  -m, --multirun    one run for each combination of the comma lists among the overrides, one after another"]
+    lines += ["  -m, --multirun    one run for each combination of the comma lists among the overrides (docs/sweeps.md)"]
     lines += ["  --cfg             print the whole config, checked and resolved, and start nothing"]
     lines += ["  --config-dir DIR  further options and presets: DIR/<group>/<option>.yaml, DIR/experiment/<preset>.yaml"]
     lines += ["", OVERRIDES, "", "Groups and their options:"]

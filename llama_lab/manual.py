@@ -17,7 +17,7 @@ Examples:
   llama-lab train experiment=smoke                          the whole path in seconds
   llama-lab train optim.max_lr=3e-3 schedule=wsd            a variant; it gets a folder of its own
   llama-lab train data=text data.path=book.txt              your own text
-  llama-lab train -m seed.init=0,1,2                        three runs, one after another, and a table
+  llama-lab train -m seed.init=0,1,2                        three runs side by side, and a table
   llama-lab train -m 'model.n_layers=range(2,9,2)'          the same with Hydra's range, choice and glob"""
 
 PLAN_HELP = """\

@@ -806,7 +806,7 @@ class SlurmConfig:
             ("minutes", self.minutes >= 1, "is below 1; try 240"),
             ("cpus", self.cpus >= 1, "is below 1; try 4"),
             ("memory_gib", self.memory_gib is None or self.memory_gib >= 1, "is below 1; null is the cluster's default"),
-            ("options", all(option.partition("=")[2] for option in self.options), "holds one that is not name=value; try [qos=high]"),
+            ("options", all(option.partition("=")[2] for option in self.options), "holds one without a value; try ['qos=high']"),
         )
 
 
@@ -825,8 +825,8 @@ class SweepConfig:
     direction: Direction = MISSING
     """Whether a low or a high objective is good."""
     halvings: int | None = MISSING
-    """Times that the worse jobs are stopped early, for good: after `keep` of the budget, before that after `keep` of that, and so on.
-    At least 1; null: every job trains to its end."""
+    """Times that the worse jobs are stopped early: after `keep` of the budget, before that after `keep` of that, and so on. At least
+    1; null: every job trains to its end."""
     keep: float = MISSING
     """Share of the jobs that goes on at a halving. In (0, 1)."""
     noise: float | None = MISSING

@@ -216,6 +216,7 @@ def make_request(run: RunConfig, node: WandbConfig, folder: RunFolder, tracker_i
         entity=node.entity,
         group=node.group or run.name,
         tags=node.tags,
+        job_type=node.job_type,
         name=folder.path.name,
         config=plain_config(run) | ({"lineage": lineage} if lineage else {}),
         program=shlex.join(folder.meta().get("command") or ["llama-lab", "train"]),

@@ -47,7 +47,7 @@ class Request:
         id: W&B's id of the run, unique in its project for ever.
         mode: `auto`, `online` or `offline`.
         fallback: whether a W&B that does not start online is written offline instead.
-        project, entity, group, tags, name: where and under which words it appears.
+        project, entity, group, tags, job_type, name: where and under which words it appears.
         config: nested plain values.
         program: what was typed, for W&B's overview.
         parent: process whose memory and CPU W&B records.
@@ -62,6 +62,7 @@ class Request:
     entity: str | None
     group: str
     tags: list[str]
+    job_type: str
     name: str
     config: dict[str, Any]
     program: str
@@ -251,7 +252,7 @@ class Sender:
             name=request.name,
             id=request.id,
             resume="allow" if mode == "online" else None,
-            job_type="train",
+            job_type=request.job_type,
             dir=request.folder,
             config=request.config,
             mode=mode,
