@@ -1,0 +1,76 @@
+"""`llama-lab sweep`: the sweeps there are, one of them as a table, and going on with it as it was frozen."""
+
+import argparse
+import os
+from pathlib import Path
+
+from llama_lab.config.errors import ConfigError
+from llama_lab.lab.sweep import run_sweep
+from llama_lab.lab.sweep.expand import Sweep
+from llama_lab.lab.sweep.frozen import known_outcome, load_sweep
+from llama_lab.lab.sweep.show import print_results
+from llama_lab.lab.table import print_table
+from llama_lab.training.run_folder import relative
+
+
+def run_sweep_command(words: list[str]) -> int:
+    """Answer `llama-lab sweep …`; returns the exit code.
+
+    Raises:
+        ConfigError: the folder that was named holds no sweep.
+    """
+    try:
+        asked = _parser().parse_args(words)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    if asked.sweep is None:
+        _list_sweeps()
+        return 0
+    sweep = load_sweep(Path(asked.sweep).expanduser())
+    if not asked.show:
+        return run_sweep(sweep)
+    for job in sweep.jobs:
+        job.outcome = known_outcome(sweep, job)
+    print_results(sweep)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="llama-lab sweep",
+        description="List the sweeps there are, or go on with one exactly as it was when it started, whatever the YAML says now.",
+        epilog="A sweep is started with llama-lab train -m key=a,b,c or a preset that is one.",
+    )
+    parser.add_argument(
+        "sweep", nargs="?", metavar="SWEEP", help="a sweep's folder, outputs/<name>/sweeps/<sweep>; without it, all are listed"
+    )
+    parser.add_argument("--show", action="store_true", help="print what came of it so far, and start nothing")
+    return parser
+
+
+def _list_sweeps() -> None:
+    outputs = Path(os.environ.get("LLAMA_LAB_OUTPUTS") or "outputs").expanduser().absolute()
+    rows = []
+    for path in sorted(outputs.glob("*/sweeps/*/sweep.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            sweep = load_sweep(path.parent)
+        except (ConfigError, OSError):  # of another version, or being removed
+            continue
+        rows.append([relative(path.parent), *_counts(sweep)])
+    if rows:
+        print_table(f"{len(rows)} sweeps, the newest first", ["sweep", "jobs", "finished", "failed", "left"], rows)
+    else:
+        print(f"There is no sweep in {relative(outputs)}; llama-lab train -m seed.init=0,1,2 starts one")
+
+
+def _counts(sweep: Sweep) -> list[str]:
+    outcomes = [known_outcome(sweep, job) for job in sweep.jobs]
+    total = len(outcomes) + sweep.to_come
+    finished, failed = sum(outcome.finished for outcome in outcomes), sum(outcome.failed for outcome in outcomes)
+    early = sum(outcome.decided for outcome in outcomes) - finished
+    return [
+        str(total),
+        str(finished) + (f" (+{early} stopped early)" if early else ""),
+        str(failed),
+        str(total - finished - early - failed),
+    ]

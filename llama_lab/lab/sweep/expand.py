@@ -1,0 +1,354 @@
+"""From what was typed to the jobs of a sweep, all of them sound and different. Nothing is started and nothing is written."""
+
+import hashlib
+import os
+import re
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from llama_lab.config.compose import Request, compose, read_request
+from llama_lab.config.errors import ConfigError
+from llama_lab.config.identity import is_science, run_folder, slug_part
+from llama_lab.config.overrides import PRESET
+from llama_lab.config.paths import option_file
+from llama_lab.config.resolve import resolve
+from llama_lab.config.schema import AUTO, Device, Launcher, Precision, Problem, RunConfig, Search, SweepConfig
+from llama_lab.lab.sweep.halving import rung_problems
+from llama_lab.lab.sweep.space import Axis, Point, axis_problems, draw_points, grid, label, read_axis, repeated, without_seeds
+
+# TPE, Optuna's default, models what it has seen from here on; before that it draws by chance as well.
+STARTUP_POINTS = 10
+# W&B refuses a longer tag.
+TAG_CHARACTERS = 64
+
+
+@dataclass
+class Outcome:
+    """How a job ended.
+
+    Attributes:
+        status: what the run says of itself (`finished`, `preempted`, `already finished`), `stopped early …`, or `failed …`.
+        folder: the run's folder; null if it never had one.
+        updates, tokens: done so far, in all starts together.
+        summary: last values by metric key.
+        kind, message: class and text of the error it ended with; empty without one.
+    """
+
+    status: str
+    folder: str | None = None
+    updates: int = 0
+    tokens: int = 0
+    summary: dict[str, Any] = field(default_factory=dict)
+    kind: str = ""
+    message: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended in an error."""
+        return self.status.startswith("failed")
+
+    @property
+    def finished(self) -> bool:
+        """Whether its run is trained to its end."""
+        return self.status in ("finished", "already finished")
+
+    @property
+    def decided(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.finished or self.status.startswith("stopped early")
+
+
+@dataclass
+class Job:
+    """One run of a sweep.
+
+    Attributes:
+        overrides: what composes it.
+        values: swept key -> its value in this job, as typed.
+        run: the validated, resolved config.
+        slug: what distinguishes it from the others without changing the science; null: nothing.
+        folder: where it will be.
+        number: its place in the sweep, from 1.
+        trial: Optuna's number of its point; null where Optuna has not heard of it.
+    """
+
+    overrides: list[str]
+    values: Point
+    run: RunConfig
+    slug: str | None
+    folder: Path
+    outcome: Outcome = field(default_factory=lambda: Outcome("not started"))
+    number: int = 0
+    trial: int | None = None
+
+    @property
+    def label(self) -> str:
+        """Its values as they are typed."""
+        return label(self.values)
+
+    @property
+    def point(self) -> str:
+        """Its values without the seeds."""
+        return label(without_seeds(self.values))
+
+
+@dataclass
+class Sweep:
+    """Jobs that were asked for together.
+
+    Attributes:
+        jobs: all that are known; a search by Optuna adds more as it goes.
+        folder: where its summary and frozen configs are kept; the same for the same jobs.
+        settings: how they are chosen and started.
+        axes: what is swept.
+        fixed: overrides that every job has.
+        bases: for a search, a job for each combination of options, from which later ones are made.
+        command: what was typed.
+    """
+
+    jobs: list[Job]
+    folder: Path
+    settings: SweepConfig
+    axes: list[Axis] = field(default_factory=list)
+    fixed: list[str] = field(default_factory=list)
+    bases: list[Job] = field(default_factory=list)
+    command: list[str] = field(default_factory=list)
+
+    @property
+    def to_come(self) -> int:
+        """Jobs that the search is still to choose."""
+        if self.settings.search is not Search.optuna or self.settings.trials is None:
+            return 0
+        repetitions = len(repeated([{}], self.axes))
+        return max(0, self.settings.trials - len(self.jobs) // repetitions) * repetitions
+
+
+def expand(overrides: list[str], *, multirun: bool, config_dir: Path | None = None) -> Sweep | None:
+    """Every job that the overrides stand for, validated; nothing is started and nothing is written.
+
+    Args:
+        multirun: whether several runs were asked for. A preset may ask for them too.
+
+    Returns:
+        None if this is one run.
+
+    Raises:
+        ConfigError: all problems of all jobs, equal ones once; a list without values; two jobs that are the same run.
+    """
+    keys = [word.partition("=")[0] for word in overrides]
+    if not multirun and not {PRESET, "hydra.mode"} & set(keys):
+        _refuse_settings(overrides)
+        return None
+    request = read_request(overrides, config_dir=config_dir)
+    if not multirun and not request.is_sweep:
+        _refuse_settings(overrides)
+        return None
+    fixed, axes = _axes(request, config_dir)
+    if not axes:
+        if multirun:
+            raise _refused([("-m", "needs a key with several values, such as seed.init=0,1,2; without -m this is one run")])
+        return None
+    if "RANK" in os.environ:
+        rule = "is several runs, which torchrun or srun (RANK is set) would start in every process; type it without them"
+        raise _refused([(" ".join(f"{axis.key}={axis.text}" for axis in axes), rule)])
+    settings = _settings(fixed, config_dir)
+    draws = settings.search is not Search.grid
+    if found := [problem for axis in axes for problem in axis_problems(axis, draws=draws)]:
+        raise _refused(found)
+    jobs = build_jobs(fixed, _points(settings, axes), settings, config_dir)
+    command = ["llama-lab", "train", *(["-m"] if multirun else []), *overrides]
+    command += ["--config-dir", str(config_dir)] if config_dir is not None else []
+    sweep = Sweep(jobs, _sweep_folder(jobs, axes, settings), settings, axes, fixed, [], command)
+    if settings.search is Search.optuna:
+        sweep.bases = _bases(sweep, config_dir)
+    for job in (*sweep.jobs, *sweep.bases):
+        job.run = as_member(job.run, sweep.folder)
+    for number, job in enumerate(sweep.jobs, start=1):
+        job.number = number
+    return sweep
+
+
+def describe(sweep: Sweep) -> str:
+    """The jobs and their folders, without starting them."""
+    more = f", and {sweep.to_come} to come from what these show" if sweep.to_come else ""
+    lines = [f"# {len(sweep.jobs)} jobs{more}; summary in {sweep.folder}"]
+    lines += [f"llama-lab train {shlex.join(job.overrides)}  # {job.folder}" for job in sweep.jobs]
+    return "\n".join(lines)
+
+
+def as_member(run: RunConfig, folder: Path) -> RunConfig:
+    """The same run with W&B told what it belongs to: the sweep as its group, and the study among its tags."""
+    if run.wandb is None:
+        return run
+    tags = list(dict.fromkeys([*run.wandb.tags, run.name[:TAG_CHARACTERS]]))
+    kind = "sweep" if run.wandb.job_type == "train" else run.wandb.job_type
+    return replace(run, wandb=replace(run.wandb, group=run.wandb.group or f"{run.name}-{folder.name}", tags=tags, job_type=kind))
+
+
+def place(run: RunConfig, values: Point) -> tuple[str | None, Path]:
+    """What a job adds to its run's name for values outside the science, and the run's folder."""
+    parts = [slug_part(key, value) for key, value in values.items() if not is_science(key) and key not in ("name", PRESET)]
+    slug = "-".join(parts) or None
+    return slug, run_folder(run, slug)
+
+
+def build_jobs(fixed: list[str], points: list[Point], settings: SweepConfig, config_dir: Path | None) -> list[Job]:
+    """The jobs, all of them sound and different."""
+    jobs: list[Job] = []
+    problems: dict[Problem, list[int]] = {}
+    twins: list[Problem] = []
+    first: dict[Path, int] = {}
+    for number, values in enumerate(points, start=1):
+        words = fixed + [f"{key}={value}" for key, value in values.items()]
+        try:
+            run = _resolved(compose(words, config_dir=config_dir), settings)
+        except ConfigError as error:
+            for problem in error.problems:
+                problems.setdefault(problem, []).append(number)
+            continue
+        for problem in rung_problems(run, settings) + _objective_problems(run, settings):
+            problems.setdefault(problem, []).append(number)
+        slug, folder = place(run, values)
+        jobs.append(Job(words, values, run, slug, folder))
+        if (earlier := first.setdefault(folder, number)) != number:
+            both = f"(jobs {earlier} and {number})"
+            twins.append((label(values), f"is the same run as {label(points[earlier - 1])} {both}; leave one of them out"))
+    listed = [(subject, rule + _whose(numbers, len(points))) for (subject, rule), numbers in problems.items()]
+    if listed or twins:
+        raise _refused(listed + twins, len(points))
+    return jobs
+
+
+def _settings(fixed: list[str], config_dir: Path | None) -> SweepConfig:
+    """How the sweep is run: what its preset and the command line say."""
+    words = [word for word in fixed if word.lstrip("+~").startswith(("sweep.", f"{PRESET}="))]
+    settings = compose(words, config_dir=config_dir, nodes=["sweep"]).sweep
+    assert settings is not None
+    return settings
+
+
+def _points(settings: SweepConfig, axes: list[Axis]) -> list[Point]:
+    """The points that are known before anything has run."""
+    if settings.search is Search.grid:
+        return grid(axes)
+    drawn = [axis for axis in axes if not axis.is_seed]
+    if not drawn:
+        subject = " ".join(f"{axis.key}={axis.text}" for axis in axes)
+        rule = f"repeats runs, and leaves sweep.search={settings.search.name} nothing to choose; sweep.search=grid runs them"
+        raise _refused([(subject, rule)])
+    assert settings.trials is not None
+    count = settings.trials if settings.search is Search.random else min(settings.trials, STARTUP_POINTS, -(-settings.trials // 3))
+    return repeated(draw_points(drawn, count, settings.seed), axes)
+
+
+def _bases(sweep: Sweep, config_dir: Path | None) -> list[Job]:
+    """A job for each combination of options, with the first drawn values for the rest; and the ends of every interval, which have
+    to be sound."""
+    chosen = [axis for axis in sweep.axes if "." not in axis.key and not axis.is_seed]
+    rest = {key: value for key, value in sweep.jobs[0].values.items() if key not in {axis.key for axis in chosen}}
+    points = [rest | choice for choice in grid(chosen)]
+    ends = [
+        sweep.jobs[0].values | {axis.key: value}
+        for axis in sweep.axes
+        for value in (axis.choices or (axis.typed(axis.low), axis.typed(axis.high)))
+        if not axis.is_seed and sweep.jobs[0].values[axis.key] != value
+    ]
+    known = {label(point) for point in points}
+    build_jobs(sweep.fixed, [*points, *(end for end in ends if label(end) not in known)], sweep.settings, config_dir)
+    return build_jobs(sweep.fixed, points, sweep.settings, config_dir)
+
+
+def _resolved(run: RunConfig, settings: SweepConfig) -> RunConfig:
+    """The run as it is named. On a cluster's nodes nothing can be asked, so what names it has to be typed."""
+    if settings.launcher is Launcher.local:
+        return resolve(run)
+    found: list[Problem] = []
+    if run.hardware.device is Device.auto:
+        found.append(("hardware.device=auto", "cannot be found out here for Slurm's nodes; hardware=gpu or hardware=cpu"))
+    if run.precision is Precision.auto:
+        found.append(("precision=auto", "cannot be found out here for Slurm's nodes; precision=bf16 or precision=fp32"))
+    if run.hardware.processes is None:
+        found.append(("hardware.processes=null", "does not say how many GPUs a job asks Slurm for; hardware.processes=1"))
+    if found:
+        raise ConfigError(found)
+    return replace(run, sweep=None)
+
+
+def _objective_problems(run: RunConfig, settings: SweepConfig) -> list[Problem]:
+    if run.eval is None and "val/" in settings.objective:
+        return [("eval=null", f"leaves no sweep.objective={settings.objective} to compare; sweep.objective=train/loss needs none")]
+    if run.hardware.micro_batch == AUTO and settings.jobs_per_gpu > 1:
+        rule = f"would take a whole GPU for a job, and sweep.jobs_per_gpu={settings.jobs_per_gpu} share one; type a number"
+        return [("hardware.micro_batch=auto", rule)]
+    return []
+
+
+def _axes(request: Request, config_dir: Path | None) -> tuple[list[str], list[Axis]]:
+    """(overrides that every job has, what is swept). What is typed replaces what a preset sweeps over."""
+    parser = OverridesParser.create()
+    typed = {
+        override.get_key_element(): override for override in request.overrides if not override.key_or_group.startswith("hydra.")
+    }
+    params = {key: parser.parse_override(f"{key}={text}") for key, text in request.sweep_params.items()}
+    fixed: list[str] = []
+    axes: list[Axis] = []
+    problems: list[Problem] = []
+    for key, override in (params | typed).items():
+        line = override.input_line or key
+        if not override.is_sweep_override():
+            fixed.append(override.input_line or "")
+        elif key.startswith("sweep."):
+            problems.append((line, f"is about the sweep as a whole and takes one value; for one list, type {key}=[a,b]"))
+        else:
+            axis = read_axis(override, config_dir)
+            axes.append(axis)
+            if key == PRESET:
+                nested = [preset for preset in axis.choices if _is_sweep(preset, config_dir)]
+                problems += [(f"{PRESET}={preset}", "is a sweep itself; start it alone") for preset in nested]
+    if problems:
+        raise _refused(problems)
+    return fixed, axes
+
+
+def _is_sweep(preset: str, config_dir: Path | None) -> bool:
+    there = option_file(PRESET, preset, config_dir)
+    return there is not None and read_request([f"{PRESET}={preset}"], config_dir=config_dir).is_sweep
+
+
+def _refuse_settings(overrides: Iterable[str]) -> None:
+    """A single run has nothing that starts several."""
+    typed = [word for word in overrides if word.startswith("sweep.")]
+    if typed:
+        rule = "says how several runs are chosen or started, and this is one; add -m and a key with several values"
+        raise _refused([(word, rule) for word in typed])
+
+
+def _refused(problems: list[Problem], jobs: int = 0) -> ConfigError:
+    return ConfigError(problems, scope=f"this sweep of {jobs} jobs; none was started" if jobs else "this sweep")
+
+
+def _whose(numbers: list[int], total: int) -> str:
+    """Which jobs a problem belongs to, unless it is all of them."""
+    if len(numbers) == total:
+        return ""
+    few = ", ".join(map(str, numbers[:8])) + (", …" if len(numbers) > 8 else "")
+    return f" (job {few})" if len(numbers) == 1 else f" (jobs {few})"
+
+
+def _sweep_folder(jobs: list[Job], axes: list[Axis], settings: SweepConfig) -> Path:
+    """`outputs/<name>/sweeps/<swept keys>-<hash>`: for a grid the same for the same jobs, whatever their order; for a search the
+    same for the same axes, whatever the number of points."""
+    keys = "-".join(re.sub(r"[^a-z0-9._]+", "_", axis.key.rpartition(".")[2].lower()) for axis in axes)[:60]
+    if settings.search is Search.grid:
+        told = sorted(job.folder.name for job in jobs)
+    else:
+        searched = [settings.search.name, str(settings.seed)]
+        searched += [settings.objective, settings.direction.name] if settings.search is Search.optuna else []
+        told = [*searched, *(f"{axis.key}={axis.text}" for axis in axes), jobs[0].folder.name]
+    digest = hashlib.sha256("\n".join(told).encode()).hexdigest()[:8]
+    return jobs[0].folder.parent / "sweeps" / f"{keys}-{digest}"

@@ -1,0 +1,198 @@
+"""A sweep's folder: what was asked for, the config of every job as it was when the sweep started, and what became of it.
+
+    outputs/<name>/sweeps/<swept keys>-<hash>/
+      sweep.json           what was typed, the settings, the jobs, and every start
+      jobs/0001/           config.yaml (frozen), outcome.json, output.log (what the job printed)
+      bases/0001.yaml      for a search: a frozen config for each combination of options
+      search.db            for a search: Optuna's study
+      summary.csv          a line a job
+
+A YAML that is edited while a sweep runs, or between two starts of it, changes none of its jobs. Only the process that holds the
+folder writes in it, jobs excepted, which write their own output.
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from llama_lab.config.errors import ConfigError
+from llama_lab.config.identity import load_config, save_config
+from llama_lab.config.schema import Direction, Launcher, Search, SlurmConfig, SweepConfig
+from llama_lab.lab.sweep.expand import Job, Outcome, Sweep
+from llama_lab.lab.sweep.space import Axis
+from llama_lab.training.run_folder import RunFolder, hold_run, write_json
+
+FORMAT_VERSION = 1
+ENUMS = {"search": Search, "direction": Direction, "launcher": Launcher}
+
+
+@contextlib.contextmanager
+def hold_sweep(folder: Path) -> Iterator[None]:
+    """Hold a sweep for as long as the context lasts.
+
+    Raises:
+        ConfigError: it is running already.
+    """
+    try:
+        with hold_run(folder):
+            yield
+    except ConfigError as error:
+        held = [(subject, rule.replace("is being trained by", "is being run by")) for subject, rule in error.problems]
+        raise ConfigError(held, scope="this sweep") from None
+
+
+def freeze(sweep: Sweep) -> None:
+    """Write down what the sweep is made of; of a sweep that was started before, take what was written then.
+
+    Where the same overrides are typed again, its jobs keep their frozen configs, whatever has become of the YAML since. Where
+    others are, which make the same runs (another micro-batch, say), jobs that are not finished get the configs made of these.
+    """
+    known = _read(sweep.folder)
+    sweep.folder.mkdir(parents=True, exist_ok=True)
+    if known:
+        _take_over(sweep, known)
+    for job in sweep.jobs:
+        _save_job(sweep, job)
+    for number, base in enumerate(sweep.bases, start=1):
+        path = sweep.folder / "bases" / f"{number:04}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        if not path.is_file():
+            save_config(base.run, path)
+    starts = [*known.get("starts", []), {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": sweep.command}]
+    _write(sweep, starts)
+
+
+def add_jobs(sweep: Sweep, jobs: list[Job]) -> None:
+    """Freeze further jobs."""
+    for number, job in enumerate(jobs, start=len(sweep.jobs) + 1):
+        job.number = number
+        _save_job(sweep, job)
+    sweep.jobs += jobs
+    save_trials(sweep)
+
+
+def save_trials(sweep: Sweep) -> None:
+    """Write down which point of Optuna's each job is of."""
+    _write(sweep, _read(sweep.folder).get("starts", []))
+
+
+def load_sweep(folder: Path) -> Sweep:
+    """A sweep as it was frozen.
+
+    Raises:
+        ConfigError: the folder holds none.
+    """
+    known = _read(folder)
+    if not known:
+        rule = "holds no sweep; name outputs/<name>/sweeps/<sweep>" if folder.is_dir() else "is no folder of a sweep"
+        raise ConfigError([(str(folder), rule)], scope="this request")
+    folder = folder.absolute()
+    saved: dict[str, Any] = dict(known["settings"])
+    saved |= {name: kind[saved[name]] for name, kind in ENUMS.items()}
+    saved["slurm"] = SlurmConfig(**saved["slurm"])
+    settings = SweepConfig(**saved)
+    axes = [Axis(**axis | {"choices": tuple(axis["choices"])}) for axis in known["axes"]]
+    sweep = Sweep([], folder, settings, axes, known["fixed"], [], known["starts"][-1]["command"])
+    sweep.jobs = [_load_job(folder, entry) for entry in known["jobs"]]
+    for path, values in zip(sorted((folder / "bases").glob("*.yaml")), known["bases"], strict=True):
+        run = load_config(path)
+        sweep.bases.append(Job(sweep.fixed + [f"{key}={value}" for key, value in values.items()], values, run, None, folder))
+    return sweep
+
+
+def job_folder(sweep: Sweep, job: Job) -> Path:
+    """Where a job's frozen config and its printed lines are."""
+    return sweep.folder / "jobs" / f"{job.number:04}"
+
+
+def keep_outcome(sweep: Sweep, job: Job) -> None:
+    """Write down how a job ended."""
+    write_json(job_folder(sweep, job) / "outcome.json", asdict(job.outcome))
+
+
+def keep_config(sweep: Sweep, job: Job) -> None:
+    """Freeze a job's config anew, after something of it had to change."""
+    save_config(job.run, job_folder(sweep, job) / "config.yaml")
+
+
+def known_outcome(sweep: Sweep, job: Job) -> Outcome:
+    """What an earlier start, or the run itself, has left behind. What is finished is not started again."""
+    known = {} if job.run.fresh else RunFolder(job.folder).summary()
+    path = job_folder(sweep, job) / "outcome.json"
+    kept = Outcome(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() and not job.run.fresh else None
+    if known.get("status") == "finished":
+        return Outcome("already finished", str(job.folder), known.get("update", 0), known.get("tokens", 0), known)
+    if kept is not None and kept.status.startswith("stopped early"):
+        return kept
+    if known:
+        # Of a process that was killed the run still says that it is running.
+        status = "interrupted" if known["status"] in ("running", "preempted") else known["status"]
+        return Outcome(status, str(job.folder), known.get("update", 0), known.get("tokens", 0), known)
+    return Outcome("not started")
+
+
+def _take_over(sweep: Sweep, known: dict[str, Any]) -> None:
+    """Put the frozen jobs in the place of those that were composed now, and keep what is new behind them."""
+    frozen = [_load_job(sweep.folder, entry) for entry in known["jobs"]]
+    is_same = known["fixed"] == sweep.fixed
+    composed = {job.folder: job for job in sweep.jobs}
+    for job in frozen:
+        now = composed.get(job.folder)
+        if now is not None and not is_same:
+            job.run, job.overrides = now.run, now.overrides
+        elif now is not None:
+            # Words to this start, not to the run.
+            job.run.fresh, job.run.accept_changes = now.run.fresh, now.run.accept_changes
+    there = {job.folder for job in frozen}
+    # What Optuna has chosen stands in the place of what it would be given to start with.
+    new = [] if sweep.settings.search is Search.optuna else [job for job in sweep.jobs if job.folder not in there]
+    for number, job in enumerate(new, start=len(frozen) + 1):
+        job.number = number
+    sweep.jobs = [*frozen, *new]
+
+
+def _save_job(sweep: Sweep, job: Job) -> None:
+    path = job_folder(sweep, job)
+    path.mkdir(parents=True, exist_ok=True)
+    keep_config(sweep, job)
+
+
+def _load_job(folder: Path, entry: dict[str, Any]) -> Job:
+    run = load_config(folder / "jobs" / f"{entry['number']:04}" / "config.yaml")
+    where = Path(os.path.normpath(folder / entry["folder"]))
+    return Job(entry["overrides"], entry["values"], run, entry["slug"], where, number=entry["number"], trial=entry["trial"])
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / "sweep.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _write(sweep: Sweep, starts: list[dict[str, Any]]) -> None:
+    settings = asdict(sweep.settings) | {name: getattr(sweep.settings, name).name for name in ENUMS}
+    content = {
+        "format_version": FORMAT_VERSION,
+        "settings": settings,
+        "axes": [asdict(axis) for axis in sweep.axes],
+        "fixed": sweep.fixed,
+        "bases": [base.values for base in sweep.bases],
+        "jobs": [
+            {
+                "number": job.number,
+                "values": job.values,
+                "overrides": job.overrides,
+                "slug": job.slug,
+                # Relative, so that outputs/ can be moved as a whole.
+                "folder": os.path.relpath(job.folder, sweep.folder),
+                "trial": job.trial,
+            }
+            for job in sweep.jobs
+        ],
+        "starts": starts,
+    }
+    write_json(sweep.folder / "sweep.json", content)
