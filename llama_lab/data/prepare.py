@@ -93,6 +93,18 @@ class PreparedData:
         return sum(source.val.tokens for source in self.sources if source.val is not None)
 
     @property
+    def validation_text(self) -> str | None:
+        """Hash that is equal for equal validation text, whatever the tokenizer; null where nothing says which text it is.
+
+        It covers the length in bytes of each held-out document, in order: two texts that agree in all of them are the same.
+        """
+        if any(source.val is None or source.val.bytes_file is None for source in self.sources):
+            return None
+        manifests = [read_manifest(source.folder, str(source.folder)) for source in self.sources]
+        tables = [manifest["splits"]["val"]["document_bytes"]["sha256"] for manifest in manifests]
+        return hashlib.sha256(json.dumps(tables).encode()).hexdigest()
+
+    @property
     def folder(self) -> Path:
         """Where the tokens lie, if they are no mixture; asking a mixture is a ValueError, here and below."""
         return self._only.folder

@@ -33,6 +33,7 @@ from llama_lab.training.run_folder import (
 from llama_lab.training.schedule import lr_factor
 
 if TYPE_CHECKING:
+    from llama_lab.data.prepare import PreparedData
     from llama_lab.training.checkpoint import Checkpoint
     from llama_lab.training.launch import TrainResult
 
@@ -152,12 +153,17 @@ def begin(asked: Fork, command: list[str] | None) -> None:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         try:
-            said = _fill(asked, draft, describe_origin(asked.run, command=command, data=fingerprints))
+            said = _fill(asked, draft, _origin(asked, data, command))
             os.replace(draft, asked.folder)
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             raise
         print(said, flush=True)
+
+
+def _origin(asked: Fork, data: "PreparedData", command: list[str] | None) -> dict[str, Any]:
+    fingerprints = {"data": data.fingerprint, "tokenizer": data.tokenizer.hash}
+    return describe_origin(asked.run, command=command, data=fingerprints, validation=data.validation_text)
 
 
 def _fill(asked: Fork, draft: Path, origin: dict[str, Any]) -> str:

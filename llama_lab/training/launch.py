@@ -311,7 +311,8 @@ def _result(folder: RunFolder, status: str) -> TrainResult:
 
 
 def _origin(run: RunConfig, data: PreparedData, command: list[str] | None) -> dict[str, Any]:
-    return describe_origin(run, command=command, data={"data": data.fingerprint, "tokenizer": data.tokenizer.hash})
+    fingerprints = {"data": data.fingerprint, "tokenizer": data.tokenizer.hash}
+    return describe_origin(run, command=command, data=fingerprints, validation=data.validation_text)
 
 
 def _say(text: str) -> None:

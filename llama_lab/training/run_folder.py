@@ -118,11 +118,14 @@ def find_run(path: Path) -> RunFolder:
     return RunFolder(path.absolute())
 
 
-def describe_origin(run: RunConfig, *, command: list[str] | None, data: dict[str, Any]) -> dict[str, Any]:
+def describe_origin(
+    run: RunConfig, *, command: list[str] | None, data: dict[str, Any], validation: str | None = None
+) -> dict[str, Any]:
     """What a start is made from: command, code, library versions, machine, data.
 
     Args:
         data: fingerprint of the data and hash of the tokenizer.
+        validation: what tells the validation text from another; null: unknown.
     """
     return {
         "command": command,
@@ -138,6 +141,7 @@ def describe_origin(run: RunConfig, *, command: list[str] | None, data: dict[str
             "processes": run.hardware.processes,
         },
         "data": data,
+        "validation": validation,
     }
 
 
