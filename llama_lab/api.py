@@ -36,8 +36,10 @@ def train(
         ConfigError: this machine, the data or an existing folder do not allow the run.
         Diverged: the loss is no longer finite.
     """
+    from llama_lab.inference.check import check_observed
     from llama_lab.training.launch import launch
 
+    check_observed(run)
     return launch(run, _load_observers, handle_signals=handle_signals, command=command, extra_slug=extra_slug)
 
 

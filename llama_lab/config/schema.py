@@ -661,14 +661,20 @@ class EvalConfig:
     """Updates between two validations; one more follows the last update. At least 1; null: only at the end."""
     max_tokens: int | None = MISSING
     """Validation tokens used, from the start of the held-out set, or of each one's in a mixture. At least 1; null: all of them."""
+    tasks: list[str] = _later([])
+    """Files of multiple-choice questions, or of texts to complete, that the model is scored on; docs/evaluation.md has the shapes."""
+    tasks_every_updates: int | None = _later(None)
+    """Updates between two such scores; one more follows the last update. At least 1; null: only at the end."""
 
     def problems(self, at: str) -> list[Problem]:
         """What is wrong with this node alone; `at` is its key path."""
+        often = self.tasks_every_updates
         return _broken(
             at,
             self,
             ("every_updates", self.every_updates is None or self.every_updates >= 1, "is below 1; null is at the end only"),
             ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "is below 1; null is all of them"),
+            ("tasks_every_updates", often is None or often >= 1, "is below 1; null is at the end only"),
         )
 
 
@@ -688,6 +694,16 @@ class SampleConfig:
     """Sample among the k most likely tokens only. At least 1; null: all."""
     prompts: list[str] = MISSING
     """Texts to continue, one sample each."""
+    prompt_sets: list[str] = _later([])
+    """Few-shot tasks, by name or as .json files. Each time one of them is drawn, with examples and a query of its own, and is one
+    more sample."""
+    top_p: float | None = _later(None)
+    """Sample among the most likely tokens that reach this probability together. In (0, 1]; null: all."""
+    min_p: float | None = _later(None)
+    """Sample among tokens with at least this share of the most likely one's probability. In [0, 1]; null: all."""
+    repetition_penalty: float | None = _later(None)
+    """Makes tokens that the text holds already less likely: their logits are divided by it where positive, else multiplied. Above
+    0; null: nothing is."""
 
     def problems(self, at: str) -> list[Problem]:
         """What is wrong with this node alone; `at` is its key path."""
@@ -699,7 +715,14 @@ class SampleConfig:
             ("new_tokens", self.new_tokens >= 1, "is below 1; try 64"),
             ("temperature", 0 <= self.temperature < math.inf, "is below 0; 0 takes the most likely token"),
             ("top_k", self.top_k is None or self.top_k >= 1, "is below 1; null is all tokens"),
-            ("prompts", bool(self.prompts), "is empty; sample=null trains without samples"),
+            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "is outside (0, 1]; null is all tokens"),
+            ("min_p", self.min_p is None or 0 <= self.min_p <= 1, "is outside [0, 1]; null is all tokens"),
+            (
+                "repetition_penalty",
+                self.repetition_penalty is None or _positive(self.repetition_penalty),
+                "is not above 0; null leaves repetitions alone",
+            ),
+            ("prompts", bool(self.prompts or self.prompt_sets), "is empty; sample=null trains without samples"),
         )
 
 

@@ -53,7 +53,7 @@ class Decoder:
     """The rows of a cache, and the texts that grow in them. It may be used again when its texts have ended.
 
     Args:
-        model: on any device, in evaluation mode. `forward` is called by name, past a compiled call, which would compile every length.
+        model: on any device, in evaluation mode. `forward` is called by name, past a compiled call, which would compile anew.
         rows: texts that grow together at most.
         records: whether a step is recorded as a CUDA graph and played again: the same work without the host in between. It takes as
             long as a few dozen steps to record, and memory to keep.

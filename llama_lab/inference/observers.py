@@ -1,5 +1,6 @@
-"""How the training loop looks at its model: validation over all ranks, samples from the first."""
+"""How the training loop looks at its model: validation and tasks over all ranks, samples from the first."""
 
+import random
 from collections.abc import Callable
 
 from llama_lab.config.schema import RunConfig, SampleConfig, Window
@@ -7,10 +8,14 @@ from llama_lab.data.prepare import PreparedData
 from llama_lab.data.stream import TokenStream
 from llama_lab.data.tokenizer import Tokenizer
 from llama_lab.inference.evaluate import Evaluation, evaluate, together
+from llama_lab.inference.few_shot import load_prompt_set
 from llama_lab.inference.generate import generate
 from llama_lab.inference.options import Sampling
+from llama_lab.inference.score import score_task
+from llama_lab.inference.tasks import load_tasks
 from llama_lab.model.llama import Llama
 from llama_lab.training.loop import Observers
+from llama_lab.training.metrics import Sample
 from llama_lab.training.worker import Worker
 
 
@@ -37,18 +42,47 @@ def validate(model: Llama, data: PreparedData, run: RunConfig, worker: Worker, s
     return together(found) if len(data.sources) > 1 else next(iter(found.values()))
 
 
-def sample(model: Llama, tokenizer: Tokenizer, node: SampleConfig, seed: int, stopped: Callable[[], bool]) -> list[str]:
-    """A continuation of each prompt, taken as the beginning of a document. The same seed and weights give the same text."""
+def score(
+    model: Llama, tokenizer: Tokenizer, run: RunConfig, worker: Worker, stopped: Callable[[], bool]
+) -> dict[str, dict[str, float]]:
+    """Answer the run's tasks at its precision. All ranks take part and get the same result."""
+    assert run.eval is not None
+    place, found = worker.place, {}
+    for task in load_tasks(run.eval.tasks):
+        with worker.autocast(run.precision):
+            answered = score_task(model, tokenizer, task, rank=place.rank, world_size=place.world_size, stopped=stopped)
+        found[task.name] = answered.values()
+    return found
+
+
+def sample(model: Llama, tokenizer: Tokenizer, node: SampleConfig, seed: int, stopped: Callable[[], bool]) -> list[Sample]:
+    """A continuation of each prompt, taken as the beginning of a document, and of one from a set that `seed` draws.
+
+    The same seed and weights give the same texts. Steps are not recorded as CUDA graphs here: training needs the memory, and there
+    are too few of them to be worth it.
+    """
+    asked: list[tuple[str, str | None]] = [(prompt, None) for prompt in node.prompts]
+    if node.prompt_sets:
+        draw = random.Random(seed)
+        chosen = load_prompt_set(draw.choice(node.prompt_sets))
+        room = model.max_seq_len - node.new_tokens - 1
+        asked.append((chosen.prompt(draw, lambda prompt: len(tokenizer.encode(prompt)) <= room), chosen.name))
     outputs = generate(
         model,
-        [[tokenizer.eos_id, *tokenizer.encode(prompt)] for prompt in node.prompts],
+        [[tokenizer.eos_id, *tokenizer.encode(prompt)] for prompt, _ in asked],
         new_tokens=node.new_tokens,
-        sampling=Sampling(temperature=node.temperature, top_k=node.top_k),
+        sampling=Sampling(
+            temperature=node.temperature,
+            top_k=node.top_k,
+            top_p=node.top_p,
+            min_p=node.min_p,
+            repetition_penalty=node.repetition_penalty,
+        ),
         seed=seed,
         eos_id=tokenizer.eos_id,
         stopped=stopped,
     )
-    return [tokenizer.decode(output) for output in outputs]
+    return [Sample(prompt, tokenizer.decode(output), name) for (prompt, name), output in zip(asked, outputs, strict=True)]
 
 
-OBSERVERS = Observers(evaluate=validate, sample=sample)
+OBSERVERS = Observers(evaluate=validate, score=score, sample=sample)

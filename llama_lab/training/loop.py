@@ -33,7 +33,7 @@ from llama_lab.training.console import Console
 from llama_lab.training.errors import Diverged, SaveFailed
 from llama_lab.training.feed import Feed
 from llama_lab.training.guard import Guard
-from llama_lab.training.metrics import Metrics, cut_back
+from llama_lab.training.metrics import Metrics, Sample, cut_back
 from llama_lab.training.optim import Optimizers, build_optimizer
 from llama_lab.training.profiler import Profiler
 from llama_lab.training.retention import checkpoint_bytes, checkpoint_due
@@ -56,11 +56,13 @@ class Observers:
     Attributes:
         evaluate: (model, data, run, worker, stopped) -> an object with `loss_nats`, `bits_per_byte` (infinite if bytes are unknown)
             and `sources`, such an object by name for each source of a mixture.
-        sample: (model, tokenizer, node, seed, stopped) -> a continuation for each prompt of the node.
+        score: (model, tokenizer, run, worker, stopped) -> for each task of the run, by its name, values by name. On all ranks.
+        sample: (model, tokenizer, node, seed, stopped) -> a sample for each prompt of the node, and for one drawn from its sets.
     """
 
     evaluate: Callable[[Llama, PreparedData, RunConfig, Worker, Callable[[], bool]], Any]
-    sample: Callable[[Llama, Tokenizer, SampleConfig, int, Callable[[], bool]], list[str]]
+    score: Callable[[Llama, Tokenizer, RunConfig, Worker, Callable[[], bool]], dict[str, dict[str, float]]]
+    sample: Callable[[Llama, Tokenizer, SampleConfig, int, Callable[[], bool]], list[Sample]]
 
 
 @dataclass(slots=True)
@@ -331,7 +333,8 @@ def observe(
 
     validates = validation_due(run.eval, update, run.updates) and data.val_tokens > 0
     samples = run.sample is not None and samples_due(run.sample, run, update)
-    if not validates and not samples:
+    scores = scores_due(run.eval, update, run.updates)
+    if not validates and not samples and not scores:
         # And the device is not waited for: the host prepares the next update while it computes this one.
         return True
     with clock.excluded():
@@ -345,6 +348,14 @@ def observe(
                 own = {name: (part.loss_nats, part.bits_per_byte) for name, part in result.sources.items()}
                 place = axes(run, update, clock)
                 metrics.validation(place, loss=result.loss_nats, bits_per_byte=result.bits_per_byte, sources=own)
+        if scores:
+            watchdog.at(f"the tasks after update {update}")
+            try:
+                found = observers.score(model, data.tokenizer, run, worker, stopped)
+            except Stopped:
+                return False
+            if metrics is not None:
+                metrics.scores(axes(run, update, clock), found)
         if run.sample is None or not samples:
             return True
         watchdog.at(f"the samples after update {update}")
@@ -353,7 +364,7 @@ def observe(
             seed = run.seed.sampling + update
             try:
                 texts = observers.sample(model, data.tokenizer, run.sample, seed, stopped)
-                metrics.samples(axes(run, update, clock), list(zip(run.sample.prompts, texts, strict=True)), seed=seed)
+                metrics.samples(axes(run, update, clock), texts, seed=seed)
             except Stopped:
                 cut_short = True
         return not worker.agree(cut_short)
@@ -372,6 +383,11 @@ def due(update: int, every: int | None) -> bool:
 def validation_due(node: EvalConfig | None, update: int, updates: int) -> bool:
     """Whether the model is validated after this update: at its interval and at the end."""
     return node is not None and (update == updates or due(update, node.every_updates))
+
+
+def scores_due(node: EvalConfig | None, update: int, updates: int) -> bool:
+    """Whether the model is scored on tasks after this update: at their interval and at the end."""
+    return node is not None and bool(node.tasks) and (update == updates or due(update, node.tasks_every_updates))
 
 
 def samples_due(node: SampleConfig, run: RunConfig, update: int) -> bool:

@@ -8,6 +8,8 @@ import json
 import math
 import os
 import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,20 @@ from llama_lab.training.tracker import Tracker
 
 # What depends on the machine and the moment, not on the science; a resumed run equals an unbroken one in all other keys.
 VOLATILE = ("seconds", "speed/", "memory/")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A generated text.
+
+    Attributes:
+        text: the continuation of `prompt`.
+        set: name of the set that the prompt was drawn from; None for a prompt of the config.
+    """
+
+    prompt: str
+    text: str
+    set: str | None = None
 
 
 class Metrics:
@@ -122,12 +138,21 @@ class Metrics:
             self._folder.write_summary(**{"best/val/loss": loss})
         self._console.say(said, style="bold")
 
-    def samples(self, axes: dict[str, Any], samples: list[tuple[str, str]], *, seed: int) -> None:
-        """Record and print generated texts: (prompt, continuation) each."""
-        for prompt, text in samples:
-            self._append("samples.jsonl", axes | {"seed": seed, "prompt": prompt, "text": text})
+    def samples(self, axes: dict[str, Any], samples: Sequence[Sample], *, seed: int) -> None:
+        """Record and print generated texts. Of a few-shot prompt the query alone is printed."""
+        for sample in samples:
+            self._append("samples.jsonl", axes | {"seed": seed} | asdict(sample))
+            query = sample.prompt.rpartition("\n\n")[2]
+            prompt = sample.prompt if sample.set is None else f"{sample.set}: …{query}"
             self._console.say(f"  | {_one_line(prompt)}", style="dim")
-            self._console.say(f"  > {_one_line(text)}", style="italic")
+            self._console.say(f"  > {_one_line(sample.text)}", style="italic")
+
+    def scores(self, axes: dict[str, Any], scores: dict[str, dict[str, float]]) -> None:
+        """Record and print what tasks came to: values by name for each task, by its name."""
+        self._record(axes, {f"task/{task}/{name}": value for task, values in scores.items() for name, value in values.items()})
+        for task, values in scores.items():
+            said = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items())
+            self._console.say(f"Task {task} after {axes['update']} updates: {said}", style="bold")
 
     def _record(self, axes: dict[str, Any], row: dict[str, float]) -> None:
         # JSON has no infinity or NaN; null says as much and every reader takes it.

@@ -186,8 +186,8 @@ class Sender:
         for row in samples:
             if self._table is None:
                 # A table logged again after it grew would stay at its first row in the default mode.
-                self._table = self._wandb.Table(columns=["update", "tokens", "prompt", "text"], log_mode="INCREMENTAL")
-            self._table.add_data(row["update"], row["tokens"], row["prompt"], row["text"])
+                self._table = self._wandb.Table(columns=["update", "tokens", "prompt", "text", "set"], log_mode="INCREMENTAL")
+            self._table.add_data(row["update"], row["tokens"], row["prompt"], row["text"], row.get("set"))
         if samples:
             axes = {axis: samples[-1][axis] for axis in ("update", "tokens", "seconds")}
             self._handle.log(axes | {"samples": self._table})

@@ -1,4 +1,4 @@
-"""Generation: neither the cache nor company changes a text, chance comes from its generator alone, and the model is left as it was."""
+"""Generation: neither cache nor company changes a text, chance comes from its generator alone, and the model is left as it was."""
 
 from itertools import islice
 

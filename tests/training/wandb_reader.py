@@ -46,4 +46,4 @@ def sampled_texts(offline_folder: Path) -> list[tuple[int, str, str]]:
     """(update, prompt, text) of every sample in the tables of a run."""
     tables = sorted(offline_folder.glob("files/media/table/samples_*.table.json"), key=lambda path: int(path.name.split("_")[1]))
     rows = [row for table in tables for row in json.loads(table.read_text(encoding="utf-8"))["data"]]
-    return [(update, prompt, text) for update, _, prompt, text in rows]
+    return [(update, prompt, text) for update, _, prompt, text, _ in rows]
