@@ -1,0 +1,221 @@
+"""Runs that differ only in seed as one arm of a study, and whether arms may be compared at all."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from llama_lab.config.errors import ConfigError
+from llama_lab.config.schema import Problem, shown
+from llama_lab.lab.records import RunRecord
+
+LABEL_VALUES = 3
+LOSS, BITS = "val/loss", "val/bits_per_byte"
+# What of the data changes how text is fed, not which text it is.
+FEEDING = ("data.max_seq_len", "data.tokens_per_update", "data.window")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs of one config with different seeds.
+
+    Attributes:
+        label: what tells it from the other arms.
+        values: key path -> value of everything that decides its curves.
+        runs: in the order of their seeds.
+    """
+
+    label: str
+    values: dict[str, Any]
+    runs: tuple[RunRecord, ...]
+
+    @property
+    def seeds(self) -> list[tuple[int, ...]]:
+        """Seed of each run."""
+        return [run.seed for run in self.runs]
+
+
+def group_arms(records: Sequence[RunRecord], ignore: Sequence[str] = ()) -> list[Arm]:
+    """The arms that runs form, in the order in which they first come.
+
+    Args:
+        ignore: key paths that are taken to make no difference.
+
+    Raises:
+        ConfigError: two runs of an arm have the same seeds, or a key to ignore is in no config.
+    """
+    known = {key for record in records for key in record.values}
+    if unknown := [key for key in ignore if key not in known]:
+        rule = "is in no config of these runs; give its whole path, such as data.path"
+        raise _refused([(f"--ignore {key}", rule) for key in unknown])
+    groups: dict[str, list[RunRecord]] = {}
+    for record in records:
+        kept = {key: value for key, value in record.values.items() if key not in ignore}
+        groups.setdefault(json.dumps(kept, sort_keys=True, default=str), []).append(replace(record, values=kept))
+    if twins := [problem for group in groups.values() for problem in _twins(group)]:
+        raise _refused(twins)
+    labels = _labels([group[0].values for group in groups.values()])
+    return [
+        Arm(label, group[0].values, tuple(sorted(group, key=lambda run: run.seed)))
+        for label, group in zip(labels, groups.values(), strict=True)
+    ]
+
+
+def choose_metric(arms: Sequence[Arm], asked: str | None) -> str:
+    """The metric that all runs of the arms can be compared by: the one asked for, else the loss, else bits per byte.
+
+    Raises:
+        ConfigError: there is none, with the reason: runs without it, another validation text, another tokenizer.
+    """
+    metric = asked or LOSS
+    runs = [run for arm in arms for run in arm.runs]
+    if asked is None and len(_tokenizers(runs)) > 1:
+        metric = BITS
+    problems = _missing(runs, metric) or _incomparable(runs, metric)
+    if problems:
+        raise _refused(problems)
+    return metric
+
+
+def unfinished(arms: Sequence[Arm]) -> list[Problem]:
+    """What is not trained to its end, and how far it is."""
+    found: list[Problem] = []
+    for run in (run for arm in arms for run in arm.runs if not run.is_finished):
+        done = max((row.get("update", 0) for row in run.rows), default=0)
+        of = f" of {run.run.updates}" if run.run is not None else ""
+        found.append((run.name, f"is not finished ({run.status}, update {done}{of})"))
+    return found
+
+
+def notes(arms: Sequence[Arm]) -> list[str]:
+    """What a reader should know about runs that may be compared all the same."""
+    found: list[str] = []
+    for arm in arms:
+        codes = {(run.meta.get("code") or {}).get("sha256") for run in arm.runs}
+        if len(codes) > 1:
+            found.append(f"{arm.label}: its runs were made with {len(codes)} versions of the code; llama-lab diff shows them")
+    runs = [run for arm in arms for run in arm.runs]
+    if len({(run.meta.get("code") or {}).get("sha256") for run in runs}) > 1 and not found:
+        found.append("the arms were made with different versions of the code; llama-lab diff shows what changed")
+    if len({run.run.data.max_seq_len for run in runs if run.run is not None}) > 1:
+        found.append("the contexts are of different length: a longer one alone lowers the loss on the same text")
+    if any(run.folder is None for run in runs):
+        found.append("a CSV does not say what its runs were validated on; it is taken to be the same text")
+    return found
+
+
+def _twins(group: list[RunRecord]) -> list[Problem]:
+    """Runs of one config with the same seeds."""
+    seen: dict[tuple[int, ...], RunRecord] = {}
+    found: list[Problem] = []
+    for run in group:
+        if not run.seed:
+            continue
+        other = seen.setdefault(run.seed, run)
+        if other is run:
+            continue
+        rule = f"has the config and the seed ({run.seed_said}) of {other.name}"
+        same = run.folder is not None and other.folder is not None and run.folder.name == other.folder.name
+        rule += ": one run in two places; name one of them" if same else "; a seed counts once, so leave one of them out"
+        found.append((run.name, rule))
+    return found
+
+
+def _labels(configs: list[dict[str, Any]]) -> list[str]:
+    """What differs between configs, for each of them."""
+    keys = list(dict.fromkeys(key for config in configs for key in config))
+    differing = [key for key in keys if len({shown(config.get(key, "-")) for config in configs}) > 1]
+    # Where the kind of a part differs, its fields differ with it; the kind says it all, but for fields that both kinds have.
+    everywhere = [key for key in differing if all(key in config for config in configs)]
+    named = everywhere or differing
+    if not named:
+        return [f"arm {number}" for number in range(1, len(configs) + 1)] if len(configs) > 1 else ["all runs"]
+    labels = []
+    for config in configs:
+        own = [f"{_short(key, named)}={shown(config.get(key, '-'))}" for key in named]
+        more = f" (and {len(own) - LABEL_VALUES} more)" if len(own) > LABEL_VALUES else ""
+        labels.append(" ".join(own[:LABEL_VALUES]) + more)
+    if len(set(labels)) < len(labels):
+        labels = [f"{label} #{number}" for number, label in enumerate(labels, start=1)]
+    return labels
+
+
+def _short(key: str, keys: list[str]) -> str:
+    """The last part of a key path where that says which it is."""
+    last = key.rpartition(".")[2]
+    return last if sum(other.rpartition(".")[2] == last for other in keys) == 1 else key
+
+
+def _missing(runs: list[RunRecord], metric: str) -> list[Problem]:
+    found: list[Problem] = []
+    for run in runs:
+        if not run.rows:
+            found.append((run.name, "has no metrics yet; train it, or leave it out"))
+        elif not any(metric in row for row in run.rows):
+            there = ", ".join(key for key in run.metrics if not key.startswith("_"))
+            found.append((run.name, f"has no {metric}; it has {there}"))
+    return found
+
+
+def _incomparable(runs: list[RunRecord], metric: str) -> list[Problem]:
+    """Why values of the metric mean different things."""
+    first = runs[0]
+    if not metric.startswith(("val/", "train/loss", "train/perplexity")):
+        return []
+    if len(_tokenizers(runs)) > 1 and not metric.endswith("bits_per_byte"):
+        other = next(run for run in runs if _tokenizer(run) != _tokenizer(first))
+        rule = f"has another tokenizer than {first.name}: a nat a token is not the same for both"
+        rule += f"; --metric {BITS} can be compared" if metric.startswith("val/") else ""
+        return [(other.name, rule)]
+    found: list[Problem] = []
+    for run in runs[1:]:
+        if reason := _other_text(first, run, metric):
+            found.append((run.name, reason))
+    return found
+
+
+def _other_text(first: RunRecord, run: RunRecord, metric: str) -> str | None:
+    """Why two runs were not measured on the same text; None if they were."""
+    if first.run is None or run.run is None:
+        return _other_text_by_values(first, run)
+    same_data = first.meta.get("data", {}).get("data") == run.meta.get("data", {}).get("data")
+    if metric.startswith("train/"):
+        return None if same_data else f"was trained on other data than {first.name}, so their training losses say nothing together"
+    asked = [None if record.run.eval is None else record.run.eval.max_tokens for record in (first, run) if record.run is not None]
+    if asked[0] != asked[1]:
+        return f"was validated on eval.max_tokens={shown(asked[1])}, {first.name} on {shown(asked[0])}: not the same text"
+    if same_data:
+        return None
+    texts = [record.meta.get("validation") for record in (first, run)]
+    if None in texts:
+        return f"was trained on other data than {first.name}, and it is not recorded that both were validated on the same text"
+    if texts[0] != texts[1]:
+        return f"was validated on another text than {first.name}; no metric can be compared between them"
+    if asked[0] is not None and _tokenizer(first) != _tokenizer(run):
+        return f"was validated on eval.max_tokens={asked[0]} of another tokenizer than {first.name}, which is not the same text"
+    return None
+
+
+def _other_text_by_values(first: RunRecord, run: RunRecord) -> str | None:
+    """The same from configs alone, as a CSV has them."""
+    keys = [key for key in {*first.values, *run.values} if key.partition(".")[0] == "data" and key not in FEEDING]
+    differing = sorted(key for key in keys if first.values.get(key) != run.values.get(key))
+    if not differing:
+        return None
+    why = f"has another {differing[0]} than {first.name}, so it was hardly validated on the same text"
+    return f"{why}; --ignore {differing[0]} if it was"
+
+
+def _tokenizers(runs: list[RunRecord]) -> set[str]:
+    return {_tokenizer(run) for run in runs}
+
+
+def _tokenizer(run: RunRecord) -> str:
+    """What stands for its tokenizer: the hash, or what a CSV says of it."""
+    if run.folder is None:
+        return json.dumps({key: value for key, value in sorted(run.values.items()) if key.partition(".")[0] == "tokenizer"})
+    return str(run.meta.get("data", {}).get("tokenizer"))
+
+
+def _refused(problems: list[Problem]) -> ConfigError:
+    return ConfigError(problems, scope="this comparison")

@@ -1,0 +1,331 @@
+"""Arms of a study against each other: at the end or at equal tokens, FLOPs, seconds or cost, and by the time that a loss takes.
+
+    records -> arms -> one number a run -> pairs by seed -> estimate -> verdict
+
+The first arm is the one that the others are compared with.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from llama_lab.config.errors import ConfigError
+from llama_lab.config.schema import Problem
+from llama_lab.lab.arms import Arm, choose_metric, notes, unfinished
+from llama_lab.lab.curves import crossing, reach, value_at
+from llama_lab.lab.power import Need, need, seeds_needed, visible_effect
+from llama_lab.lab.records import AXES, RunRecord
+from llama_lab.lab.statistics import LEVEL, Estimate, corrected, estimate_difference
+
+ROUNDING = 0.01
+HIGHER_IS_BETTER = ("speed/tokens_per_second", "speed/mfu")
+BETTER, WORSE, UNDECIDED, SAME, UNKNOWN = "better", "worse", "undecided", "no difference worth having", "cannot be said"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of the arms.
+
+    Attributes:
+        metric: key of what is compared; null: the validation loss, or bits per byte between tokenizers.
+        at: axis along which the arms get the same; null: their ends, which must be at the same number of tokens.
+        place: where on that axis; null: as far as every run has come.
+        price: of a device for an hour, for the axis `cost`.
+        worth: smallest difference that matters; null: any.
+        higher_is_better: null: as known of the metric.
+        paired: whether runs with the same seeds are pairs; null: where at least half of the larger arm's seeds are common.
+        finished_only: whether runs that are not finished are left out instead of refused.
+    """
+
+    metric: str | None = None
+    at: str | None = None
+    place: float | None = None
+    price: float | None = None
+    worth: float | None = None
+    higher_is_better: bool | None = None
+    paired: bool | None = None
+    finished_only: bool = False
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What can be said of an arm beside the baseline.
+
+    Attributes:
+        baseline, arm: who is compared.
+        estimate: difference arm - baseline; null with a single seed.
+        difference: of the means, whatever the seeds.
+        p: corrected for all comparisons of the study; null with a single seed.
+        visible: difference that 80 of 100 such comparisons would see; null with a single seed.
+        need: seeds that would decide, where it is undecided.
+        need_for_worth: seeds that would see a difference that is worth having, where one was named.
+        verdict: one of the constants above.
+        left_out: runs whose seed has no partner.
+        comparisons: how many there are in the study.
+    """
+
+    baseline: Arm
+    arm: Arm
+    estimate: Estimate | None
+    difference: float
+    p: float | None
+    visible: float | None
+    need: Need | None
+    need_for_worth: int | None
+    verdict: str
+    left_out: tuple[RunRecord, ...]
+    comparisons: int
+
+
+@dataclass(frozen=True)
+class Study:
+    """Every arm against the first.
+
+    Attributes:
+        metric: key of what was compared.
+        higher_is_better: how it is read.
+        place: where on the axis; null at the end.
+        values: of each run, by its name.
+        notes: what a reader should know.
+    """
+
+    question: Question
+    metric: str
+    higher_is_better: bool
+    place: float | None
+    arms: tuple[Arm, ...]
+    values: dict[str, float]
+    comparisons: tuple[Comparison, ...]
+    notes: tuple[str, ...]
+
+    def of(self, arm: Arm) -> list[float]:
+        """The values of an arm's runs."""
+        return [self.values[run.name] for run in arm.runs]
+
+
+def compare_arms(arms: Sequence[Arm], question: Question) -> Study:
+    """Compare every arm with the first.
+
+    Raises:
+        ConfigError: they cannot be compared, with every reason.
+    """
+    arms, left = _finished(arms, question)
+    if len(arms) < 2:
+        only = arms[0].label if arms else "nothing"
+        rule = "is all there is: the runs differ in their seeds alone; name runs of another config as well, or see llama-lab noise"
+        raise _refused([(only, rule)])
+    metric = choose_metric(arms, question.metric)
+    higher = metric in HIGHER_IS_BETTER if question.higher_is_better is None else question.higher_is_better
+    place, values = _values(arms, metric, question)
+    found = [_compare(arms[0], arm, values, question, higher=higher) for arm in arms[1:]]
+    said = [*left, *notes(arms), *_shortened(arms, metric, place, question)]
+    return Study(question, metric, higher, place, tuple(arms), values, _corrected(found, question, higher=higher), tuple(said))
+
+
+def time_to_loss(
+    arms: Sequence[Arm], question: Question, target: float | None, axis: str
+) -> tuple[float, tuple[Comparison, ...], dict[str, float]]:
+    """How much of an axis each arm takes to a loss, beside the first arm.
+
+    Args:
+        target: the loss; null: the lowest that every run reaches.
+        axis: one of `AXES`.
+
+    Returns:
+        The loss; comparisons of the natural logarithm of what it takes; what it takes, by run. The compute multiplier of an arm is
+        exp(-effect): how many times as much the baseline takes.
+
+    Raises:
+        ConfigError: a run does not reach the loss, or has it before its first validation, so that it is not known when.
+    """
+    metric = choose_metric(arms, question.metric)
+    curves = {run.name: _curve(run, metric, axis, question) for arm in arms for run in arm.runs}
+    if target is None:
+        target = max(min(value for _, value in curve) for curve in curves.values())
+    problems: list[Problem] = []
+    taken: dict[str, float] = {}
+    for name, curve in curves.items():
+        found = crossing(curve, target)
+        if isinstance(found, str):
+            problems.append((name, f"{found}; type another --to-loss"))
+        else:
+            taken[name] = found
+    if problems:
+        raise _refused(problems)
+    logs = {name: math.log(value) for name, value in taken.items()}
+    plain = replace(question, worth=None)
+    found_all = [_compare(arms[0], arm, logs, plain, higher=False) for arm in arms[1:]]
+    return target, _corrected(found_all, plain, higher=False), taken
+
+
+def pair_runs(baseline: Arm, arm: Arm, *, paired: bool | None) -> tuple[list[RunRecord], list[RunRecord], bool]:
+    """The runs of two arms that are compared, and whether run i of one belongs to run i of the other.
+
+    Args:
+        paired: null: pairs are made where at least two seeds, and half of the larger arm's, are common to both.
+    """
+    ours, theirs = ({run.seed: run for run in one.runs if run.seed} for one in (baseline, arm))
+    common = sorted(ours.keys() & theirs.keys())
+    enough = len(common) >= 2 and 2 * len(common) >= max(len(baseline.runs), len(arm.runs))
+    if paired is False or not common or (paired is None and not enough):
+        return list(baseline.runs), list(arm.runs), False
+    return [ours[seed] for seed in common], [theirs[seed] for seed in common], True
+
+
+def _finished(arms: Sequence[Arm], question: Question) -> tuple[list[Arm], list[str]]:
+    """The arms without runs that are not finished, and what is said of those; refused where the question does not allow them."""
+    found = unfinished(arms)
+    if not found or (question.at is not None and not question.finished_only):
+        return list(arms), []
+    if not question.finished_only:
+        rule = "; --finished leaves such runs out, --at tokens compares at what all have reached"
+        raise _refused([(name, said + rule if number == 0 else said) for number, (name, said) in enumerate(found)])
+    kept = [replace(arm, runs=tuple(run for run in arm.runs if run.is_finished)) for arm in arms]
+    said = [f"left out: {name} {rule}" for name, rule in found]
+    gone = [arm.label for arm in kept if not arm.runs]
+    return [arm for arm in kept if arm.runs], said + [f"left out: {label}, none of whose runs is finished" for label in gone]
+
+
+def _values(arms: Sequence[Arm], metric: str, question: Question) -> tuple[float | None, dict[str, float]]:
+    """(place, value of each run there)."""
+    runs = [run for arm in arms for run in arm.runs]
+    if question.at is None:
+        _same_budget(runs)
+        problems, values = [], {}
+        for run in runs:
+            value = run.last(metric)
+            if isinstance(value, int | float) and math.isfinite(value):
+                values[run.name] = float(value)
+            else:
+                said = "no finite number" if value is None else repr(value)
+                problems.append((run.name, f"has {said} as its last {metric}; it cannot be in a mean, leave it out and say so"))
+        if problems:
+            raise _refused(problems)
+        return None, values
+    curves = {run.name: _curve(run, metric, question.at, question) for run in runs}
+    furthest = min(reach(curve) for curve in curves.values())
+    place = furthest if question.place is None else question.place
+    problems = []
+    values = {}
+    for name, curve in curves.items():
+        found = value_at(curve, place)
+        if isinstance(found, str):
+            problems.append((name, f"{found} {question.at}={place:.6g}; all runs have come to {furthest:.6g}"))
+        else:
+            values[name] = found
+    if problems:
+        raise _refused(problems)
+    return place, values
+
+
+def _curve(run: RunRecord, metric: str, axis: str, question: Question) -> list[tuple[float, float]]:
+    """A run's curve along an axis, every point of it a finite number."""
+    if axis not in AXES:
+        raise _refused([(f"--at {axis}", f"is no axis; there are {', '.join(AXES)}")])
+    if run.folder is None:
+        raise _refused([(run.name, "comes from a CSV, which has last values only; name the run's folder")])
+    if axis == "cost" and question.price is None:
+        raise _refused([("cost", "needs the price of a device for an hour: --price 2.5")])
+    if axis == "flops" and math.isnan(run.flops_per_token):
+        raise _refused([(run.name, "has lost its tokenizer.json, so its FLOPs are not known; compare at tokens or seconds")])
+    points = [(place, value) for place, value in run.curve(metric, axis, question.price or 0.0) if place > 0]
+    if broken := [place for place, value in points if value is None]:
+        raise _refused([(run.name, f"has no finite {metric} at {axis}={broken[0]:.6g}; leave it out and say so")])
+    if not points:
+        raise _refused([(run.name, f"has no {metric} along {axis}")])
+    return [(place, value) for place, value in points if value is not None]
+
+
+def _same_budget(runs: Sequence[RunRecord]) -> None:
+    """Refuse ends at different numbers of tokens, beyond what whole updates of different size leave of one budget."""
+    first, ours = runs[0].name, _tokens(runs[0])
+    problems: list[Problem] = []
+    for run in runs[1:]:
+        theirs = _tokens(run)
+        if ours is not None and theirs is not None and abs(theirs - ours) > ROUNDING * ours:
+            said = f"was trained on {theirs:,.0f} tokens, {first} on {ours:,.0f}"
+            problems.append((run.name, f"{said}; --at tokens, flops, seconds or cost gives both the same"))
+    if problems:
+        raise _refused(problems)
+
+
+def _tokens(run: RunRecord) -> float | None:
+    found = [row["tokens"] for row in run.rows if isinstance(row.get("tokens"), int | float)]
+    return max(found) if found else run.values.get("training_tokens")
+
+
+def _shortened(arms: Sequence[Arm], metric: str, place: float | None, question: Question) -> list[str]:
+    """Runs that are looked at before their end, where a schedule has not come down yet."""
+    if place is None or question.at is None:
+        return []
+    ends = {arm.label: max(reach(_curve(run, metric, question.at or "tokens", question)) for run in arm.runs) for arm in arms}
+    early = [label for label, end in ends.items() if end > place * (1 + 1e-9)]
+    if not early:
+        return []
+    return [f"before its end, with a learning rate that has yet to fall, is looked at: {', '.join(early)}"]
+
+
+def _compare(baseline: Arm, arm: Arm, values: dict[str, float], question: Question, *, higher: bool) -> Comparison:
+    """Two arms, before any correction."""
+    ours, theirs, paired = pair_runs(baseline, arm, paired=question.paired)
+    a, b = (np.array([values[run.name] for run in runs]) for runs in (ours, theirs))
+    left = tuple(run for run in (*baseline.runs, *arm.runs) if run not in ours and run not in theirs)
+    difference = float(b.mean() - a.mean())
+    if min(len(a), len(b)) < 2:
+        return Comparison(baseline, arm, None, difference, None, None, None, None, UNKNOWN, left, 1)
+    found = estimate_difference(a, b, paired=paired)
+    design = found.design
+    return Comparison(
+        baseline=baseline,
+        arm=arm,
+        estimate=found,
+        difference=difference,
+        p=found.p,
+        visible=visible_effect(found.noise, design.degrees_of_freedom, design),
+        need=None,
+        need_for_worth=None,
+        verdict=_verdict(found, found.p, question, higher=higher),
+        left_out=left,
+        comparisons=1,
+    )
+
+
+def _corrected(found: list[Comparison], question: Question, *, higher: bool) -> tuple[Comparison, ...]:
+    """Comparisons with their p-values corrected for each other, and what follows from those."""
+    tested = [one for one in found if one.estimate is not None]
+    p = corrected([one.estimate.p for one in tested if one.estimate], [one.estimate.t_p for one in tested if one.estimate])
+    by_arm = dict(zip((one.arm.label for one in tested), p, strict=True))
+    done: list[Comparison] = []
+    for one in found:
+        if one.estimate is None:
+            done.append(replace(one, comparisons=len(tested)))
+            continue
+        own = by_arm[one.arm.label]
+        verdict = _verdict(one.estimate, own, question, higher=higher)
+        undecided = verdict == UNDECIDED
+        paired, noise = one.estimate.design.paired, one.estimate.noise
+        done.append(
+            replace(
+                one,
+                p=own,
+                verdict=verdict,
+                comparisons=len(tested),
+                need=need(one.difference, noise, one.estimate.design) if undecided else None,
+                need_for_worth=seeds_needed(question.worth, noise, paired=paired) if undecided and question.worth else None,
+            )
+        )
+    return tuple(done)
+
+
+def _verdict(found: Estimate, p: float, question: Question, *, higher: bool) -> str:
+    if question.worth is not None and -question.worth < found.low and found.high < question.worth:
+        return SAME
+    if p >= LEVEL or found.low <= 0 <= found.high:
+        return UNDECIDED
+    return BETTER if (found.effect > 0) == higher else WORSE
+
+
+def _refused(problems: list[Problem]) -> ConfigError:
+    return ConfigError(problems, scope="this comparison")

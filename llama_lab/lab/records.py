@@ -1,0 +1,287 @@
+"""Runs as a comparison sees them: what decided them, what they were validated on, and their curves. Nothing is computed here.
+
+    folders, patterns, sweeps, CSV files -> RunRecord each
+
+A record is small: rows without samples and batches, the config by key path.
+"""
+
+import csv
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from llama_lab.config.errors import ConfigError
+from llama_lab.config.identity import SCIENCE, load_config, science
+from llama_lab.config.schema import Problem, RunConfig
+from llama_lab.training.metrics import read_rows
+from llama_lab.training.run_folder import RunFolder, relative
+
+SEEDS = ("seed.init", "seed.data", "seed.sampling")
+AXES = ("tokens", "flops", "seconds", "cost")
+# What W&B itself puts into its table of runs.
+WANDB_COLUMNS = ("ID", "Name", "State", "Notes", "User", "Tags", "Created", "Runtime", "Sweep", "Group", "Job Type", "Description")
+OURS = {item.name for item in fields(RunConfig)}
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run.
+
+    Attributes:
+        name: how it is spoken of: its folder as short as it can be typed, or its name in a CSV.
+        values: key path -> value of everything that decides its curve, seeds left out.
+        seeds: by key path.
+        status: what it says of itself.
+        rows: its metrics, in order; a single one if it comes from a CSV.
+        folder: null if it comes from a CSV.
+        run: its config; null if it comes from a CSV.
+        meta: where it came from.
+    """
+
+    name: str
+    values: dict[str, Any]
+    seeds: dict[str, int]
+    status: str
+    rows: list[dict[str, Any]]
+    folder: Path | None = None
+    run: RunConfig | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has done all of its updates."""
+        return self.status == "finished"
+
+    @property
+    def seed(self) -> tuple[int, ...]:
+        """What pairs it with a run of another arm: the seeds of weights and of data; a CSV's own."""
+        ours = [self.seeds[key] for key in SEEDS[:2] if key in self.seeds]
+        return tuple(ours or self.seeds.values())
+
+    @property
+    def seed_said(self) -> str:
+        """Its seed in a few characters."""
+        return "/".join(map(str, dict.fromkeys(self.seed))) if len(set(self.seed)) <= 1 else "/".join(map(str, self.seed))
+
+    @cached_property
+    def flops_per_token(self) -> float:
+        """To train on one token; not a number if it comes from a CSV or its tokenizer is gone."""
+        if self.run is None or self.folder is None:
+            return math.nan
+        from llama_lab.data.tokenizer import load_tokenizer
+        from llama_lab.model.count import flops_per_token
+
+        try:
+            vocab_size = load_tokenizer(self.folder / "tokenizer.json").vocab_size
+        except ConfigError:
+            return math.nan
+        return float(flops_per_token(self.run.model, vocab_size, self.run.data.max_seq_len))
+
+    @property
+    def processes(self) -> int:
+        """Devices that it was trained on at once."""
+        return int((self.meta.get("machine") or {}).get("processes") or 1)
+
+    def curve(self, metric: str, axis: str = "tokens", price: float = 0.0) -> list[tuple[float, float | None]]:
+        """(where, value) of each row that has the metric, in order; None for a value that is no finite number.
+
+        Args:
+            axis: one of `AXES`.
+            price: of a device for an hour, for `cost`.
+        """
+        scale = {
+            "tokens": ("tokens", 1.0),
+            "flops": ("tokens", self.flops_per_token if axis == "flops" else 1.0),
+            "seconds": ("seconds", 1.0),
+            "cost": ("seconds", price * self.processes / 3600),
+        }
+        key, factor = scale[axis]
+        return [(row[key] * factor, row[metric]) for row in self.rows if metric in row and row.get(key) is not None]
+
+    def last(self, metric: str) -> float | None:
+        """The metric's value at the end; None if it is no finite number.
+
+        Raises:
+            KeyError: no row has it.
+        """
+        for row in reversed(self.rows):
+            if metric in row:
+                return row[metric]
+        raise KeyError(metric)
+
+    @property
+    def metrics(self) -> list[str]:
+        """Keys of what was measured."""
+        return sorted({key for row in self.rows for key in row if "/" in key or self.folder is None})
+
+
+def load_records(words: Iterable[str]) -> list[RunRecord]:
+    """The runs that words name, in their order, each once.
+
+    Args:
+        words: run folders, folders of runs, patterns of either, a sweep's folder or `summary.csv`, a CSV of W&B's table of runs.
+
+    Raises:
+        ConfigError: a word names no run, or a file cannot be read; all of them at once.
+    """
+    found: dict[Path, RunRecord] = {}
+    others: list[RunRecord] = []
+    problems: list[Problem] = []
+    for word in words:
+        try:
+            folders, table = _named(word)
+            others += table
+            for folder in folders:
+                if (place := folder.resolve()) not in found:
+                    found[place] = load_record(folder)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)), scope="this request")
+    return [*found.values(), *others]
+
+
+def load_record(folder: Path) -> RunRecord:
+    """The run in a folder.
+
+    Raises:
+        ConfigError: its config or its rows cannot be read.
+    """
+    run = load_config(folder / "config.yaml")
+    opened = RunFolder(folder)
+    values = flat(science(run))
+    seeds = {key: values.pop(key) for key in SEEDS}
+    try:
+        meta, summary, rows = opened.meta(), opened.summary(), read_rows(folder / "metrics.jsonl")
+    except json.JSONDecodeError as error:
+        raise ConfigError([(relative(folder), f"has a file that is damaged: {error}")], scope="this request") from None
+    if lineage := meta.get("lineage"):
+        values["fork.update"] = lineage["update"]
+    return RunRecord(
+        name=relative(folder.absolute()),
+        values=values,
+        seeds=seeds,
+        status=summary.get("status", "started"),
+        rows=rows,
+        folder=folder.absolute(),
+        run=run,
+        meta=meta,
+    )
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested config by key path; the shape of a group under the group's own name."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix.rstrip(".") if key == "type" and prefix else prefix + key] = value
+    return found
+
+
+def _named(word: str) -> tuple[list[Path], list[RunRecord]]:
+    """(run folders, runs of a CSV) behind one word."""
+    path = Path(word).expanduser()
+    if path.is_file() and path.suffix.lower() == ".csv":
+        return _read_table(path, word)
+    if path.is_dir():
+        return _runs_in(path, word), []
+    try:
+        matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+    except (ValueError, NotImplementedError):
+        matches = []
+    if not matches:
+        raise _refused(word, "names no folder or CSV file; name runs (outputs/<name>/<run id>), a folder of runs, or a sweep")
+    runs = [match for match in matches if (match / "config.yaml").is_file()]
+    inside = [run for match in matches if match.is_dir() and match not in runs for run in _children(match)]
+    if not runs and not inside:
+        raise _refused(word, f"matches {len(matches)} paths, but no run among them")
+    return runs or inside, []
+
+
+def _runs_in(path: Path, word: str) -> list[Path]:
+    if (path / "config.yaml").is_file():
+        return [path]
+    if (path / "summary.csv").is_file():
+        return _read_table(path / "summary.csv", word)[0]
+    if runs := _children(path):
+        return runs
+    raise _refused(word, "holds no run; name a run's folder (outputs/<name>/<run id>), a folder of runs, or a sweep's")
+
+
+def _children(path: Path) -> list[Path]:
+    """Runs directly inside a folder, without those that were moved aside for a fresh start."""
+    runs = sorted(config.parent for config in path.glob("*/config.yaml"))
+    names = {run.name for run in runs}
+    return [run for run in runs if not (re.search(r"\.\d+$", run.name) and re.sub(r"\.\d+$", "", run.name) in names)]
+
+
+def _read_table(path: Path, word: str) -> tuple[list[Path], list[RunRecord]]:
+    """A CSV: the runs that a sweep's summary names, or those of W&B's table."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise _refused(word, f"cannot be read as CSV: {error}") from None
+    if not lines:
+        raise _refused(word, "has no line below its heading")
+    if {"folder", "status"} <= lines[0].keys():
+        return _of_sweep(path, lines, word), []
+    if any(None in line or None in line.values() for line in lines):
+        raise _refused(word, "has lines with more or fewer cells than its heading; export the table of runs anew")
+    return [], [_of_line(line, number, path) for number, line in enumerate(lines, start=1)]
+
+
+def _of_sweep(path: Path, lines: list[dict[str, str]], word: str) -> list[Path]:
+    runs = [Path(line["folder"]) for line in lines if line["folder"]]
+    # A sweep that was copied names where its runs were; they lie beside it all the same.
+    here = [run if (run / "config.yaml").is_file() else path.parent.parent.parent / run.name for run in runs]
+    missing = [run for run, other in zip(runs, here, strict=True) if not (other / "config.yaml").is_file()]
+    if missing or not here:
+        which = f"{len(missing)} of its {len(runs)} runs are not there, the first is {missing[0]}" if missing else "it names no run"
+        raise _refused(word, f"is a sweep that cannot be compared: {which}; type the sweep's command again to make them")
+    return here
+
+
+def _of_line(line: dict[str, str], number: int, path: Path) -> RunRecord:
+    """A line of W&B's table of runs. Summary and config stand side by side there: metrics have a `/`, or `_` in front."""
+    values: dict[str, Any] = {}
+    seeds: dict[str, int] = {}
+    row: dict[str, Any] = {}
+    for column, text in line.items():
+        value = _read_cell(text)
+        if column in WANDB_COLUMNS:
+            continue
+        if _is_seed(column):
+            if isinstance(value, int):
+                seeds[column] = value
+        elif "/" in column or column.startswith("_") or column in ("tokens", "update", "seconds"):
+            row[column] = value if not isinstance(value, float) or math.isfinite(value) else None
+        elif column.partition(".")[0] not in OURS or column.partition(".")[0] in SCIENCE:
+            values[column] = value
+    state = (line.get("State") or "finished").lower()
+    name = line.get("Name") or f"{path.name} line {number + 1}"
+    return RunRecord(name=name, values=values, seeds=seeds, status=state, rows=[{k: v for k, v in row.items() if v != ""}])
+
+
+def _is_seed(column: str) -> bool:
+    return column in SEEDS or re.search(r"(^|[._-])seed$", column.lower()) is not None
+
+
+def _read_cell(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _refused(subject: str, rule: str) -> ConfigError:
+    return ConfigError([(subject, rule)], scope="this request")
