@@ -722,7 +722,7 @@ class SampleConfig:
                 self.repetition_penalty is None or _positive(self.repetition_penalty),
                 "is not above 0; null leaves repetitions alone",
             ),
-            ("prompts", bool(self.prompts or self.prompt_sets), "is empty; sample=null trains without samples"),
+            ("prompts", bool(self.prompts), "is empty; sample=null trains without samples"),
         )
 
 

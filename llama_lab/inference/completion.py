@@ -135,7 +135,7 @@ def complete(
     """Continue prompts side by side. Pieces come as soon as they are certain; each prompt's last one says why it ended.
 
     Args:
-        seeds: one for each prompt; None: `options.seed` for all, so that each gets what it would get alone.
+        seeds: of each prompt's draws; None: counted up from `options.seed`, for equal draws would make texts alike.
         batch: prompts that are continued at once at most.
         decoder: of this model, used again.
 
@@ -143,7 +143,7 @@ def complete(
         ConfigError: prompts that cannot be continued, all at once.
     """
     ids, limits = _read(model, tokenizer, prompts, options)
-    seeds = [options.seed] * len(ids) if seeds is None else seeds
+    seeds = range(options.seed, options.seed + len(ids)) if seeds is None else seeds
     texts = [
         Text(one, limit, options, torch.Generator().manual_seed(seed)) for one, limit, seed in zip(ids, limits, seeds, strict=True)
     ]

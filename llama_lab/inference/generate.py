@@ -192,7 +192,7 @@ def generate(
     *,
     new_tokens: int,
     sampling: Sampling,
-    seed: int = 0,
+    seeds: Sequence[int] | None = None,
     eos_id: int | None = None,
     forbidden_ids: Sequence[int] = (),
     batch: int = BATCH,
@@ -202,7 +202,7 @@ def generate(
 
     Args:
         new_tokens: most tokens that a prompt gets.
-        seed: of the draws for each prompt, so that it gets what it would get alone.
+        seeds: of the draws for each prompt, which gets what it would get alone; None: 0, 1, …
         stopped: asked after each token whether to give up.
 
     Returns:
@@ -211,7 +211,8 @@ def generate(
     Raises:
         Stopped: it was to give up.
     """
-    texts = [Text(list(prompt), new_tokens, sampling, torch.Generator().manual_seed(seed)) for prompt in prompts]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds or range(len(prompts))]
+    texts = [Text(list(prompt), new_tokens, sampling, draws) for prompt, draws in zip(prompts, generators, strict=True)]
     tokens = continued(model, texts, eos_id=eos_id, forbidden_ids=forbidden_ids, batch=min(batch, max(1, len(texts))))
     try:
         for _ in tokens:

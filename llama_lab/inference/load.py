@@ -57,8 +57,9 @@ class LoadedRun:
         """Continue a text that is taken as the beginning of a document, or several.
 
         Args:
-            prompt: a text, or several in a list, which are continued side by side and each get what they would get alone.
-            seed: of the draws; the same seed gives the same text.
+            prompt: a text, or several in a list, which are continued side by side.
+            seed: of the draws; the same seed gives the same text. Of several prompts the second has the next seed, and so on, and
+                each gets what it would get alone with its seed.
             batch: prompts that are continued at once at most.
             options: `max_new_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `stop`, `beyond_context`;
                 see `options.Options`.

@@ -78,7 +78,8 @@ def sample(model: Llama, tokenizer: Tokenizer, node: SampleConfig, seed: int, st
             min_p=node.min_p,
             repetition_penalty=node.repetition_penalty,
         ),
-        seed=seed,
+        # Updates follow each other by one; no two of their texts share their draws.
+        seeds=[(seed << 16) % 2**63 + number for number in range(len(asked))],
         eos_id=tokenizer.eos_id,
         stopped=stopped,
     )

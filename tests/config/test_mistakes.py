@@ -173,8 +173,11 @@ BAD_VALUES = {
     "schedule": {"warmup_updates": -1, "min_lr": math.nan, "cooldown_fraction": 0.0},
     "hardware": {"processes": 0, "micro_batch": 0},
     "log": {"every_updates": 0},
-    "eval": {"every_updates": 0, "max_tokens": 0},
-    "sample": {"first_tokens": 0, "growth": 0.5, "new_tokens": 0, "temperature": -1.0, "top_k": 0, "prompts": []},
+    "eval": {"every_updates": 0, "max_tokens": 0, "tasks_every_updates": 0},
+    "sample": {
+        "first_tokens": 0, "growth": 0.5, "new_tokens": 0, "temperature": -1.0, "top_k": 0, "top_p": 0.0, "min_p": 1.1,
+        "repetition_penalty": 0.0, "prompts": [],
+    },
     "checkpoint": {"every_tokens": 0, "keep": 0},
     "guard": {"max_skipped": -1, "spike_deviations": 0.0},
     "wandb": {"project": ""},

@@ -49,9 +49,9 @@ def test_greedy_tokens_are_those_of_no_cache_even_beyond_the_context(model, leng
 def test_company_changes_no_text(model, sampling):
     """Batches of three, so that texts of all lengths end and begin beside each other, and windows start anew."""
     prompts = random_prompts(20, CONTEXT + 4)
-    alone = [generate(model, [prompt], new_tokens=CONTEXT, sampling=sampling, seed=5, eos_id=3)[0] for prompt in prompts]
-    assert generate(model, prompts, new_tokens=CONTEXT, sampling=sampling, seed=5, eos_id=3, batch=3) == alone
-    assert generate(model, prompts, new_tokens=CONTEXT, sampling=sampling, seed=5, eos_id=3, batch=64) == alone
+    alone = [generate(model, [prompt], new_tokens=CONTEXT, sampling=sampling, seeds=[number], eos_id=3)[0] for number, prompt in enumerate(prompts)]
+    assert generate(model, prompts, new_tokens=CONTEXT, sampling=sampling, eos_id=3, batch=3) == alone
+    assert generate(model, prompts, new_tokens=CONTEXT, sampling=sampling, eos_id=3, batch=64) == alone
     assert len({len(text) for text in alone}) > 2
 
 
@@ -72,7 +72,7 @@ def test_texts_of_different_lengths_step_as_each_would_alone(shape):
 
 def test_draws_come_from_the_generator_alone(model):
     def texts(seed: int) -> list[list[int]]:
-        return generate(model, [[1], [2, 3]], new_tokens=20, sampling=FREE, seed=seed)
+        return generate(model, [[1], [2, 3]], new_tokens=20, sampling=FREE, seeds=[seed, seed + 7])
 
     global_state = torch.random.get_rng_state()
     assert texts(0) == texts(0) != texts(1)
