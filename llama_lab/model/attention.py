@@ -15,6 +15,8 @@ from torch.nn import functional
 from llama_lab.config.schema import ModelConfig
 from llama_lab.model.blocks import Linear, RMSNorm
 from llama_lab.model.cache import KVCache
+from llama_lab.model.joined import rotated_heads
+from llama_lab.model.products import WeightCopy
 from llama_lab.model.rotary import rotate
 
 LONGEST_EXPLICIT = 512
@@ -34,6 +36,8 @@ class Attention(nn.Module):
         self.o = Linear(config.dim, config.dim)
         self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
+        # Of queries, keys and values together; set by training on a GPU.
+        self.joined: WeightCopy | None = None
 
     def forward(
         self, x_btc: Tensor, cos: Tensor, sin: Tensor, hidden_b1ts: Tensor | None, cache: KVCache | None, layer: int
@@ -50,12 +54,19 @@ class Attention(nn.Module):
         Returns:
             What is to be added to the residual stream, same shape and dtype as `x_btc`.
         """
+        if self.joined is not None and cache is None and x_btc.dtype == self.joined.weight.dtype:
+            heads, kv_heads = self.q.out_features // self.head_dim, self.k.out_features // self.head_dim
+            q_bhtd, k_bgsd, v_bgsd = rotated_heads(x_btc, self.joined, cos, sin, heads, kv_heads)
+            return self._mixed(q_bhtd, k_bgsd, v_bgsd, hidden_b1ts)
         q_bhtd = self._heads(self.q(x_btc), self.q_norm)
         k_bgtd = self._heads(self.k(x_btc), self.k_norm)
         v_bgsd = self._heads(self.v(x_btc), None)
         q_bhtd, k_bgsd = rotate(q_bhtd, cos, sin), rotate(k_bgtd, cos, sin)
         if cache is not None:
             k_bgsd, v_bgsd = cache.extended(layer, k_bgsd, v_bgsd)
+        return self._mixed(q_bhtd, k_bgsd, v_bgsd, hidden_b1ts)
+
+    def _mixed(self, q_bhtd: Tensor, k_bgsd: Tensor, v_bgsd: Tensor, hidden_b1ts: Tensor | None) -> Tensor:
         mixed_bhtd = causal_attention(q_bhtd, k_bgsd, v_bgsd, hidden_b1ts)
         return self.o(mixed_bhtd.transpose(1, 2).flatten(2))
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from llama_lab.model.joined import gated
 from llama_lab.model.products import WeightCopy
 
 
@@ -96,9 +97,13 @@ class SwiGLU(nn.Module):
         self.gate = Linear(dim, hidden_dim)
         self.up = Linear(dim, hidden_dim)
         self.down = Linear(hidden_dim, dim)
+        # Of gate and up together; set by training on a GPU.
+        self.joined: WeightCopy | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., dim) to (..., dim)."""
+        if self.joined is not None and self.down.copy is not None and x.dtype == self.joined.weight.dtype:
+            return gated(x, self.joined, self.down.copy)
         return self.down(functional.silu(self.gate(x)) * self.up(x))
 
 

@@ -71,3 +71,127 @@ def cross_entropy_in_place(logits_nv: Tensor, targets_n: Tensor, nats_n: Tensor,
     _cross_entropy[(len(logits_nv),)](
         logits_nv, targets_n, nats_n, vocab, ignore, differentiated=differentiated, one_pass=one_pass, block=block, num_warps=warps
     )
+
+
+@triton.jit
+def _rotate(values, cos, sin, row_stride, length, head_dim, heads, block_heads: tl.constexpr, block_half: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    half = head_dim // 2
+    head = tl.arange(0, block_heads)[:, None]
+    pair = tl.arange(0, block_half)[None, :]
+    inside = (head < heads) & (pair < half)
+    angle = (row % length) * half + pair
+    c = tl.load(cos + angle, mask=pair < half, other=0.0).to(tl.float32)
+    s = tl.load(sin + angle, mask=pair < half, other=0.0).to(tl.float32)
+    at = values + row * row_stride + head * head_dim + pair
+    first = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    second = tl.load(at + half, mask=inside, other=0.0).to(tl.float32)
+    tl.store(at, (first * c - second * s).to(values.dtype.element_ty), mask=inside)
+    tl.store(at + half, (second * c + first * s).to(values.dtype.element_ty), mask=inside)
+
+
+def rotate_in_place(values_nc: Tensor, cos: Tensor, sin: Tensor, *, head_dim: int, heads: int) -> None:
+    """Turn the first `heads` heads of each row by the angles of its position, as `rotary.rotate` does.
+
+    Args:
+        values_nc: (batch x time, channels), rows of contiguous channels; overwritten.
+        cos, sin: (time, head_dim / 2), contiguous.
+    """
+    _rotate[(len(values_nc),)](
+        values_nc,
+        cos,
+        sin,
+        values_nc.stride(0),
+        len(cos),
+        head_dim,
+        heads,
+        block_heads=triton.next_power_of_2(heads),
+        block_half=triton.next_power_of_2(head_dim // 2),
+    )
+
+
+@triton.jit
+def _pack(part, out, cos, sin, batch_stride, head_stride, time_stride, row_stride, length, head_dim, heads, offset,
+          turned: tl.constexpr, block_heads: tl.constexpr, block_half: tl.constexpr):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    half = head_dim // 2
+    head = tl.arange(0, block_heads)[:, None]
+    pair = tl.arange(0, block_half)[None, :]
+    inside = (head < heads) & (pair < half)
+    place = row % length
+    at = part + (row // length) * batch_stride + place * time_stride + head * head_stride + pair
+    first = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    second = tl.load(at + half, mask=inside, other=0.0).to(tl.float32)
+    if turned:
+        c = tl.load(cos + place * half + pair, mask=pair < half, other=0.0).to(tl.float32)
+        s = tl.load(sin + place * half + pair, mask=pair < half, other=0.0).to(tl.float32)
+        first, second = first * c + second * s, second * c - first * s
+    to = out + row * row_stride + offset + head * head_dim + pair
+    tl.store(to, first.to(out.dtype.element_ty), mask=inside)
+    tl.store(to + half, second.to(out.dtype.element_ty), mask=inside)
+
+
+def pack_turned_back(parts: list[Tensor], cos: Tensor, sin: Tensor, out_nc: Tensor) -> None:
+    """Gradients of rotated queries, of rotated keys and of values, turned back, beside each other.
+
+    Args:
+        parts: three of (batch, heads, time, head_dim), in any memory order that keeps a head's channels together.
+        cos, sin: (time, head_dim / 2), contiguous.
+        out_nc: (batch x time, channels of all three), contiguous; written.
+    """
+    offset = 0
+    for number, part in enumerate(parts):
+        _, heads, length, head_dim = part.shape
+        if part.stride(3) != 1:
+            part = part.contiguous()
+        _pack[(len(out_nc),)](
+            part,
+            out_nc,
+            cos,
+            sin,
+            part.stride(0),
+            part.stride(1),
+            part.stride(2),
+            out_nc.stride(0),
+            length,
+            head_dim,
+            heads,
+            offset,
+            turned=number < 2,
+            block_heads=triton.next_power_of_2(heads),
+            block_half=triton.next_power_of_2(head_dim // 2),
+        )
+        offset += heads * head_dim
+
+
+@triton.jit
+def _gate_gradient(both, gradient, both_gradient, hidden, width, block: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * block + tl.arange(0, block)
+    inside = column < width
+    gate = tl.load(both + row * 2 * width + column, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(both + row * 2 * width + width + column, mask=inside, other=0.0).to(tl.float32)
+    upstream = tl.load(gradient + row * width + column, mask=inside, other=0.0).to(tl.float32)
+    share = 1.0 / (1.0 + tl.exp(-gate))
+    open_gate = gate * share
+    dtype = hidden.dtype.element_ty
+    tl.store(hidden + row * width + column, (open_gate * up).to(dtype), mask=inside)
+    gate_gradient = upstream * up * share * (1.0 + gate * (1.0 - share))
+    tl.store(both_gradient + row * 2 * width + column, gate_gradient.to(dtype), mask=inside)
+    tl.store(both_gradient + row * 2 * width + width + column, (upstream * open_gate).to(dtype), mask=inside)
+
+
+def gate_gradient(both_nf: Tensor, gradient_nf: Tensor, both_gradient_nf: Tensor, hidden_nf: Tensor) -> None:
+    """The backward of silu(gate) * up, and its forward once more, in one pass over memory.
+
+    Args:
+        both_nf: (n, 2 f), gate and up beside each other, contiguous like all others.
+        gradient_nf: (n, f), of the product.
+        both_gradient_nf: (n, 2 f); written.
+        hidden_nf: (n, f), the product; written.
+    """
+    width = gradient_nf.shape[1]
+    block = min(2048, triton.next_power_of_2(width))
+    _gate_gradient[(len(gradient_nf), triton.cdiv(width, block))](
+        both_nf, gradient_nf, both_gradient_nf, hidden_nf, width, block=block, num_warps=max(1, min(8, block // 256))
+    )

@@ -1,14 +1,14 @@
 """Matrix products of training in low precision: copies of the weights to multiply with, and where the weights' gradients add up.
 
 The weights stay in float32 and are what the optimizer moves. Multiplying takes a copy of each in bfloat16 or float8, made once an
-update instead of once a pass. The gradient of a weight is added by the product that computes it to a sum in float32, which is the
-parameter's `.grad`: autograd would write it in bfloat16, widen it, and add it to the sum in three passes over memory. Nothing
-here depends on what else is in the model, and a layer without a copy computes as any `nn.Linear`.
+update instead of once a pass; weights that read the same input are copied below each other, so that one product serves them. The
+gradient of a weight is added by the product that computes it to a sum in float32, which is the parameter's `.grad`: autograd would
+write it in bfloat16, widen it, and add it to the sum in three passes over memory.
 
 Shapes: n positions, i channels in, o channels out.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,61 +21,71 @@ ADDED: dict[int, Callable[[], None]] = {}
 
 FORWARD_FP8, BACKWARD_FP8 = torch.float8_e4m3fn, torch.float8_e5m2
 """Activations and weights need digits, gradients need range."""
+MULTIPLE_FP8 = 16
+"""Both sides of a float8 product are multiples of it."""
 
 
 class WeightCopy(nn.Module):
-    """A linear layer's weight in the dtype that products are computed in.
+    """Weights in the dtype that products are computed in, below each other.
 
     Args:
-        weight: (o, i), float32; its copy is only ever as new as the last `refresh`.
-        total: same shape, float32, what gradients are added to.
+        weights: (o, i) each, float32, with one i; the copy is only ever as new as the last `refresh`.
+        total: (sum of o, i), float32, what gradients are added to.
+        is_fp8: multiply in float8, with one scale for each tensor, found anew for every product. Without gradients the product is
+            that of bfloat16 all the same, as in a model that is loaded later.
     """
 
     weight: Tensor
     total: Tensor
-
-    def __init__(self, weight: Tensor, total: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight.detach().to(torch.bfloat16), persistent=False)
-        self.register_buffer("total", total, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (…, i) in bfloat16 to (…, o)."""
-        if torch.is_grad_enabled():
-            return _Product.apply(x, self.weight, self.total)
-        return functional.linear(x, self.weight)
-
-
-class Fp8WeightCopy(WeightCopy):
-    """The same, multiplied in float8 with one scale for each tensor, which is found anew for every product.
-
-    Without gradients it multiplies in bfloat16, as a model that is loaded later will.
-    """
-
     forward_weight: Tensor
     backward_weight: Tensor
     scale: Tensor
 
-    def __init__(self, weight: Tensor, total: Tensor) -> None:
-        super().__init__(weight, total)
-        outputs, inputs = weight.shape
-        shared = {"dtype": FORWARD_FP8, "device": weight.device}
-        self.register_buffer("forward_weight", torch.empty(outputs, inputs, **shared), persistent=False)
-        self.register_buffer("backward_weight", torch.empty(inputs, outputs, **shared), persistent=False)
-        self.register_buffer("scale", torch.ones((), device=weight.device), persistent=False)
+    def __init__(self, weights: Sequence[Tensor], total: Tensor, *, is_fp8: bool = False) -> None:
+        super().__init__()
+        # Not registered: they are the layers' own.
+        self._sources = tuple(weights)
+        self.is_fp8 = is_fp8
+        (rows, columns), device = total.shape, total.device
+        self.register_buffer("weight", torch.empty(rows, columns, dtype=torch.bfloat16, device=device), persistent=False)
+        self.register_buffer("total", total, persistent=False)
+        if is_fp8:
+            self.register_buffer("forward_weight", torch.empty(rows, columns, dtype=FORWARD_FP8, device=device), persistent=False)
+            self.register_buffer("backward_weight", torch.empty(columns, rows, dtype=FORWARD_FP8, device=device), persistent=False)
+            self.register_buffer("scale", torch.ones((), device=device), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (…, i) in bfloat16 to (…, o)."""
+        """Map (…, i) in bfloat16 to (…, sum of o)."""
         if torch.is_grad_enabled():
-            return _Fp8Product.apply(x, self.forward_weight, self.backward_weight, self.scale, self.total)
+            return _Product.apply(x, self.total, *self.operands())
         return functional.linear(x, self.weight)
 
-    def refresh(self) -> None:
-        """Take over what the bfloat16 copy has become."""
+    def operands(self) -> tuple[Tensor, ...]:
+        """What `multiply` and `backward_of` take."""
+        return (self.forward_weight, self.backward_weight, self.scale) if self.is_fp8 else (self.weight,)
+
+    def parts(self) -> list[tuple[Tensor, Tensor]]:
+        """Each weight, and its part of the copy."""
+        sizes = [len(weight) for weight in self._sources]
+        return list(zip((weight.detach() for weight in self._sources), self.weight.split(sizes), strict=True))
+
+    def quantise(self) -> None:
+        """Make the float8 copies what the bfloat16 one is."""
         values, scale = quantised(self.weight, FORWARD_FP8)
         self.forward_weight.copy_(values)
         self.backward_weight.copy_(values.t())
         self.scale.copy_(scale)
+
+
+@torch.no_grad()
+def refresh(copies: Sequence[WeightCopy]) -> None:
+    """Make the copies what the weights have become."""
+    pairs = [pair for copy in copies for pair in copy.parts()]
+    if pairs:
+        torch._foreach_copy_([part for _, part in pairs], [weight for weight, _ in pairs])
+    for copy in copies:
+        if copy.is_fp8:
+            copy.quantise()
 
 
 def quantised(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -83,6 +93,56 @@ def quantised(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     largest = x.abs().amax().float().clamp(min=1e-12)
     limit = torch.finfo(dtype).max
     return (x.float() * (limit / largest)).clamp(-limit, limit).to(dtype), largest / limit
+
+
+def multiply(x_ni: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """x W^T, (n, o), and what `backward_of` needs of x."""
+    if len(operands) == 1:
+        return functional.linear(x_ni, operands[0]), (x_ni,)
+    forward_weight, _, scale = operands
+    x_fp8, x_scale = quantised(x_ni, FORWARD_FP8)
+    product = torch._scaled_mm(x_fp8, forward_weight.t(), x_scale, scale, out_dtype=x_ni.dtype, use_fast_accum=True)
+    return product, (x_fp8, x_scale)
+
+
+def backward_of(gradient_no: Tensor, kept: Sequence[Tensor], operands: Sequence[Tensor], total: Tensor) -> Tensor:
+    """Add the gradient of the weights to their sum, and return that of x, (n, i).
+
+    Args:
+        gradient_no: of the product.
+        kept: what `multiply` returned of x.
+    """
+    if len(operands) == 1:
+        torch.ops.llama_lab.add_weight_gradient(total, gradient_no, kept[0])
+        return gradient_no @ operands[0]
+    _, backward_weight, scale = operands
+    x_fp8, x_scale = kept
+    gradient_fp8, gradient_scale = quantised(gradient_no, BACKWARD_FP8)
+    torch.ops.llama_lab.add_fp8_weight_gradient(
+        total, gradient_fp8.t().contiguous(), x_fp8.t().contiguous(), gradient_scale, x_scale
+    )
+    return torch._scaled_mm(
+        gradient_fp8, backward_weight.t(), gradient_scale, scale, out_dtype=gradient_no.dtype, use_fast_accum=True
+    )
+
+
+class _Product(torch.autograd.Function):
+    """x W^T, whose backward adds the gradient of W to a sum."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, total: Tensor, *operands: Tensor) -> Tensor:
+        product, kept = multiply(x.flatten(0, -2), operands)
+        ctx.save_for_backward(total, *operands, *kept)
+        ctx.operands = len(operands)
+        return product.unflatten(0, x.shape[:-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        total, *rest = ctx.saved_tensors
+        operands, kept = rest[: ctx.operands], rest[ctx.operands :]
+        x_gradient = backward_of(gradient.flatten(0, -2), kept, operands, total)
+        return x_gradient.unflatten(0, gradient.shape[:-1]), None, *(None for _ in operands)
 
 
 @torch.library.custom_op("llama_lab::add_weight_gradient", mutates_args=("total",))
@@ -140,43 +200,3 @@ def _(total: Tensor, gradient: Tensor, scale: Tensor) -> None:
 def _tell(total: Tensor) -> None:
     if (added := ADDED.get(total.data_ptr())) is not None:
         added()
-
-
-class _Product(torch.autograd.Function):
-    """x W^T, whose backward adds the gradient of W to a sum."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, total: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight, total)
-        return functional.linear(x, weight)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        x, weight, total = ctx.saved_tensors
-        torch.ops.llama_lab.add_weight_gradient(total, gradient.flatten(0, -2), x.flatten(0, -2))
-        return gradient @ weight, None, None
-
-
-class _Fp8Product(torch.autograd.Function):
-    """The same with all three products in float8."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, forward_weight: Tensor, backward_weight: Tensor, scale: Tensor, total: Tensor) -> Tensor:
-        x_ni, x_scale = quantised(x.flatten(0, -2), FORWARD_FP8)
-        ctx.save_for_backward(x_ni, x_scale, backward_weight, scale, total)
-        y_no = torch._scaled_mm(x_ni, forward_weight.t(), x_scale, scale, out_dtype=x.dtype, use_fast_accum=True)
-        return y_no.unflatten(0, x.shape[:-1])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
-        x_ni, x_scale, backward_weight, scale, total = ctx.saved_tensors
-        gradient_no, gradient_scale = quantised(gradient.flatten(0, -2), BACKWARD_FP8)
-        x_gradient = torch._scaled_mm(
-            gradient_no, backward_weight.t(), gradient_scale, scale, out_dtype=gradient.dtype, use_fast_accum=True
-        )
-        torch.ops.llama_lab.add_fp8_weight_gradient(
-            total, gradient_no.t().contiguous(), x_ni.t().contiguous(), gradient_scale, x_scale
-        )
-        return x_gradient.unflatten(0, gradient.shape[:-1]), None, None, None, None

@@ -18,48 +18,51 @@ from llama_lab.training.worker import Worker
 BUCKET_BYTES = 2**26
 """Large enough for the full speed of the links, small enough that little is left to send when the last backward ends."""
 
+Unit = tuple[Tensor, ...]
+"""Parameters that lie behind each other, in this order."""
+
 
 class GradientBuckets:
     """The buffers.
 
     Args:
         parameters: all that are trained, in the model's order.
-        added: which of them get their gradients by `products.add_…`, by identity; those are sent as they are ready. Backward meets
-            the model's end first, so buffers are filled from there.
+        added: those of them that get their gradients by `products.add_…`, in the model's order; what gets them at once together.
+            They are sent as they are ready: backward meets the model's end first, so buffers are filled from there.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], worker: Worker, *, added: Sequence[Tensor] = ()) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], worker: Worker, *, added: Sequence[Unit] = ()) -> None:
         self._worker = worker
-        early = {id(parameter) for parameter in added}
-        backwards = list(reversed(parameters))
-        groups = _grouped([parameter for parameter in backwards if id(parameter) in early])
-        self._early = len(groups)
-        groups += _grouped([parameter for parameter in backwards if id(parameter) not in early])
-        self._views: list[tuple[nn.Parameter, Tensor]] = []
+        early = {id(parameter) for unit in added for parameter in unit}
+        buckets = _grouped(added[::-1])
+        self._early = len(buckets)
+        buckets += _grouped([(parameter,) for parameter in reversed(parameters) if id(parameter) not in early])
+        self._sizes = [len(units) for units in buckets]
         self._flat: list[Tensor] = []
-        self._sizes = [len(group) for group in groups]
-        for number, group in enumerate(groups):
-            flat = torch.zeros(sum(parameter.numel() for parameter in group), device=group[0].device, dtype=group[0].dtype)
-            parts = flat.split([parameter.numel() for parameter in group])
-            # `data`: to autograd each is a tensor of its own, which is not changed when its neighbours are.
-            views = [part.view_as(parameter).data for part, parameter in zip(parts, group, strict=True)]
-            self._flat.append(flat)
-            self._views += zip(group, views, strict=True)
+        self._views: dict[int, Tensor] = {}
+        self._joined: dict[int, Tensor] = {}
+        self._parameters = list(parameters)
+        for number, units in enumerate(buckets):
+            self._flat.append(self._laid_out(units))
             if number < self._early and worker.is_grouped:
-                for view in views:
-                    products.ADDED[view.data_ptr()] = partial(self._arrived, number)
+                for unit in units:
+                    products.ADDED[self._joined[id(unit[0])].data_ptr()] = partial(self._arrived, number)
         self._left: list[int] | None = None
         self._sent: list[dist.Work] = []
 
-    def view(self, parameter: Tensor) -> Tensor:
-        """What a parameter's gradient is added to."""
-        return next(view for other, view in self._views if other is parameter)
+    def total(self, first: Tensor) -> Tensor:
+        """What the gradients of a unit are added to, its parameters below each other.
+
+        Args:
+            first: the unit's first parameter.
+        """
+        return self._joined[id(first)]
 
     def begin(self) -> None:
         """Set all gradients to zero."""
         torch._foreach_zero_(self._flat)
-        for parameter, view in self._views:
-            parameter.grad = view
+        for parameter in self._parameters:
+            parameter.grad = self._views[id(parameter)]
 
     def last_pass(self) -> None:
         """From here to `finish` each gradient is added to once more, and then complete in this process."""
@@ -79,8 +82,24 @@ class GradientBuckets:
 
     def release(self) -> None:
         """Be told of nothing any more."""
-        for _, view in self._views:
-            products.ADDED.pop(view.data_ptr(), None)
+        for total in self._joined.values():
+            products.ADDED.pop(total.data_ptr(), None)
+
+    def _laid_out(self, units: list[Unit]) -> Tensor:
+        """A buffer for units, and the views into it."""
+        everything = [parameter for unit in units for parameter in unit]
+        flat = torch.zeros(
+            sum(parameter.numel() for parameter in everything), device=everything[0].device, dtype=everything[0].dtype
+        )
+        start = 0
+        for unit in units:
+            first = start
+            for parameter in unit:
+                # `data`: to autograd each is a tensor of its own, which is not changed when its neighbours are.
+                self._views[id(parameter)] = flat[start : start + parameter.numel()].view_as(parameter).data
+                start += parameter.numel()
+            self._joined[id(unit[0])] = flat[first:start].view(-1, *unit[0].shape[1:]).data
+        return flat
 
     def _arrived(self, bucket: int) -> None:
         """Send what is complete. In the order of the buckets, which is that of every process."""
@@ -96,15 +115,15 @@ class GradientBuckets:
         self._sent.append(work)
 
 
-def _grouped(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+def _grouped(units: Sequence[Unit]) -> list[list[Unit]]:
     """Neighbours of one dtype together, up to the size of a bucket."""
-    groups: list[list[nn.Parameter]] = []
+    groups: list[list[Unit]] = []
     size = 0
-    for parameter in parameters:
-        own = parameter.numel() * parameter.element_size()
-        if not groups or size + own > BUCKET_BYTES or groups[-1][0].dtype != parameter.dtype:
+    for unit in units:
+        own = sum(parameter.numel() * parameter.element_size() for parameter in unit)
+        if not groups or size + own > BUCKET_BYTES or groups[-1][0][0].dtype != unit[0].dtype:
             groups.append([])
             size = 0
-        groups[-1].append(parameter)
+        groups[-1].append(unit)
         size += own
     return groups

@@ -8,10 +8,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from llama_lab.config.schema import Compile, Precision, RunConfig
-from llama_lab.model.blocks import Linear
 from llama_lab.model.llama import Llama
-from llama_lab.model.products import Fp8WeightCopy, WeightCopy
+from llama_lab.model.products import WeightCopy, refresh
 from llama_lab.training.buckets import GradientBuckets
+from llama_lab.training.copies import hang, slots, take_down
 from llama_lab.training.feed import Feed
 from llama_lab.training.optim import Optimizers
 from llama_lab.training.schedule import lr_factor
@@ -69,16 +69,15 @@ class Updater:
             # Drawn from one seed, but perhaps by different processors.
             for parameter in self.parameters:
                 dist.broadcast(parameter.data, 0)
-        copied = copied_weights(model) if worker.device.type == "cuda" and run.precision is not Precision.fp32 else {}
-        self._buckets = None
-        self._copies: list[tuple[Tensor, WeightCopy]] = []
-        if copied or worker.is_grouped:
-            tied = [model.embedding.weight] if model.output is None else []
-            early = [weight for weight in copied.values() if not any(weight is other for other in tied)]
-            self._buckets = GradientBuckets(self.parameters, worker, added=early)
-            for name, weight in copied.items():
-                self._copies.append((weight, self._hang(name, weight, self._buckets.view(weight))))
-        self.refresh()
+        is_copied = worker.device.type == "cuda" and run.precision is not Precision.fp32
+        self._places = slots(model) if is_copied else []
+        self._buckets: GradientBuckets | None = None
+        self._copies: list[WeightCopy] = []
+        if self._places or worker.is_grouped:
+            added = [place.weights for place in self._places if place.is_added_once]
+            self._buckets = GradientBuckets(self.parameters, worker, added=added)
+            self._copies = hang(self._places, self._buckets, is_fp8=run.precision is Precision.fp8)
+            refresh(self._copies)
         if run.hardware.compile is Compile.always:
             model.compile(dynamic=False)
 
@@ -88,10 +87,7 @@ class Updater:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._buckets is not None:
             self._buckets.release()
-        self._model.tied_copy = None
-        for module in self._model.modules():
-            if isinstance(module, Linear):
-                module.copy = None
+        take_down(self._places)
 
     def gradients(self, feed: Feed, update: int) -> Gradients:
         """Leave in every parameter's `.grad` what the next update steps along, clipped.
@@ -119,18 +115,8 @@ class Updater:
         optimizer.set_lr_factor(factor)
         optimizer.step(unless=unless)
         optimizer.zero_grad()
-        self.refresh()
+        refresh(self._copies)
         return factor
-
-    @torch.no_grad()
-    def refresh(self) -> None:
-        """Make the copies what the weights have become."""
-        if not self._copies:
-            return
-        torch._foreach_copy_([copy.weight for _, copy in self._copies], [weight.detach() for weight, _ in self._copies])
-        for _, copy in self._copies:
-            if isinstance(copy, Fp8WeightCopy):
-                copy.refresh()
 
     def _accumulate(self, feed: Feed) -> Accumulated:
         """Leave in every parameter's `.grad` the gradient of the mean loss over the next update's tokens.
@@ -165,25 +151,6 @@ class Updater:
         if self._buckets is not None:
             self._buckets.finish()
         return Accumulated(loss_sum, torch.full((), float(predicted), device=worker.device), fed % 2**64)
-
-    def _hang(self, name: str, weight: Tensor, total: Tensor) -> WeightCopy:
-        """Give the layer that a weight belongs to its copy. The projection to the vocabulary and odd sizes stay in bfloat16."""
-        is_fp8 = self._run.precision is Precision.fp8 and name.startswith("blocks.") and all(n % 16 == 0 for n in weight.shape)
-        copy = (Fp8WeightCopy if is_fp8 else WeightCopy)(weight, total)
-        layer = self._model.get_submodule(name.removesuffix(".weight"))
-        if isinstance(layer, Linear):
-            layer.copy = copy
-        else:
-            self._model.tied_copy = copy
-        return copy
-
-
-def copied_weights(model: Llama) -> dict[str, Tensor]:
-    """The weights that a model multiplies with, by name: those of its linear layers, and the embedding where it is the last one."""
-    found = {f"{name}.weight": module.weight for name, module in model.named_modules() if isinstance(module, Linear)}
-    if model.output is None:
-        found["embedding.weight"] = model.embedding.weight
-    return found
 
 
 def dropout_seed(seed: int, update: int, rank: int) -> int:
