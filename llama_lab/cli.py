@@ -180,6 +180,18 @@ def _verify(words: list[str]) -> int:
     return run_verify_command(words)
 
 
+def _generate(words: list[str]) -> int:
+    from llama_lab.lab.generate_command import run_generate_command
+
+    return run_generate_command(words)
+
+
+def _evaluate(words: list[str]) -> int:
+    from llama_lab.lab.evaluate_command import run_evaluate_command
+
+    return run_evaluate_command(words)
+
+
 def _plan(words: list[str]) -> int:
     arguments = parse(words, "plan")
 def _export(words: list[str]) -> int:
@@ -252,6 +264,16 @@ FLAGS = {
 }
 DATA_WORDS = ["inspect", "replay", "--verify", "--samples", "--plot", "--tokenizer", "--update", "--help"]
 VERIFY_WORDS = ["--updates", "--update", "--data", "--help"]
+CHECKPOINT_WORDS = ["--update", "--device", "--precision"]
+GENERATE_WORDS = [
+    *CHECKPOINT_WORDS,
+    *("--prompts", "--interactive", "--max-new-tokens", "--temperature", "--greedy", "--top-k", "--top-p", "--min-p"),
+    *("--repetition-penalty", "--stop", "--seed", "--samples", "--batch", "--beyond-context", "--json", "--help"),
+]
+EVALUATE_WORDS = [
+    *CHECKPOINT_WORDS,
+    *("--task", "--split", "--max-tokens", "--text-field", "--separator", "--calibration", "--plot", "--out", "--help"),
+]
 SHORT = {"-m": "--multirun", "-h": "--help"}
 EXPORT_WORDS = ["--to", "hf", "gguf", "--out", "--update", "--dtype", "fp32", "bf16", "--help"]
 
@@ -260,6 +282,8 @@ COMMANDS = {
     "plan": Command("say what a run would take, without starting it", FLAGS["plan"], _plan),
     "sweep": Command("list sweeps, or go on with one", ["--show", "--help"], _sweep),
     "fork": Command("go on from a checkpoint of a run with other values", FLAGS["fork"], _fork),
+    "generate": Command("continue texts with a trained run", GENERATE_WORDS, _generate),
+    "evaluate": Command("measure a trained run on texts and tasks", EVALUATE_WORDS, _evaluate),
     "verify": Command("check a run's files, and make updates of it again", VERIFY_WORDS, _verify),
     "prepare": Command("turn text into tokens to train on", FLAGS["prepare"], _prepare),
     "data": Command("look into tokens, or at what a run was fed", DATA_WORDS, _data),

@@ -1,0 +1,136 @@
+"""Texts that a trained model is measured on: what a run held out, prepared sets, and files of text. Torch-free."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from llama_lab.config.errors import ConfigError
+from llama_lab.config.identity import load_config
+from llama_lab.data.prepare import open_prepared, prepare
+from llama_lab.data.reading import TextFile, read_items
+from llama_lab.data.shards import MANIFEST, Split
+from llama_lab.data.text import find_files
+from llama_lab.data.tokenizer import Tokenizer
+
+SCOPE = "this request"
+
+
+class Document(NamedTuple):
+    """A text as ids.
+
+    Attributes:
+        ids: without the end-of-document token.
+        text_bytes: UTF-8 bytes of its text; 0 if unknown.
+    """
+
+    ids: np.ndarray
+    text_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Documents under a name.
+
+    Attributes:
+        documents: gives them, anew at each call.
+    """
+
+    name: str
+    documents: Callable[[], Iterator[Document]]
+
+
+def find_sources(
+    typed: str,
+    tokenizer: Tokenizer,
+    say: Callable[[str], None],
+    *,
+    split: str = "val",
+    field: str = "text",
+    separator: str | None = None,
+) -> list[Source]:
+    """What a path stands for.
+
+    Args:
+        typed: a run's folder, for what it validates on; a folder that `llama-lab prepare` made; or text: a file, folder or pattern.
+        tokenizer: of the model, which texts are encoded with, and which sets must have been prepared with.
+        split: of a run or a prepared set, `val` or `train`.
+        field: key or column that holds the text in .jsonl and .parquet files.
+        separator: line between two documents in .txt and .md files.
+
+    Raises:
+        ConfigError: there is nothing, or it was made with another tokenizer.
+    """
+    path = Path(typed).expanduser()
+    if (path / "config.yaml").is_file():
+        return _of_run(path, typed, tokenizer, say, split)
+    if (path / MANIFEST).is_file():
+        return [_of_set(path, typed, tokenizer, split)]
+    try:
+        files = find_files(typed)
+    except ConfigError as error:
+        raise ConfigError([(typed, rule) for _, rule in error.problems], scope=SCOPE) from None
+    return [Source(typed, lambda: _of_files(files, typed, tokenizer, field, separator))]
+
+
+def _of_run(folder: Path, typed: str, tokenizer: Tokenizer, say: Callable[[str], None], split: str) -> list[Source]:
+    run = load_config(folder / "config.yaml")
+    data = prepare(run.data, run.tokenizer, say)
+    _check_tokenizer(data.tokenizer, tokenizer, typed)
+    found = []
+    for source in data.sources:
+        tokens = source.val if split == "val" else source.train
+        if tokens is not None:
+            found.append(Source(source.name, lambda tokens=tokens: _of_split(tokens, typed)))
+    if not found:
+        raise ConfigError([(typed, "holds out no text; --split train measures what it is trained on")], scope=SCOPE)
+    return found
+
+
+def _of_set(folder: Path, typed: str, tokenizer: Tokenizer, split: str) -> Source:
+    prepared = open_prepared(folder, typed)
+    _check_tokenizer(prepared.tokenizer, tokenizer, typed)
+    tokens = prepared.val if split == "val" else prepared.train
+    if tokens is None:
+        raise ConfigError([(typed, "has no validation tokens; --split train measures its training tokens")], scope=SCOPE)
+    return Source(typed, lambda: _of_split(tokens, typed))
+
+
+def _check_tokenizer(theirs: Tokenizer, ours: Tokenizer, typed: str) -> None:
+    if theirs.hash != ours.hash:
+        rule = "was prepared with another tokenizer than this run's, so its ids mean something else; name the text itself"
+        raise ConfigError([(typed, rule)], scope=SCOPE)
+
+
+def _of_split(split: Split, typed: str) -> Iterator[Document]:
+    try:
+        starts = split.document_starts
+    except ValueError:
+        rule = "does not say where documents begin; llama-lab prepare makes a set of it that does"
+        raise ConfigError([(typed, rule)], scope=SCOPE) from None
+    before = 0
+    for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        size = split.bytes_before(end)
+        yield Document(split.read(start + 1, end), size - before)
+        before = size
+
+
+def _of_files(files: list[TextFile], typed: str, tokenizer: Tokenizer, field: str, separator: str | None) -> Iterator[Document]:
+    sizes: list[int] = []
+
+    def texts() -> Iterator[str]:
+        for file in files:
+            for item in read_items(file, field, separator):
+                if item.problem is not None:
+                    raise ConfigError([item.problem], scope=SCOPE)
+                if item.text.strip():
+                    sizes.append(len(item.text.encode()))
+                    yield item.text
+
+    number = 0
+    for number, ids in enumerate(tokenizer.encode_stream(texts()), 1):
+        yield Document(ids, sizes[number - 1])
+    if number == 0:
+        raise ConfigError([(typed, "holds no text")], scope=SCOPE)
