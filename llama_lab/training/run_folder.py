@@ -24,10 +24,10 @@ from llama_lab.config import devices
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import load_config, save_config, science
 from llama_lab.config.schema import Device, RunConfig, WsdConfig
+from llama_lab.training.scrub import scrub_command, scrub_patch
 
 FORMAT_VERSION = 1
 VERSIONED = ("torch", "numpy", "tokenizers", "llama_lab")
-GIT_DIFF_CHARACTERS = 100_000
 # Runs of a study that are looked at, the newest first, for one that a new run only extends: reading a config takes milliseconds.
 SIBLINGS = 20
 
@@ -128,7 +128,7 @@ def describe_origin(
         validation: what tells the validation text from another; null: unknown.
     """
     return {
-        "command": command,
+        "command": None if command is None else scrub_command(command),
         "code": {"sha256": _code_hash(), **_git()},
         "versions": {"python": platform.python_version(), **{name: package_version(name) for name in VERSIONED}},
         "machine": {
@@ -304,7 +304,7 @@ def _git() -> dict[str, Any]:
     # An installed package can lie inside somebody else's checkout (a virtual environment in a project): that commit says nothing.
     if git("ls-files", "--error-unmatch", "__init__.py") is None or (commit := git("rev-parse", "HEAD")) is None:
         return {}
-    return {"commit": commit.strip(), "diff": (git("diff", "HEAD", "--", ".") or "")[:GIT_DIFF_CHARACTERS]}
+    return {"commit": commit.strip(), "diff": scrub_patch(git("diff", "HEAD", "--", ".") or "")}
 
 
 def package_version(name: str) -> str | None:

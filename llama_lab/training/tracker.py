@@ -219,7 +219,8 @@ def make_request(run: RunConfig, node: WandbConfig, folder: RunFolder, tracker_i
         job_type=node.job_type,
         name=folder.path.name,
         config=plain_config(run) | ({"lineage": lineage} if lineage else {}),
-        program=shlex.join(folder.meta().get("command") or ["llama-lab", "train"]),
+        # The whole command stays here; W&B has the values of the config.
+        program=shlex.join((folder.meta().get("command") or ["llama-lab", "train"])[:2]),
         parent=os.getpid(),
         init_seconds=INIT_SECONDS,
         finish_seconds=FINISH_SECONDS,

@@ -49,7 +49,7 @@ class Request:
         fallback: whether a W&B that does not start online is written offline instead.
         project, entity, group, tags, job_type, name: where and under which words it appears.
         config: nested plain values.
-        program: what was typed, for W&B's overview.
+        program: the command's first words, for W&B's overview.
         parent: process whose memory and CPU W&B records.
         init_seconds, finish_seconds: how long W&B may take to open and to close.
     """
@@ -263,6 +263,8 @@ class Sender:
                 x_transaction_log_flush_interval=FLUSH_SECONDS,
                 x_stats_pid=request.parent,
                 program=request.program,
+                # Of an account that saves code by default, W&B would take the sources and the uncommitted changes along.
+                save_code=os.environ.get("WANDB_SAVE_CODE", "").lower() in ("1", "true"),
                 console="off",
                 silent=True,
             ),
