@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from io import TextIOWrapper
 from pathlib import Path
 
-from llama_lab.manual import DATA_HELP, EXIT_CODES, FORK_HELP, OVERRIDES, PLAN_HELP, PREPARE_HELP, TRAIN_EXAMPLES
+from llama_lab.manual import DATA_HELP, EXIT_CODES, FORK_HELP, IMPORT_HELP, OVERRIDES, PLAN_HELP, PREPARE_HELP, TRAIN_EXAMPLES
 
 DONE, FAILED, CONFIG, PREEMPTED = 0, 1, 2, 75
 """Exit codes. 75 is EX_TEMPFAIL of sysexits.h: stopped on request with its state saved; type the same command to go on."""
@@ -32,6 +32,7 @@ class Arguments:
     config_dir: Path | None = None
     out: Path | None = None
     update: str | None = None
+    training: bool = True
     help: bool = False
 
 
@@ -180,6 +181,36 @@ def _verify(words: list[str]) -> int:
     return run_verify_command(words)
 
 
+def _import(words: list[str]) -> int:
+    arguments = parse(words, "import")
+    if arguments.help:
+        print(IMPORT_HELP)
+        return DONE
+    named = [word for word in arguments.overrides if "=" not in word or Path(word).is_dir()]
+    if len(named) != 1:
+        said = f"{len(named)} are named: {' '.join(named)}" if named else "none is named"
+        raise UsageError(f"llama-lab import takes one folder of a Hugging Face model; {said}")
+    overrides = [word for word in arguments.overrides if word != named[0]]
+    from llama_lab.lab import import_run
+
+    if arguments.show_config:
+        import_run.show(Path(named[0]), overrides, config_dir=arguments.config_dir)
+        return DONE
+    return import_run.run_import(
+        Path(named[0]),
+        overrides,
+        training=arguments.training,
+        config_dir=arguments.config_dir,
+        command=["llama-lab", "import", *words],
+    )
+
+
+def _export(words: list[str]) -> int:
+    from llama_lab.lab.export import run_export_command
+
+    return run_export_command(words)
+
+
 def _generate(words: list[str]) -> int:
     from llama_lab.lab.generate_command import run_generate_command
 
@@ -194,12 +225,6 @@ def _evaluate(words: list[str]) -> int:
 
 def _plan(words: list[str]) -> int:
     arguments = parse(words, "plan")
-def _export(words: list[str]) -> int:
-    from llama_lab.lab.export import run_export_command
-
-    return run_export_command(words)
-
-
     if arguments.help:
         print(f"{PLAN_HELP}\n\n{OVERRIDES}")
         return DONE
@@ -261,8 +286,10 @@ FLAGS = {
     "plan": ["--multirun", "--config-dir", "--help"],
     "prepare": ["--out", "--config-dir", "--help"],
     "fork": ["--update", "--cfg", "--config-dir", "--help"],
+    "import": ["--no-training", "--cfg", "--config-dir", "--help"],
 }
 DATA_WORDS = ["inspect", "replay", "--verify", "--samples", "--plot", "--tokenizer", "--update", "--help"]
+EXPORT_WORDS = ["--to", "hf", "gguf", "--out", "--update", "--dtype", "fp32", "bf16", "--help"]
 VERIFY_WORDS = ["--updates", "--update", "--data", "--help"]
 CHECKPOINT_WORDS = ["--update", "--device", "--precision"]
 GENERATE_WORDS = [
@@ -275,7 +302,6 @@ EVALUATE_WORDS = [
     *("--task", "--split", "--max-tokens", "--text-field", "--separator", "--calibration", "--plot", "--out", "--help"),
 ]
 SHORT = {"-m": "--multirun", "-h": "--help"}
-EXPORT_WORDS = ["--to", "hf", "gguf", "--out", "--update", "--dtype", "fp32", "bf16", "--help"]
 
 COMMANDS = {
     "train": Command("train a model, or with -m several", FLAGS["train"], _train),
@@ -285,10 +311,11 @@ COMMANDS = {
     "generate": Command("continue texts with a trained run", GENERATE_WORDS, _generate),
     "evaluate": Command("measure a trained run on texts and tasks", EVALUATE_WORDS, _evaluate),
     "verify": Command("check a run's files, and make updates of it again", VERIFY_WORDS, _verify),
+    "import": Command("begin a run with the weights of a Hugging Face folder", FLAGS["import"], _import),
+    "export": Command("write a checkpoint for transformers, vLLM or llama.cpp", EXPORT_WORDS, _export),
     "prepare": Command("turn text into tokens to train on", FLAGS["prepare"], _prepare),
     "data": Command("look into tokens, or at what a run was fed", DATA_WORDS, _data),
     "track": Command("send runs to Weights & Biases afterwards", ["--mode", "--project", "--entity", "--help"], _track),
-    "export": Command("write a checkpoint for transformers, vLLM or llama.cpp", EXPORT_WORDS, _export),
     "cache": Command("list or clean prepared data", ["list", "clean"], _cache),
     "completion": Command("print a completion script for bash, zsh or fish", ["bash", "zsh", "fish"], _completion),
 }
@@ -329,6 +356,8 @@ def parse(words: list[str], command: str) -> Arguments:
             arguments.multirun = True
         elif flag == "--cfg":
             arguments.show_config = True
+        elif flag == "--no-training":
+            arguments.training = False
         else:
             arguments.help = True
     return arguments

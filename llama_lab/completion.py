@@ -60,7 +60,7 @@ def complete(line: str, commands: dict[str, list[str]]) -> list[str]:
     if not words:
         return _starting_with(current, list(commands))
     command = words[0]
-    if command in ("train", "plan", "fork", "prepare") and not current.startswith("-"):
+    if command in ("train", "plan", "fork", "import", "prepare") and not current.startswith("-"):
         found = _override(current, _config_dir(words))
         # Of a config, preparing reads two nodes.
         return found if command != "prepare" else [word for word in found if word.startswith(("data", "tokenizer", "experiment="))]

@@ -71,3 +71,20 @@ Examples, one trunk and two cool-downs:
   llama-lab train schedule=constant checkpoint.keep_every_tokens=1_000_000
   llama-lab fork outputs/runs/RUN --update 250 schedule=wsd schedule.cooldown_fraction=0.2 training_tokens=1_500_000
   llama-lab fork outputs/runs/RUN --update 250 schedule=linear training_tokens=1_500_000"""
+
+IMPORT_HELP = """\
+usage: llama-lab import FOLDER [overrides...] [--no-training] [--cfg] [--config-dir DIR]
+
+A run that begins with the weights of a Hugging Face folder of the Llama architecture (also Qwen3's): grouped heads, rope scaling,
+tied embeddings, any tokenizer.json. Shape and tokenizer are the folder's; data, optimizer, schedule and budget are typed as for
+train, and have its defaults. The same command again goes on with it.
+
+  --no-training     make the run's folder alone: generate, evaluate, serve and export take it
+  --cfg             print the run's config, checked and resolved, and start nothing
+  --config-dir DIR  further options and presets
+
+Without data.max_seq_len=… the context is what the model knows, up to 2048.
+
+Examples:
+  llama-lab import SmolLM2-135M data=text data.path=books/ data.tokens_per_update=65536 optim=adamw optim.max_lr=3e-5
+  llama-lab import SmolLM2-135M --no-training"""

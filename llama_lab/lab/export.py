@@ -110,7 +110,7 @@ def _check_place(out: Path) -> None:
 def _write(folder: RunFolder, run: RunConfig, draft: Path, name: str, *, target: str, update: str | None, dtype: str) -> None:
     """Fill a draft: weights, what belongs to them, the card and its picture."""
     from llama_lab.formats.gguf_file import write_gguf
-    from llama_lab.formats.hf_folder import write_folder
+    from llama_lab.formats.hf_weights import write_folder
     from llama_lab.training.checkpoint import DamagedCheckpoint, list_checkpoints, load_weights
     from llama_lab.training.metrics import read_rows
     from llama_lab.training.plots import draw_loss

@@ -106,10 +106,10 @@ def choose_span(run: RunConfig, folder: RunFolder, rows: Rows, here: Here, *, up
     """
     there = list_checkpoints(folder.checkpoints)
     begin, first = None, first_update(folder)
-    if first:
+    if folder.meta().get("lineage"):
         begin = next((checkpoint for checkpoint in there if checkpoint.update >= first and is_whole(checkpoint)), None)
         if begin is None:
-            rule = f"was forked after update {first}, and has no checkpoint left to begin at"
+            rule = f"was {_begun(folder)}, and has no checkpoint left to begin at"
             raise ConfigError([(relative(folder.path), rule)], scope=SCOPE)
         first = begin.update
     done = max(rows.done, there[-1].update if there else 0) - first
@@ -123,6 +123,11 @@ def choose_span(run: RunConfig, folder: RunFolder, rows: Rows, here: Here, *, up
         quick = [mark for mark in marks if mark <= _quick_updates(run, folder, here)]
         updates = min(done, max([least, *quick]))
     return Span(begin, first + updates)
+
+
+def _begun(folder: RunFolder) -> str:
+    """Where a run that has a lineage comes from."""
+    return f"forked after update {first}" if (first := first_update(folder)) else "imported"
 
 
 def _quick_updates(run: RunConfig, folder: RunFolder, here: Here) -> float:
@@ -164,8 +169,8 @@ def show_update(run: RunConfig, folder: RunFolder, update: int) -> bool:
     here, rows = find_here(run, folder), Rows.of(folder)
     before = (found for found in reversed(list_checkpoints(folder.checkpoints)) if found.update < update)
     begin = next((checkpoint for checkpoint in before if is_whole(checkpoint)), None)
-    if begin is None and first_update(folder):
-        rule = f"has no checkpoint before it that could be read: {relative(folder.path)} was forked after {first_update(folder)}"
+    if begin is None and folder.meta().get("lineage"):
+        rule = f"has no checkpoint before it that could be read: {relative(folder.path)} was {_begun(folder)}"
         raise ConfigError([(f"--update {update}", rule)], scope=SCOPE)
     for name, then, now in changes_since(folder.meta(), here.origin):
         print(f"Not as it was: {name} was {then}, is {now}")

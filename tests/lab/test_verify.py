@@ -302,7 +302,7 @@ def test_a_fork_is_made_again_from_where_it_began(trained: Path, capsys: Output)
     shutil.rmtree(weights_of(folder, 4))
     assert verify(folder) == 0
     assert found(capsys)["losses"] == "ok loss and gradient norm of update 10 are equal bit for bit"
-    with pytest.raises(ConfigError, match=r"--update 8 has no checkpoint before it that could be read: .* was forked after 4"):
+    with pytest.raises(ConfigError, match=r"--update 8 has no checkpoint before it that could be read: .* forked after update 4"):
         verify(folder, "--update", 8)
 
 
