@@ -77,13 +77,14 @@ def choose_metric(arms: Sequence[Arm], asked: str | None) -> str:
     return metric
 
 
-def unfinished(arms: Sequence[Arm]) -> list[Problem]:
+def unfinished_runs(runs: Sequence[RunRecord]) -> list[Problem]:
     """What is not trained to its end, and how far it is."""
     found: list[Problem] = []
-    for run in (run for arm in arms for run in arm.runs if not run.is_finished):
-        done = max((row.get("update", 0) for row in run.rows), default=0)
-        of = f" of {run.run.updates}" if run.run is not None else ""
-        found.append((run.name, f"is not finished ({run.status}, update {done}{of})"))
+    for run in runs:
+        if not run.is_finished:
+            done = max((row.get("update", 0) for row in run.rows), default=0)
+            of = f" of {run.run.updates}" if run.run is not None else ""
+            found.append((run.name, f"is not finished ({run.status}, update {done}{of})"))
     return found
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import Problem
-from llama_lab.lab.arms import Arm, choose_metric, notes, unfinished
+from llama_lab.lab.arms import Arm, choose_metric, notes, unfinished_runs
 from llama_lab.lab.curves import crossing, reach, value_at
 from llama_lab.lab.power import Need, need, seeds_needed, visible_effect
 from llama_lab.lab.records import AXES, RunRecord
@@ -176,7 +176,7 @@ def pair_runs(baseline: Arm, arm: Arm, *, paired: bool | None) -> tuple[list[Run
 
 def _finished(arms: Sequence[Arm], question: Question) -> tuple[list[Arm], list[str]]:
     """The arms without runs that are not finished, and what is said of those; refused where the question does not allow them."""
-    found = unfinished(arms)
+    found = unfinished_runs([run for arm in arms for run in arm.runs])
     if not found or (question.at is not None and not question.finished_only):
         return list(arms), []
     if not question.finished_only:

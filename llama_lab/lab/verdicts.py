@@ -1,0 +1,134 @@
+"""Comparisons in words and table cells: what `llama-lab compare` prints, and what a report can show beside its curves."""
+
+import math
+
+from llama_lab.lab.compare import BETTER, SAME, UNDECIDED, UNKNOWN, WORSE, Comparison, Study
+from llama_lab.lab.noise import find_floor
+from llama_lab.lab.power import MOST_SEEDS, POWER, Need
+from llama_lab.lab.statistics import LEVEL, Estimate
+
+AXIS_UNITS = {"tokens": "tokens", "flops": "FLOPs", "seconds": "seconds", "cost": "of money"}
+
+
+def sentence(study: Study, one: Comparison) -> str:
+    """The verdict on one arm, with everything that it rests on."""
+    found, metric = one.estimate, study.metric
+    if found is None:
+        return _single(study, one)
+    digits = _digits(found)
+    moved = "higher" if one.difference > 0 else "lower"
+    size = f"{metric} {abs(one.difference):.{digits}f} {moved} ({100 - 100 * LEVEL:.0f} %: {_span(found, digits)}), {_p(one)}"
+    size += f", {_runs(found)}"
+    if one.verdict == SAME:
+        worth = study.question.worth
+        return f"{one.arm.label}: no difference worth having; {size}; the whole interval lies within {worth:g} of 0"
+    if one.verdict in (BETTER, WORSE):
+        return f"{one.arm.label} is {one.verdict} than {one.baseline.label}: {size}"
+    said = f"{one.arm.label}: undecided; {size}. {needed(one.need, found)}"
+    if one.need_for_worth is not None:
+        said += f" A difference of {study.question.worth:g} takes {one.need_for_worth} seeds an arm"
+    return said
+
+
+def needed(need: Need | None, found: Estimate) -> str:
+    """How many more seeds would decide, in words."""
+    if need is None:
+        return ""
+    have = min(found.design.a, found.design.b)
+    if need.seeds is None:
+        return f"If the difference is what it looks like, even {MOST_SEEDS} seeds an arm would not decide"
+    more = max(1, need.seeds - have)
+    ends = " to ".join(
+        f"more than {MOST_SEEDS - have}" if end is None else str(max(1, end - have)) for end in (need.fewest, need.most)
+    )
+    said = f"{more} more seed{'s' if more > 1 else ''} an arm would decide, if the difference is what it looks like"
+    return f"{said} (from what is known of it: {ends})"
+
+
+def cells(study: Study, one: Comparison) -> list[str]:
+    """Difference, interval, p, visible difference, verdict: a line of the table."""
+    if one.estimate is None or one.p is None or one.visible is None:
+        return [f"{one.difference:+.4f}", "", "", "", one.verdict]
+    digits = _digits(one.estimate)
+    interval = f"{one.estimate.low:+.{digits}f} to {one.estimate.high:+.{digits}f}"
+    verdict = one.verdict
+    if verdict == UNDECIDED and one.need is not None and one.need.seeds is not None:
+        more = max(1, one.need.seeds - min(one.estimate.design.a, one.estimate.design.b))
+        verdict += f", {more} more seed{'s' if more > 1 else ''}"
+    return [f"{one.difference:+.{digits}f}", interval, short_p(one.p), f"{one.visible:.{digits}f}", verdict]
+
+
+def multiplier(one: Comparison) -> tuple[float, float, float] | None:
+    """How many times as much the baseline takes as the arm, with its interval; null with a single seed."""
+    if one.estimate is None:
+        return None
+    return math.exp(-one.estimate.effect), math.exp(-one.estimate.high), math.exp(-one.estimate.low)
+
+
+def short_p(p: float) -> str:
+    """A p-value with two significant digits."""
+    return f"{p:.2g}" if p >= 1e-4 else "< 0.0001"
+
+
+def _p(one: Comparison) -> str:
+    assert one.p is not None and one.estimate is not None
+    if one.comparisons == 1:
+        return f"p = {short_p(one.p)}".replace("= <", "<")
+    alone = short_p(one.estimate.p)
+    return f"p = {short_p(one.p)} corrected for {one.comparisons} comparisons (alone {alone})".replace("= <", "<")
+
+
+def _runs(found: Estimate) -> str:
+    if found.design.paired:
+        return f"{found.design.a} pairs of equal seeds"
+    return f"{found.design.b} against {found.design.a} runs, taken as independent"
+
+
+def _span(found: Estimate, digits: int) -> str:
+    """An interval in words that say which way."""
+    low, high = found.low, found.high
+    if low < 0 < high:
+        return f"from {-low:.{digits}f} lower to {high:.{digits}f} higher"
+    near, far = sorted((abs(low), abs(high)))
+    return f"{near:.{digits}f} to {far:.{digits}f}"
+
+
+def _digits(found: Estimate) -> int:
+    """Decimals that show two significant digits of half the interval."""
+    half = (found.high - found.low) / 2 or abs(found.effect)
+    if not half or not math.isfinite(half):
+        return 4
+    return max(0, 1 - math.floor(math.log10(half)))
+
+
+def _single(study: Study, one: Comparison) -> str:
+    few = min((one.baseline, one.arm), key=lambda arm: len(arm.runs))
+    said = f"{one.arm.label}: cannot be said; {study.metric} is {abs(one.difference):.4f} "
+    moved = "higher" if one.difference > 0 else "lower"
+    said += f"{moved}, but {few.label} has a single seed, so nobody knows how much of that is chance"
+    floor = find_floor(one.baseline.runs[0]) or find_floor(one.arm.runs[0])
+    scatter = None if floor is None else floor.of(study.metric)
+    if scatter is None or study.place is not None:
+        return said + ". Two seeds an arm are the least, five are usual; llama-lab noise measures what one seed hides"
+    from scipy import stats
+
+    runs = 1 / len(one.baseline.runs) + 1 / len(one.arm.runs)
+    bound = float(stats.t.ppf(1 - LEVEL / 2, scatter.degrees_of_freedom)) * scatter.sd * math.sqrt(runs)
+    place = "inside" if abs(one.difference) < bound else "beyond"
+    return f"{said}. The noise floor of this config lets such runs differ by {bound:.2g} in 95 of 100 cases; this is {place} it"
+
+
+def headline(study: Study) -> str:
+    """What was compared, where, and how it is read."""
+    where = "at the end"
+    if study.place is not None:
+        where = f"at {study.place:,.6g} {AXIS_UNITS[study.question.at or 'tokens']}"
+    return f"{study.metric} {where}; {'higher' if study.higher_is_better else 'lower'} is better"
+
+
+def footnote(study: Study) -> str:
+    """How the numbers are meant."""
+    said = f"smallest visible: a true difference that {100 * POWER:.0f} of 100 such comparisons would see, if noise is about normal"
+    if any(one.verdict == UNKNOWN for one in study.comparisons) and len(study.comparisons) == 1:
+        return ""
+    return said
