@@ -115,10 +115,10 @@ def rotate_heads(values: Tensor, cos: Tensor, sin: Tensor, head_dim: int, heads:
 
         rotate_in_place(values, cos.contiguous(), sin.contiguous(), head_dim=head_dim, heads=heads)
         return
-    first, second = values.view(-1, len(cos), values.shape[1] // head_dim, head_dim)[:, :, :heads].chunk(2, dim=-1)
-    turned = first * cos.unsqueeze(1) - second * sin.unsqueeze(1), second * cos.unsqueeze(1) + first * sin.unsqueeze(1)
-    first.copy_(turned[0])
-    second.copy_(turned[1])
+    halves = values.view(-1, len(cos), values.shape[1] // head_dim, head_dim)[:, :, :heads].chunk(2, dim=-1)
+    (first, second), (wide_cos, wide_sin) = (half.float() for half in halves), (table.float().unsqueeze(1) for table in (cos, sin))
+    halves[0].copy_(first * wide_cos - second * wide_sin)
+    halves[1].copy_(second * wide_cos + first * wide_sin)
 
 
 @rotate_heads.register_fake
