@@ -1,0 +1,202 @@
+"""Does `llama-lab compare` keep its word? Twenty thousand simulated studies for each kind of noise and number of seeds.
+
+    python tests/lab/verdict_bars.py             everything, in a minute or two; exit code 1 if a bar is missed
+    python tests/lab/verdict_bars.py --studies 2000 --part levels
+
+Noise is that of single runs; paired arms share half of its variance through their seeds. The bars: equal arms are called different in
+5 +- 0.5 % of studies and intervals miss in as many, from four pairs or three runs an arm on; a difference named as visible is seen in
+80 +- 1 %; seeds needed lie within 30 % of the truth. docs/compare.md quotes the tables.
+"""
+
+import argparse
+import math
+import os
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from llama_lab.lab.power import need, power_at, seeds_needed, visible_effect
+from llama_lab.lab.statistics import Design, intervals, noise, p_values
+
+Draw = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
+
+STUDIES = 20_000
+SHAPES: dict[str, Draw] = {
+    "normal": lambda draw, shape: draw.standard_normal(shape),
+    "gamma": lambda draw, shape: (draw.gamma(4, size=shape) - 4) / 2,
+    "lognormal": lambda draw, shape: (
+        (draw.lognormal(0, 0.5, shape) - math.exp(0.125)) / math.exp(0.125) / math.sqrt(math.expm1(0.25))
+    ),
+    "exponential": lambda draw, shape: draw.exponential(size=shape) - 1,
+}
+"""Noise of mean 0 and standard deviation 1, its skewness 0, 1, 1.75 and 2."""
+PAIRED = [Design(n, n, True) for n in (2, 3, 4, 5, 6, 7, 8, 9, 10)]
+UNPAIRED = [Design(n, n, False) for n in (2, 3, 4, 5, 6, 7, 8, 10)]
+UNEVEN = [Design(3, 5, False), Design(5, 10, False)]
+TOLERANCE, POWER_TOLERANCE, SEEDS_TOLERANCE = 0.005, 0.01, 0.3
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One line of a table: what was simulated, its figures in percent, and whether they meet the bar (null: none is claimed)."""
+
+    name: str
+    figures: tuple[float, ...]
+    passed: bool | None
+
+
+def arms(design: Design, shape: str, studies: int, draw: np.random.Generator, effect: float = 0.0) -> np.ndarray:
+    """Values as `intervals` takes them: one arm is `effect` above the other, in standard deviations of a run."""
+    make = SHAPES[shape]
+    if not design.paired:
+        values = make(draw, (studies, design.a + design.b))
+        values[:, : design.a] += effect
+        return values
+    shared = make(draw, (studies, design.a))
+    ours, theirs = (shared + make(draw, (studies, design.a)) for _ in range(2))
+    return (theirs - ours) / math.sqrt(2) + effect
+
+
+def generator(*what: object) -> np.random.Generator:
+    """A stream of its own for each cell, the same in every run."""
+    return np.random.default_rng(zlib.crc32(repr(what).encode()))
+
+
+def named(design: Design) -> str:
+    return f"{design.a} pairs" if design.paired else f"{design.a} against {design.b}"
+
+
+def is_claimed(design: Design, shape: str) -> bool:
+    """Whether the level is claimed: with so few runs that Student's t decides, for normal noise only; nowhere for unequal arms."""
+    return design.a == design.b and (not design.uses_t or shape == "normal")
+
+
+def level_cell(design: Design, shape: str, studies: int) -> Cell:
+    """(false positives, intervals that miss a planted difference) in percent."""
+    draw = generator("level", design, shape)
+    false = float((p_values(arms(design, shape, studies, draw), design) < 0.05).mean())
+    low, high = intervals(arms(design, shape, studies, draw, effect=1.0), design)
+    missed = float(((low > 1) | (high < 1)).mean())
+    passed = max(abs(false - 0.05), abs(missed - 0.05)) <= TOLERANCE if is_claimed(design, shape) else None
+    return Cell(f"{named(design)}, {shape}", (100 * false, 100 * missed), passed)
+
+
+def power_cell(design: Design, studies: int) -> Cell:
+    """Percent of studies that see the difference named as visible: with known noise, and with that of an earlier study as large."""
+    draw = generator("power", design)
+    unit = (
+        1.0
+        if not design.paired
+        else float(noise(arms(design, "normal", studies, draw).reshape(1, -1), Design(studies, studies, True))[0])
+    )
+    step = np.ones(design.a) if design.paired else np.r_[np.ones(design.a), np.zeros(design.b)]
+    found = []
+    for freedom in (math.inf, design.degrees_of_freedom):
+        named_visible = visible_effect(1.0, freedom, design)
+        sizes = np.full(studies, unit) if math.isinf(freedom) else noise(arms(design, "normal", studies, draw), design)
+        values = arms(design, "normal", studies, draw) + (named_visible * sizes)[:, None] * step
+        low, high = intervals(values, design)
+        found.append(float(((low > 0) | (high < 0)).mean()))
+    passed = max(abs(share - 0.8) for share in found) <= POWER_TOLERANCE
+    return Cell(named(design), (100 * found[0], 100 * found[1]), passed)
+
+
+def true_need(effect: float, *, paired: bool) -> int:
+    """Seeds an arm with which 80 % of studies see an effect: by simulating them up to eight, by the noncentral t beyond."""
+    for seeds in range(2, 500):
+        design = Design(seeds, seeds, paired)
+        if seeds <= (8 if paired else 5):
+            low, _ = intervals(arms(design, "normal", 8000, generator("truth", design, effect), effect), design)
+            share = float((low > 0).mean())
+        else:
+            freedom = design.degrees_of_freedom
+            shift = effect * math.sqrt(seeds if paired else seeds / 2)
+            share = float(stats.nct.sf(stats.t.ppf(0.975, freedom), freedom, shift))
+        if share >= 0.8:
+            return seeds
+    raise ValueError(effect)
+
+
+def needs_cell(number: int) -> Cell:
+    """Seeds needed in one of 20 planted studies, against the truth.
+
+    Returns:
+        (truth, with noise measured on 400 runs, median over studies of six seeds and their own noise, percent of those within 30 %).
+    """
+    paired = number % 2 == 0
+    effect = 0.45 * 1.13 ** (number // 2) if paired else 0.6 * 1.13 ** (number // 2)
+    truth = true_need(effect, paired=paired)
+    draw = generator("needs", number)
+    measured = float(noise(arms(Design(400, 400, paired), "normal", 1, draw), Design(400, 400, paired))[0])
+    said = seeds_needed(effect, measured, paired=paired) or 0
+    pilot = Design(6, 6, paired)
+    values = arms(pilot, "normal", 400, draw, effect)
+    seen = values.mean(axis=1) if paired else values[:, :6].mean(axis=1) - values[:, 6:].mean(axis=1)
+    asked = [need(float(one), float(sd), pilot).seeds or math.inf for one, sd in zip(seen, noise(values, pilot), strict=True)]
+    close = float(np.mean([abs(one - truth) <= SEEDS_TOLERANCE * truth for one in asked]))
+    middle = float(np.median(asked))
+    passed = abs(said - truth) <= SEEDS_TOLERANCE * truth and abs(middle - truth) <= SEEDS_TOLERANCE * truth
+    name = f"{'paired' if paired else 'unpaired'}, {effect:.2f} sd"
+    return Cell(name, (truth, said, middle, 100 * close), passed)
+
+
+def looking_again_cell(shape: str, studies: int) -> Cell:
+    """Percent of studies of equal arms that are called different after five pairs; after five or eight; after five, eight or ten."""
+    values = arms(Design(10, 10, True), shape, studies, generator("again", shape))
+    called = np.zeros(studies, dtype=bool)
+    found = []
+    for seeds in (5, 8, 10):
+        called |= p_values(values[:, :seeds], Design(seeds, seeds, True)) < 0.05
+        found.append(100 * float(called.mean()))
+    return Cell(shape, tuple(found), None)
+
+
+def jobs(studies: int, part: str | None) -> dict[str, list[tuple[Callable[..., Cell], tuple[object, ...]]]]:
+    """Table -> what fills it."""
+    tables: dict[str, list[tuple[Callable[..., Cell], tuple[object, ...]]]] = {
+        "levels": [(level_cell, (design, shape, studies)) for design in (*PAIRED, *UNPAIRED, *UNEVEN) for shape in SHAPES],
+        "power": [(power_cell, (design, studies)) for design in (*PAIRED, *UNPAIRED[:-2])],
+        "needs": [(needs_cell, (number,)) for number in range(20)],
+        "again": [(looking_again_cell, (shape, studies)) for shape in SHAPES],
+    }
+    return tables if part is None else {part: tables[part]}
+
+
+HEADINGS = {
+    "levels": "equal arms called different %, intervals that miss %",
+    "power": "visible differences seen %: known noise, estimated noise",
+    "needs": "seeds needed: truth, noise of 400 runs, median of six-seed studies, % of those within 30 %",
+    "again": "equal arms called different %, looking at 5, at 5 and 8, at 5, 8 and 10 pairs",
+}
+
+
+def main() -> int:
+    """Fill the tables, print them, and say whether every bar is met."""
+    parser = argparse.ArgumentParser(description="Simulate studies, and hold the verdicts to what they claim.")
+    parser.add_argument("--studies", type=int, default=STUDIES, help=f"for each cell (default: {STUDIES})")
+    parser.add_argument("--part", choices=list(HEADINGS), help="one table only")
+    asked = parser.parse_args()
+    started, missed = time.perf_counter(), 0
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        tables = {
+            part: [pool.submit(work, *arguments) for work, arguments in cells]
+            for part, cells in jobs(asked.studies, asked.part).items()
+        }
+        for part, cells in tables.items():
+            print(f"{part}: {HEADINGS[part]}")
+            for cell in (future.result() for future in cells):
+                missed += cell.passed is False
+                mark = {True: "ok", False: "MISSED", None: "no claim"}[cell.passed]
+                print(f"  {cell.name:<28}" + "".join(f"{figure:9.2f}" for figure in cell.figures) + f"   {mark}", flush=True)
+    print(f"{missed} bars missed; {time.perf_counter() - started:.0f} s")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
