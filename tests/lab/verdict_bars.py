@@ -3,9 +3,9 @@
     python tests/lab/verdict_bars.py             everything, in a minute or two; exit code 1 if a bar is missed
     python tests/lab/verdict_bars.py --studies 2000 --part levels
 
-Noise is that of single runs; paired arms share half of its variance through their seeds. The bars: equal arms are called different in
-5 +- 0.5 % of studies and intervals miss in as many, from four pairs or three runs an arm on; a difference named as visible is seen in
-80 +- 1 %; seeds needed lie within 30 % of the truth. docs/compare.md quotes the tables.
+Noise is that of single runs; paired arms share half of its variance through their seeds. The bars: equal arms are called different
+in 5 +- 0.5 % of studies and intervals miss in as many, from four pairs or three runs an arm on; a difference named as visible is
+seen in 80 +- 1 %; seeds needed lie within 30 % of the truth. docs/compare.md quotes the tables.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from llama_lab.lab.power import need, power_at, seeds_needed, visible_effect
+from llama_lab.lab.power import need, seeds_needed, visible_effect
 from llama_lab.lab.statistics import Design, intervals, noise, p_values
 
 Draw = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
@@ -90,16 +90,11 @@ def level_cell(design: Design, shape: str, studies: int) -> Cell:
 def power_cell(design: Design, studies: int) -> Cell:
     """Percent of studies that see the difference named as visible: with known noise, and with that of an earlier study as large."""
     draw = generator("power", design)
-    unit = (
-        1.0
-        if not design.paired
-        else float(noise(arms(design, "normal", studies, draw).reshape(1, -1), Design(studies, studies, True))[0])
-    )
     step = np.ones(design.a) if design.paired else np.r_[np.ones(design.a), np.zeros(design.b)]
     found = []
     for freedom in (math.inf, design.degrees_of_freedom):
         named_visible = visible_effect(1.0, freedom, design)
-        sizes = np.full(studies, unit) if math.isinf(freedom) else noise(arms(design, "normal", studies, draw), design)
+        sizes = np.ones(studies) if math.isinf(freedom) else noise(arms(design, "normal", studies, draw), design)
         values = arms(design, "normal", studies, draw) + (named_visible * sizes)[:, None] * step
         low, high = intervals(values, design)
         found.append(float(((low > 0) | (high < 0)).mean()))
@@ -109,7 +104,9 @@ def power_cell(design: Design, studies: int) -> Cell:
 
 def true_need(effect: float, *, paired: bool) -> int:
     """Seeds an arm with which 80 % of studies see an effect: by simulating them up to eight, by the noncentral t beyond."""
-    for seeds in range(2, 500):
+    # What known noise would take, and some less.
+    least = (1 if paired else 2) * (2.8 / effect) ** 2
+    for seeds in range(max(2, int(0.7 * least)), 500):
         design = Design(seeds, seeds, paired)
         if seeds <= (8 if paired else 5):
             low, _ = intervals(arms(design, "normal", 8000, generator("truth", design, effect), effect), design)
@@ -127,7 +124,7 @@ def needs_cell(number: int) -> Cell:
     """Seeds needed in one of 20 planted studies, against the truth.
 
     Returns:
-        (truth, with noise measured on 400 runs, median over studies of six seeds and their own noise, percent of those within 30 %).
+        (truth, with noise of 400 runs, median over studies of six seeds and their own noise, percent of those within 30 %).
     """
     paired = number % 2 == 0
     effect = 0.45 * 1.13 ** (number // 2) if paired else 0.6 * 1.13 ** (number // 2)
@@ -147,7 +144,7 @@ def needs_cell(number: int) -> Cell:
 
 
 def looking_again_cell(shape: str, studies: int) -> Cell:
-    """Percent of studies of equal arms that are called different after five pairs; after five or eight; after five, eight or ten."""
+    """Percent of studies of equal arms called different after five pairs; after five or eight; after five, eight or ten."""
     values = arms(Design(10, 10, True), shape, studies, generator("again", shape))
     called = np.zeros(studies, dtype=bool)
     found = []
