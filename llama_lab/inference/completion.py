@@ -74,6 +74,8 @@ class Reader:
 
     def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = (), stop: Sequence[str] = ()):
         self._tokenizer, self._stop = tokenizer, stop
+        # They have no text, and may stand between the bytes of a character.
+        self._silent = frozenset(tokenizer.special_ids.values())
         self._ids = list(before[-BEFORE_TOKENS:])
         self._given = len(self._ids)
         self._held = ""
@@ -81,7 +83,7 @@ class Reader:
 
     def add(self, ids: Sequence[int]) -> str:
         """Text that is certain now."""
-        self._ids += ids
+        self._ids += [id for id in ids if id not in self._silent]
         return self._passed_on(self._taken(self._certain()), is_last=False)
 
     def rest(self) -> str:

@@ -191,9 +191,10 @@ def _windows(
     ids, owners, left = np.array([eos_id]), np.zeros(0, dtype=np.int64), max_tokens
     for number, document in enumerate(documents):
         own = np.append(document.ids, eos_id).astype(np.int64)
-        # Of a document that is cut, the bytes in proportion to the tokens.
         kept = own if left is None else own[:left]
-        sizes.append(document.text_bytes if len(kept) == len(own) else round(document.text_bytes * len(kept) / len(own)))
+        # Of a document that is cut, the bytes in proportion to the tokens that have any.
+        share = min(len(kept), len(document.ids)) / max(1, len(document.ids))
+        sizes.append(round(document.text_bytes * share))
         ids, owners = np.concatenate((ids, kept)), np.concatenate((owners, np.full(len(kept), number)))
         while len(owners) >= length:
             yield _Window(ids[: length + 1], owners[:length])

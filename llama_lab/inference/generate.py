@@ -111,24 +111,23 @@ class Decoder:
         waiting = [row for row, text in enumerate(self.texts) if text.logits is None]
         if not waiting:
             return
-        # A row whose logits are there takes part all the same, since rows lie side by side; where its step is written, its own next
-        # one will be.
+        # A row whose logits are there takes part all the same, since rows lie side by side. Where its step is written its own next
+        # one will be, or, where it is full, nothing will be looked at before it is read again.
         tokens = [text.ids[-1] for text in self.texts]
-        for row, logits in zip(waiting, self._next_logits(tokens)[waiting], strict=True):
+        lengths = [min(length, self.model.max_seq_len - 1) for length in self._lengths[: len(tokens)]]
+        for row, logits in zip(waiting, self._next_logits(tokens, lengths)[waiting], strict=True):
             self.texts[row].logits = logits
             self._lengths[row] += 1
 
-    def _next_logits(self, tokens: list[int]) -> Tensor:
+    def _next_logits(self, tokens: list[int], lengths: list[int]) -> Tensor:
         """Logits after one more token of each text, (texts, vocabulary), float32, on the CPU."""
-        count = len(tokens)
         if self._recorded is not None:
-            return self._recorded(tokens, self._lengths[:count])
+            return self._recorded(tokens, lengths)
         shaped = torch.tensor(tokens, device=self._device).unsqueeze(1)
-        if count == 1:
+        if len(tokens) == 1:
             # One text needs no mask, and reads no position that it has not got.
-            cache: KVCache = self._cache.row(0, self._lengths[0])
+            cache: KVCache = self._cache.row(0, lengths[0])
         else:
-            lengths = self._lengths[:count]
             cache = Step(self._cache, torch.tensor(lengths, device=self._device), max(lengths) + 1)
         return self.model.forward(shaped, cache=cache)[:, -1].float().cpu()
 

@@ -83,7 +83,8 @@ def _of_run(folder: Path, typed: str, tokenizer: Tokenizer, say: Callable[[str],
     for source in data.sources:
         tokens = source.val if split == "val" else source.train
         if tokens is not None:
-            found.append(Source(source.name, lambda tokens=tokens: _of_split(tokens, typed)))
+            name = source.name if len(data.sources) > 1 else f"its {'held-out' if split == 'val' else 'training'} text"
+            found.append(Source(name, lambda tokens=tokens: _of_split(tokens, typed)))
     if not found:
         raise ConfigError([(typed, "holds out no text; --split train measures what it is trained on")], scope=SCOPE)
     return found

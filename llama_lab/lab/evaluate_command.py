@@ -77,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", choices=("val", "train"), default="val", help="of a run or a prepared folder (default: val)")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="predict so many tokens of each text at most")
     parser.add_argument("--text-field", default="text", metavar="NAME", help="key or column with the text (default: text)")
-    parser.add_argument("--separator", metavar="LINE", help="line between two documents of .txt and .md files")
+    parser.add_argument(
+        "--separator", metavar="LINE", help="line between two documents of .txt and .md files; --separator=--- for dashes"
+    )
     parser.add_argument("--calibration", action="store_true", help="show how often the model is right at each confidence")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw that into a .png, .pdf or .svg")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write all figures as JSON")
@@ -120,7 +122,7 @@ def _show_measured(title: str, measured: dict[str, "Measured"], *, bins: bool) -
     if any(len(found.nats) == 1 for found in measured.values()):
         print("A single document says nothing about others, so it has no interval")
     last = list(measured.values())[-1].calibration
-    print(f"The first choice is right for {last.accuracy:.2%} of the tokens; expected calibration error {last.error:.4f}")
+    print(f"The first choice is right for {100 * last.accuracy:.1f} % of the tokens; expected calibration error {last.error:.4f}")
     if bins:
         for name, found in measured.items():
             _show_bins(name, found.calibration)

@@ -49,7 +49,10 @@ def test_greedy_tokens_are_those_of_no_cache_even_beyond_the_context(model, leng
 def test_company_changes_no_text(model, sampling):
     """Batches of three, so that texts of all lengths end and begin beside each other, and windows start anew."""
     prompts = random_prompts(20, CONTEXT + 4)
-    alone = [generate(model, [prompt], new_tokens=CONTEXT, sampling=sampling, seeds=[number], eos_id=3)[0] for number, prompt in enumerate(prompts)]
+    alone = [
+        generate(model, [prompt], new_tokens=CONTEXT, sampling=sampling, seeds=[number], eos_id=3)[0]
+        for number, prompt in enumerate(prompts)
+    ]
     assert generate(model, prompts, new_tokens=CONTEXT, sampling=sampling, eos_id=3, batch=3) == alone
     assert generate(model, prompts, new_tokens=CONTEXT, sampling=sampling, eos_id=3, batch=64) == alone
     assert len({len(text) for text in alone}) > 2

@@ -1,0 +1,167 @@
+"""`llama-lab generate` and `llama-lab evaluate` as they are typed: what they print, and what they say to mistakes."""
+
+import io
+import json
+import math
+import sys
+
+import pytest
+
+from llama_lab import load
+from llama_lab.cli import main
+from llama_lab.training.metrics import read_rows
+
+FIXED = ("--device", "cpu", "--temperature", "0")
+
+
+def test_one_text_is_printed_behind_its_prompt(run_folder, capsys):
+    assert main(["generate", str(run_folder), "the model", "--max-new-tokens", "6", *FIXED]) == 0
+    expected = load(run_folder).generate("the model", max_new_tokens=6, temperature=0)
+    assert capsys.readouterr().out == f"the model{expected}\n"
+
+
+def test_flags_may_stand_before_and_behind_the_text_and_texts_are_printed_in_order(run_folder, capsys):
+    words = ["generate", "--seed", "3", str(run_folder), "--json", "--samples", "2", "the", "a text", "--max-new-tokens", "4"]
+    assert main([*words, "--device", "cpu", "--top-k", "0", "--top-p", "0.9"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["prompt"], row["seed"]) for row in rows] == [("the", 3), ("the", 4), ("a text", 5), ("a text", 6)]
+    run = load(run_folder)
+    for row in rows:
+        assert row["text"] == run.generate(row["prompt"], seed=row["seed"], max_new_tokens=4, top_k=None, top_p=0.9)
+        assert (row["new_tokens"], row["finish"], row["update"]) == (4, "length", 8)
+
+
+def test_prompts_come_from_files_and_pipes(run_folder, tmp_path, capsys, monkeypatch):
+    (tmp_path / "prompts.txt").write_text("the\n\na text\n")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "two\\nlines"}\n')
+    monkeypatch.setattr(sys, "stdin", io.StringIO("from a pipe"))
+    words = ["generate", str(run_folder), "-", "--json", "--max-new-tokens", "2", *FIXED]
+    assert main([*words, "--prompts", str(tmp_path / "prompts.txt")]) == 0
+    assert main([*words[:2], *words[3:], "--prompts", str(tmp_path / "prompts.jsonl"), "--update", "best"]) == 0
+    prompts = [json.loads(line)["prompt"] for line in capsys.readouterr().out.splitlines()]
+    assert prompts == ["from a pipe", "the", "a text", "two\nlines"]
+
+
+def test_a_conversation_continues_sets_options_and_survives_mistakes(run_folder, capsys, monkeypatch):
+    lines = ["", "/temperature 0", "/max_new_tokens 3", "/temperature hot", "/top_p 7", "/wrong", "/options", "the", "", "/quit"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    assert main(["generate", str(run_folder), "--interactive", "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    run = load(run_folder)
+    first = run.generate("the", max_new_tokens=3, temperature=0)
+    second = run.generate("the" + first, max_new_tokens=3, temperature=0)
+    for part in (
+        f"the{first}\n",
+        f"> {second}\n",
+        "Type a text first",
+        "hot is no number",
+        "top_p=7.0 is outside (0, 1]",
+        "/wrong is no",
+    ):
+        assert part in said
+    assert "temperature 0.0" in said and "max_new_tokens 3" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["{run}"], "no prompt was typed"),
+        (["{run}", ""], "is empty; give it a first word"),
+        (["{run}", "x" * 70], "the model was trained with a context of 64, which leaves no room"),
+        (["{run}", "x" * 40, "--max-new-tokens", "40"], "leaves room for 23 new ones, not 40"),
+        (["{run}", "x", "--top-p", "2", "--min-p", "-1", "--seed", "-1"], "3 problems"),
+        (["{run}", "x", "--greedy", "--temperature", "1"], "contradicts --greedy"),
+        (["{run}", "x", "--samples", "0"], "--samples 0 is below 1"),
+        (["{run}", "x", "--interactive"], "--interactive asks for its prompts itself"),
+        (["{run}", "x", "--device", "cuda:9"], "cuda:9 is not there"),
+        (["{run}", "--prompts", "gone.txt"], "--prompts gone.txt cannot be read"),
+        (["{run}", "x", "--update", "5"], "there are 4, 8"),
+        (["{run}", "x", "--update", "worst"], "or last, or best"),
+        (["nowhere", "x"], "holds no run"),
+    ],
+)
+def test_mistakes_in_a_request_for_text_are_named(run_folder, capsys, words, said):
+    assert main(["generate", *(word.replace("{run}", str(run_folder)) for word in words)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_run_without_a_checkpoint_says_so(run_folder, tmp_path, capsys):
+    for name in ("config.yaml", "tokenizer.json"):
+        (tmp_path / name).write_bytes((run_folder / name).read_bytes())
+    for command in (["generate", str(tmp_path), "x"], ["evaluate", str(tmp_path)]):
+        assert main(command) == 2
+        assert "has no checkpoint yet; train it further" in capsys.readouterr().err
+
+
+def test_a_runs_own_text_has_the_loss_that_it_ended_with(run_folder, tmp_path, capsys):
+    out, picture = tmp_path / "found.json", tmp_path / "calibration.png"
+    words = ["evaluate", str(run_folder), "--out", str(out), "--plot", str(picture), "--calibration", "--device", "cpu"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "its held-out text" in said and "expected calibration error" in said and "over-confident by" in said
+    found = json.loads(out.read_text())["texts"]["its held-out text"]
+    last = read_rows(run_folder / "metrics.jsonl")[-1]
+    assert found["loss"] == pytest.approx(last["val/loss"], rel=1e-6)
+    assert found["bits_per_byte"] == pytest.approx(last["val/bits_per_byte"], rel=1e-6)
+    assert found["loss_interval"][0] < found["loss"] < found["loss_interval"][1]
+    assert picture.stat().st_size > 10_000
+
+
+def test_any_text_and_any_task_can_be_measured(run_folder, text_file, tmp_path, capsys):
+    (tmp_path / "one.txt").write_text("the model learns\n---\na text\n---\nthe loss")
+    rows = [{"goal": "the", "sol1": "model", "sol2": "text", "label": 0}] * 3
+    (tmp_path / "quiz.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "last_words.txt").write_text("the model reads\na text again\n")
+    words = ["evaluate", str(run_folder), str(tmp_path / "one.txt"), str(text_file), "--separator=---", "--device", "cpu"]
+    tasks = ["--task", str(tmp_path / "quiz.jsonl"), "--task", str(tmp_path / "last_words.txt")]
+    assert main([*words, *tasks, "--out", str(tmp_path / "out.json")]) == 0
+    found = json.loads((tmp_path / "out.json").read_text())
+    one, corpus = (found["texts"][name] for name in (str(tmp_path / "one.txt"), str(text_file)))
+    assert (one["documents"], corpus["documents"], found["texts"]["together"]["documents"]) == (3, 60, 63)
+    expected = (one["loss"] * one["tokens"] + corpus["loss"] * corpus["tokens"]) / (one["tokens"] + corpus["tokens"])
+    assert found["texts"]["together"]["loss"] == pytest.approx(expected)
+    assert found["tasks"]["quiz"]["questions"] == 3 and found["tasks"]["quiz"]["accuracy"] in (0.0, 1.0)
+    assert set(found["tasks"]["last_words"]) == {"questions", "accuracy", "perplexity"}
+    said = capsys.readouterr().out
+    assert "Tasks under" in said and "accuracy norm" in said
+
+
+def test_a_prepared_set_is_measured_with_its_tokenizer_alone(run_folder, text_file, tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_bytes(text_file.read_bytes())
+    prepare = ["prepare", "data=text", f"data.path={tmp_path / 'a.jsonl'}"]
+    assert main([*prepare, "tokenizer=bytes", "--out", str(tmp_path / "same")]) == 0
+    assert main([*prepare, "tokenizer.vocab_size=300", "--out", str(tmp_path / "other")]) == 0
+    words = ["evaluate", str(run_folder), "--device", "cpu"]
+    assert main([*words, str(tmp_path / "same"), "--split", "train", "--max-tokens", "500", "--out", str(tmp_path / "o.json")]) == 0
+    assert json.loads((tmp_path / "o.json").read_text())["texts"][str(tmp_path / "same")]["tokens"] == 500
+    assert main([*words, str(tmp_path / "other")]) == 2
+    assert "was prepared with another tokenizer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["gone.txt"], "gone.txt does not exist"),
+        (["--max-tokens", "0"], "--max-tokens 0 is below 1"),
+        (["--plot", "x.bmp"], "has no ending of a picture; try x.png"),
+        (["--out", "nowhere/x.json"], "lies in no folder"),
+        (["--task", "gone.jsonl"], "gone.jsonl cannot be read"),
+        (["--precision", "fp64"], "invalid choice"),
+    ],
+)
+def test_mistakes_in_a_request_for_figures_are_named(run_folder, capsys, words, said):
+    assert main(["evaluate", str(run_folder), *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_line_without_text_is_named(run_folder, tmp_path, capsys):
+    (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"body": "x"}\n')
+    assert main(["evaluate", str(run_folder), str(tmp_path / "bad.jsonl"), "--device", "cpu"]) == 2
+    assert "bad.jsonl:2" in (said := capsys.readouterr().err) and "has no `text`" in said
+
+
+def test_one_document_has_no_interval(run_folder, tmp_path, capsys):
+    (tmp_path / "one.txt").write_text("the model learns")
+    assert main(["evaluate", str(run_folder), str(tmp_path / "one.txt"), "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "A single document says nothing about others" in said and not math.isnan(float(said.split()[-1]))

@@ -1,0 +1,114 @@
+"""Texts measured document by document: the loss is validation's, intervals cover the truth, calibration counts what it says."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from llama_lab.config.schema import Window
+from llama_lab.data.shards import open_split
+from llama_lab.data.stream import TokenStream
+from llama_lab.data.writer import SplitWriter
+from llama_lab.inference.documents import Calibration, measure, ratio_interval, together
+from llama_lab.inference.evaluate import evaluate
+from llama_lab.inference.sources import Document
+
+from .conftest import CONTEXT, VOCABULARY
+
+EOS = VOCABULARY - 1
+SIZES = (9, 1, 0, 24, 16, 6, 40)
+
+
+@pytest.fixture(scope="module")
+def documents() -> list[Document]:
+    draw = np.random.default_rng(0)
+    return [Document(draw.integers(0, EOS, size), 3 * size) for size in SIZES]
+
+
+def test_the_loss_is_that_of_validation(model, documents, tmp_path):
+    writer = SplitWriter(tmp_path, "val", vocab_size=VOCABULARY, eos_id=EOS)
+    for document in documents:
+        writer.add(document.ids, document.text_bytes)
+    split = open_split(tmp_path, {"token_dtype": "uint16", "splits": {"val": writer.close()}}, "val")
+    assert split is not None
+    for limit in (None, 50):
+        stream = TokenStream(split, max_seq_len=CONTEXT, window=Window.contiguous, shuffle=False, max_tokens=limit)
+        expected = evaluate(model, stream, micro_batch=3)
+        found = measure(model, documents, eos_id=EOS, max_tokens=limit)
+        assert found.tokens.sum() == expected.tokens
+        assert found.loss == pytest.approx(expected.loss_nats, rel=1e-6)
+        assert found.bits_per_byte == pytest.approx(expected.bits_per_byte, rel=1e-6)
+    assert model.training
+
+
+def test_each_document_has_its_own_tokens_and_the_one_that_ends_it(model, documents):
+    found = measure(model, documents, eos_id=EOS)
+    assert found.tokens.tolist() == [size + 1 for size in SIZES]
+    assert found.text_bytes.tolist() == [3 * size for size in SIZES]
+    ids = np.concatenate([[EOS], *(np.append(document.ids, EOS) for document in documents)])
+    nats = []
+    model.eval()
+    for start in range(0, len(ids) - 1, CONTEXT):
+        window = torch.from_numpy(ids[start : start + CONTEXT + 1])
+        with torch.no_grad():
+            chances = torch.log_softmax(model(window[None, :-1])[0], dim=-1)
+        nats += (-chances.gather(1, window[1:, None])[:, 0]).tolist()
+    model.train()
+    ends = np.cumsum([size + 1 for size in SIZES])
+    expected = [sum(nats[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
+    np.testing.assert_allclose(found.nats, expected, rtol=1e-5)
+
+
+def test_sources_together_are_their_documents_together(model, documents):
+    parts = [measure(model, part, eos_id=EOS) for part in (documents[:3], documents[3:])]
+    whole = together(parts)
+    assert whole.loss == pytest.approx(sum(part.nats.sum() for part in parts) / sum(part.tokens.sum() for part in parts))
+    assert whole.calibration.counts.sum() == whole.tokens.sum() == sum(SIZES) + len(SIZES)
+
+
+def test_intervals_cover_the_truth_where_documents_differ():
+    """Lengths and difficulties vary together, as they do in texts: tokens counted as independent would miss most of the time."""
+    draw = np.random.default_rng(0)
+    hits = 0
+    for _ in range(2000):
+        hardness = draw.normal(3.0, 0.6, 30)
+        tokens = draw.integers(20, 400, 30).astype(float)
+        limits = ratio_interval(hardness * tokens + draw.normal(0, np.sqrt(tokens)), tokens)
+        assert limits is not None
+        hits += limits.low < 3.0 < limits.high
+    assert 0.93 < hits / 2000 < 0.97
+
+
+def test_one_document_says_nothing_about_others():
+    assert ratio_interval(np.array([3.0]), np.array([1.0])) is None
+
+
+def test_calibration_counts_by_confidence():
+    calibration = Calibration()
+    calibration.add(torch.tensor([0.05, 0.5, 0.5, 1.0]), torch.tensor([False, True, False, True]))
+    assert calibration.counts[[0, 7, 14]].tolist() == [1, 2, 1]
+    assert calibration.accuracy == 0.5
+    assert calibration.error == pytest.approx((0.05 + 0.0 + 0.0) / 4)
+
+
+def test_a_model_that_knows_its_chances_is_calibrated(model):
+    """Tokens drawn from the model itself: it is right as often as it says."""
+    from llama_lab.inference.generate import generate
+    from llama_lab.inference.options import Sampling
+
+    texts = generate(model, [[EOS]] * 80, new_tokens=CONTEXT - 1, sampling=Sampling(temperature=1.0, top_k=None))
+    calibration = Calibration()
+    # Each in a window of its own, as it was drawn.
+    for text in texts:
+        found = measure(model, [Document(np.array(text), 0)], eos_id=EOS, max_tokens=len(text))
+        for name in ("counts", "confidences", "hits"):
+            getattr(calibration, name).__iadd__(getattr(found.calibration, name))
+    assert calibration.counts.sum() == 80 * (CONTEXT - 1)
+    assert calibration.error < 0.08
+    assert math.isclose(calibration.accuracy, calibration.confidences.sum() / calibration.counts.sum(), abs_tol=0.05)
+
+
+def test_no_document_is_a_mistake_of_the_caller(model):
+    with pytest.raises(ValueError, match="no document"):
+        measure(model, [], eos_id=EOS)
