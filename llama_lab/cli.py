@@ -223,6 +223,24 @@ def _evaluate(words: list[str]) -> int:
     return run_evaluate_command(words)
 
 
+def _compare(words: list[str]) -> int:
+    from llama_lab.lab.compare_command import run_compare_command
+
+    return run_compare_command(words)
+
+
+def _diff(words: list[str]) -> int:
+    from llama_lab.lab.diff_command import run_diff_command
+
+    return run_diff_command(words)
+
+
+def _noise(words: list[str]) -> int:
+    from llama_lab.lab.noise_command import run_noise_command
+
+    return run_noise_command(words)
+
+
 def _plan(words: list[str]) -> int:
     arguments = parse(words, "plan")
     if arguments.help:
@@ -290,6 +308,20 @@ FLAGS = {
 }
 DATA_WORDS = ["inspect", "replay", "--verify", "--samples", "--plot", "--tokenizer", "--update", "--help"]
 EXPORT_WORDS = ["--to", "hf", "gguf", "--out", "--update", "--dtype", "fp32", "bf16", "--help"]
+COMPARE_WORDS = [
+    "--metric",
+    "--baseline",
+    "--at",
+    "--price",
+    "--to-loss",
+    "--worth",
+    "--higher",
+    "--unpaired",
+    "--finished",
+    "--ignore",
+    "--help",
+]
+NOISE_WORDS = ["--seeds", "--repeats", "--cfg", "--config-dir", "--help"]
 VERIFY_WORDS = ["--updates", "--update", "--data", "--help"]
 CHECKPOINT_WORDS = ["--update", "--device", "--precision"]
 GENERATE_WORDS = [
@@ -310,6 +342,9 @@ COMMANDS = {
     "fork": Command("go on from a checkpoint of a run with other values", FLAGS["fork"], _fork),
     "generate": Command("continue texts with a trained run", GENERATE_WORDS, _generate),
     "evaluate": Command("measure a trained run on texts and tasks", EVALUATE_WORDS, _evaluate),
+    "compare": Command("which config is better, and how sure that is", COMPARE_WORDS, _compare),
+    "noise": Command("measure how far runs scatter by chance", NOISE_WORDS, _noise),
+    "diff": Command("what differs between two runs", ["--all", "--help"], _diff),
     "verify": Command("check a run's files, and make updates of it again", VERIFY_WORDS, _verify),
     "import": Command("begin a run with the weights of a Hugging Face folder", FLAGS["import"], _import),
     "export": Command("write a checkpoint for transformers, vLLM or llama.cpp", EXPORT_WORDS, _export),
