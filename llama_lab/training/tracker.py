@@ -184,7 +184,7 @@ def start_tracker(run: RunConfig, folder: RunFolder, say: Say) -> Tracker:
     """
     if run.wandb is None:
         return Tracker()
-    tracker_id = folder.meta().get("wandb_id") or new_id(folder)
+    tracker_id = _agents_id() or folder.meta().get("wandb_id") or new_id(folder)
     folder.write_meta(wandb_id=tracker_id)
     request = make_request(run, run.wandb, folder, tracker_id, fallback=True)
     try:
@@ -197,6 +197,11 @@ def start_tracker(run: RunConfig, folder: RunFolder, say: Say) -> Tracker:
 def new_id(folder: RunFolder) -> str:
     """An id that W&B has not seen: the run's, with a random end, for W&B gives an id only once, deleted runs included."""
     return f"{folder.path.name}-{secrets.token_hex(3)}"
+
+
+def _agents_id() -> str | None:
+    """The id that W&B Sweeps' agent has chosen for the run it starts, which is how its server knows the run."""
+    return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
 
 
 def make_request(run: RunConfig, node: WandbConfig, folder: RunFolder, tracker_id: str, *, fallback: bool) -> Request:
