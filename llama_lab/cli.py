@@ -181,6 +181,12 @@ def _verify(words: list[str]) -> int:
     return run_verify_command(words)
 
 
+def _serve(words: list[str]) -> int:
+    from llama_lab.lab.serve.command import run_serve_command
+
+    return run_serve_command(words)
+
+
 def _import(words: list[str]) -> int:
     arguments = parse(words, "import")
     if arguments.help:
@@ -307,6 +313,7 @@ FLAGS = {
     "import": ["--no-training", "--cfg", "--config-dir", "--help"],
 }
 DATA_WORDS = ["inspect", "replay", "--verify", "--samples", "--plot", "--tokenizer", "--update", "--help"]
+SERVE_WORDS = ["--port", "--host", "--device", "--precision", "--loaded", "--running", "--waiting", "--help"]
 EXPORT_WORDS = ["--to", "hf", "gguf", "--out", "--update", "--dtype", "fp32", "bf16", "--help"]
 COMPARE_WORDS = [
     "--metric",
@@ -346,6 +353,7 @@ COMMANDS = {
     "noise": Command("measure how far runs scatter by chance", NOISE_WORDS, _noise),
     "diff": Command("what differs between two runs", ["--all", "--help"], _diff),
     "verify": Command("check a run's files, and make updates of it again", VERIFY_WORDS, _verify),
+    "serve": Command("try checkpoints on a local page, or through OpenAI's interface", SERVE_WORDS, _serve),
     "import": Command("begin a run with the weights of a Hugging Face folder", FLAGS["import"], _import),
     "export": Command("write a checkpoint for transformers, vLLM or llama.cpp", EXPORT_WORDS, _export),
     "prepare": Command("turn text into tokens to train on", FLAGS["prepare"], _prepare),
