@@ -86,6 +86,14 @@ class Compile(Enum):
     never = "never"
 
 
+class Recompute(Enum):
+    """What the backward computes anew instead of keeping it: nothing, the feed-forward layers, or whole blocks."""
+
+    none = "none"
+    selective = "selective"
+    full = "full"
+
+
 class RopeScaling(Enum):
     """How rotary wavelengths are stretched for texts longer than a model was first trained on."""
 
@@ -611,6 +619,8 @@ class HardwareConfig:
     CUDA device, found by trying before the run starts, and kept in the cache; elsewhere like null. At least 1."""
     compile: Compile = MISSING
     """Whether the model goes through torch.compile."""
+    recompute: Recompute = _later(Recompute.none)
+    """Activations that are computed twice to save memory."""
     deterministic: bool = MISSING
     """Whether only deterministic kernels are allowed, for bitwise equal repeats on CUDA. On a CPU runs repeat bitwise anyway."""
     timeout_seconds: float | None = _later(600.0)

@@ -6,13 +6,15 @@ Its architecture is Llama's, so that the weights load into Hugging Face's LlamaF
 writing weights is not here.
 """
 
+from collections.abc import Callable
 from typing import overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
-from llama_lab.config.schema import ModelConfig
+from llama_lab.config.schema import ModelConfig, Recompute
 from llama_lab.model.attention import Attention, hidden_from
 from llama_lab.model.blocks import Linear, RMSNorm, SwiGLU
 from llama_lab.model.cache import KVCache
@@ -33,13 +35,32 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn = SwiGLU(config.dim, ffn_dim(config))
         self.dropout = config.dropout
+        self.recompute = Recompute.none
 
     def forward(
         self, x_btc: Tensor, cos: Tensor, sin: Tensor, hidden_b1ts: Tensor | None, cache: KVCache | None, layer: int
     ) -> Tensor:
         """Map (batch, time, dim) to the same; see `Attention.forward` for the rest."""
-        x_btc = x_btc + self._dropped(self.attention(self.attention_norm(x_btc), cos, sin, hidden_b1ts, cache, layer))
-        return x_btc + self._dropped(self.ffn(self.ffn_norm(x_btc)))
+
+        def mix(x_btc: Tensor) -> Tensor:
+            return x_btc + self._dropped(self.attention(self.attention_norm(x_btc), cos, sin, hidden_b1ts, cache, layer))
+
+        def feed(x_btc: Tensor) -> Tensor:
+            return x_btc + self._dropped(self.ffn(self.ffn_norm(x_btc)))
+
+        match self.recompute if torch.is_grad_enabled() else Recompute.none:
+            case Recompute.none:
+                return feed(mix(x_btc))
+            case Recompute.selective:
+                return self._twice(feed, mix(x_btc))
+            case Recompute.full:
+                return self._twice(lambda x_btc: feed(mix(x_btc)), x_btc)
+
+    def _twice(self, function: Callable[[Tensor], Tensor], x_btc: Tensor) -> Tensor:
+        """The function's value, of which nothing is kept but `x_btc`: backward computes it again, with the same dropout."""
+        found = checkpoint(function, x_btc, use_reentrant=False, preserve_rng_state=self.dropout > 0)
+        assert isinstance(found, Tensor)
+        return found
 
     def _dropped(self, branch: Tensor) -> Tensor:
         return functional.dropout(branch, self.dropout, self.training) if self.dropout > 0 else branch
@@ -75,6 +96,12 @@ class Llama(nn.Module):
     def initialise(self, generator: torch.Generator) -> None:
         """Fill the weights with what training starts from, drawn from a CPU generator: same seed, same weights, on any device."""
         initialise(list(self.named_parameters()), self.config, generator)
+
+    def set_recompute(self, recompute: Recompute) -> None:
+        """Choose what backward computes anew instead of keeping it."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.recompute = recompute
 
     def activation_dtype(self) -> torch.dtype:
         """Dtype of the residual stream: that of autocast where it is on, else that of the weights."""

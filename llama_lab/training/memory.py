@@ -235,6 +235,7 @@ def _key(run: RunConfig, data: PreparedData) -> tuple[str, dict[str, Any]]:
         "share": _share(run),
         "processes": run.hardware.processes,
         "compile": run.hardware.compile.name,
+        "recompute": run.hardware.recompute.name,
         "deterministic": run.hardware.deterministic,
         "device": cuda.name,
         "device_bytes": cuda.bytes,

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from llama_lab.config.schema import Compile, Precision, RunConfig
+from llama_lab.config.schema import Compile, Precision, Recompute, RunConfig
 from llama_lab.model.llama import Llama
 from llama_lab.model.products import WeightCopy, refresh
 from llama_lab.training.buckets import GradientBuckets
@@ -78,6 +78,7 @@ class Updater:
             self._buckets = GradientBuckets(self.parameters, worker, added=added)
             self._copies = hang(self._places, self._buckets, is_fp8=run.precision is Precision.fp8)
             refresh(self._copies)
+        model.set_recompute(run.hardware.recompute)
         if run.hardware.compile is Compile.always:
             model.compile(dynamic=False)
 
@@ -88,6 +89,7 @@ class Updater:
         if self._buckets is not None:
             self._buckets.release()
         take_down(self._places)
+        self._model.set_recompute(Recompute.none)
 
     def gradients(self, feed: Feed, update: int) -> Gradients:
         """Leave in every parameter's `.grad` what the next update steps along, clipped.

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch.nn import functional
 
 from llama_lab import compose
+from llama_lab.config.schema import Recompute
 from llama_lab.model import joined, loss, products
 from llama_lab.model.llama import Llama
 from llama_lab.model.products import WeightCopy, refresh
@@ -77,6 +78,23 @@ def test_gradients_are_those_of_autograd(shape: str, device: str) -> None:
         assert parameter.grad is not None and other.grad is not None and reference.grad is not None
         off, usual = apart(parameter.grad, reference.grad), apart(other.grad, reference.grad)
         assert off < 1.5 * usual + 1e-3, name
+
+
+@pytest.mark.parametrize("is_hung", [False, True])
+@pytest.mark.parametrize("recompute", [Recompute.selective, Recompute.full])
+def test_what_is_computed_again_gives_the_same_gradients(recompute: Recompute, is_hung: bool) -> None:
+    """Bit for bit, dropout included."""
+    kept, again = (small_llama("model.dropout=0.2") for _ in range(2))
+    again.set_recompute(recompute)
+    found = []
+    for model in (kept, again):
+        if is_hung:
+            hung(model)[0].begin()
+        torch.manual_seed(0)
+        found.append([backward(model)])
+        found[-1] += [parameter.grad for parameter in model.parameters()]
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(*pair) for pair in zip(found[0][1:], found[1][1:], strict=True))
 
 
 # torch's own compiler makes an object of the class when it looks into it.
