@@ -15,6 +15,7 @@ from llama_lab.config.compose import compose
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import load_config
 from llama_lab.config.schema import TrackerMode, WandbConfig
+from llama_lab.lab.sweep.frozen import is_sweep, load_sweep
 from llama_lab.training.metrics import read_rows
 from llama_lab.training.run_folder import RunFolder, find_run, hold_run, relative
 from llama_lab.training.tracker import SenderProcess, make_request, new_id
@@ -44,7 +45,7 @@ def run_track_command(words: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="llama-lab track", description="Send runs to Weights & Biases after they were trained.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, outputs/<name>/<run id>, or a pattern for several")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run or of a sweep, or a pattern for several")
     parser.add_argument(
         "--mode", choices=["online", "offline"], help="offline writes a run that `wandb sync` sends; else as there is a key"
     )
@@ -63,7 +64,7 @@ def _named(words: list[str]) -> list[RunFolder]:
         matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor)))) if is_pattern else [path]
         if not matches:
             found.append((word, "matches nothing; name runs' folders, outputs/<name>/<run id>"))
-        paths |= dict.fromkeys(matches)
+        paths |= dict.fromkeys(run for match in matches for run in (_members(match) if is_sweep(match) else [match]))
     folders = []
     for path in paths:
         try:
@@ -77,6 +78,11 @@ def _named(words: list[str]) -> list[RunFolder]:
     if found:
         raise ConfigError(found, scope="this request")
     return folders
+
+
+def _members(path: Path) -> list[Path]:
+    """The runs of a sweep that have begun."""
+    return [job.folder for job in load_sweep(path).jobs if (job.folder / "metrics.jsonl").is_file()]
 
 
 def _held(folder: RunFolder) -> AbstractContextManager[None]:

@@ -1,5 +1,6 @@
 """From what was typed to the jobs of a sweep, all of them sound and different. Nothing is started and nothing is written."""
 
+import difflib
 import hashlib
 import os
 import re
@@ -25,6 +26,9 @@ from llama_lab.lab.sweep.space import Axis, Point, axis_problems, draw_points, g
 STARTUP_POINTS = 10
 # W&B refuses a longer tag.
 TAG_CHARACTERS = 64
+METRICS = ("val/loss", "val/bits_per_byte", "val/perplexity", "best/val/loss", "train/loss", "train/grad_norm", "memory/peak_gib")
+METRICS += ("speed/tokens_per_second", "speed/mfu")
+"""Usual objectives, to tell one that is mistyped by; others are metrics too."""
 
 
 @dataclass
@@ -157,6 +161,8 @@ def expand(overrides: list[str], *, multirun: bool, config_dir: Path | None = No
         rule = "is several runs, which torchrun or srun (RANK is set) would start in every process; type it without them"
         raise _refused([(" ".join(f"{axis.key}={axis.text}" for axis in axes), rule)])
     settings = _settings(fixed, config_dir)
+    # What starts the sweep says nothing of its runs, and alone none of them would take it.
+    fixed = [word for word in fixed if not word.startswith("sweep.")]
     draws = settings.search is not Search.grid
     if found := [problem for axis in axes for problem in axis_problems(axis, draws=draws)]:
         raise _refused(found)
@@ -197,8 +203,14 @@ def place(run: RunConfig, values: Point) -> tuple[str | None, Path]:
     return slug, run_folder(run, slug)
 
 
-def build_jobs(fixed: list[str], points: list[Point], settings: SweepConfig, config_dir: Path | None) -> list[Job]:
-    """The jobs, all of them sound and different."""
+def build_jobs(
+    fixed: list[str], points: list[Point], settings: SweepConfig, config_dir: Path | None, *, are_asked: bool = True
+) -> list[Job]:
+    """The jobs, all of them sound and different.
+
+    Args:
+        are_asked: whether somebody asked for just these points, and knows them by number.
+    """
     jobs: list[Job] = []
     problems: dict[Problem, list[int]] = {}
     twins: list[Problem] = []
@@ -218,9 +230,11 @@ def build_jobs(fixed: list[str], points: list[Point], settings: SweepConfig, con
         if (earlier := first.setdefault(folder, number)) != number:
             both = f"(jobs {earlier} and {number})"
             twins.append((label(values), f"is the same run as {label(points[earlier - 1])} {both}; leave one of them out"))
-    listed = [(subject, rule + _whose(numbers, len(points))) for (subject, rule), numbers in problems.items()]
+    listed = [
+        (subject, rule + (_whose(numbers, len(points)) if are_asked else "")) for (subject, rule), numbers in problems.items()
+    ]
     if listed or twins:
-        raise _refused(listed + twins, len(points))
+        raise _refused(listed + twins, len(points) if are_asked else 0)
     return jobs
 
 
@@ -259,8 +273,8 @@ def _bases(sweep: Sweep, config_dir: Path | None) -> list[Job]:
         if not axis.is_seed and sweep.jobs[0].values[axis.key] != value
     ]
     known = {label(point) for point in points}
-    build_jobs(sweep.fixed, [*points, *(end for end in ends if label(end) not in known)], sweep.settings, config_dir)
-    return build_jobs(sweep.fixed, points, sweep.settings, config_dir)
+    further = [*points, *(end for end in ends if label(end) not in known)]
+    return build_jobs(sweep.fixed, further, sweep.settings, config_dir, are_asked=False)[: len(points)]
 
 
 def _resolved(run: RunConfig, settings: SweepConfig) -> RunConfig:
@@ -280,6 +294,8 @@ def _resolved(run: RunConfig, settings: SweepConfig) -> RunConfig:
 
 
 def _objective_problems(run: RunConfig, settings: SweepConfig) -> list[Problem]:
+    if settings.objective not in METRICS and (close := difflib.get_close_matches(settings.objective, METRICS, n=1, cutoff=0.85)):
+        return [(f"sweep.objective={settings.objective}", f"is no metric; did you mean sweep.objective={close[0]}?")]
     if run.eval is None and "val/" in settings.objective:
         return [("eval=null", f"leaves no sweep.objective={settings.objective} to compare; sweep.objective=train/loss needs none")]
     if run.hardware.micro_batch == AUTO and settings.jobs_per_gpu > 1:

@@ -28,6 +28,8 @@ from llama_lab.lab.sweep.space import Axis
 from llama_lab.training.run_folder import RunFolder, hold_run, write_json
 
 FORMAT_VERSION = 1
+# Drawn behind the last update; a run that was killed before it lacks nothing else.
+LAST_FILE = Path("plots/throughput.png")
 ENUMS = {"search": Search, "direction": Direction, "launcher": Launcher}
 
 
@@ -81,6 +83,11 @@ def save_trials(sweep: Sweep) -> None:
     _write(sweep, _read(sweep.folder).get("starts", []))
 
 
+def is_sweep(folder: Path) -> bool:
+    """Whether a folder is a sweep's."""
+    return (folder / "sweep.json").is_file()
+
+
 def load_sweep(folder: Path) -> Sweep:
     """A sweep as it was frozen.
 
@@ -125,13 +132,13 @@ def known_outcome(sweep: Sweep, job: Job) -> Outcome:
     known = {} if job.run.fresh else RunFolder(job.folder).summary()
     path = job_folder(sweep, job) / "outcome.json"
     kept = Outcome(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() and not job.run.fresh else None
-    if known.get("status") == "finished":
+    if known.get("status") == "finished" and (job.folder / LAST_FILE).is_file():
         return Outcome("already finished", str(job.folder), known.get("update", 0), known.get("tokens", 0), known)
     if kept is not None and kept.status.startswith("stopped early"):
         return kept
     if known:
         # Of a process that was killed the run still says that it is running.
-        status = "interrupted" if known["status"] in ("running", "preempted") else known["status"]
+        status = "interrupted" if known["status"] in ("running", "preempted", "finished") else known["status"]
         return Outcome(status, str(job.folder), known.get("update", 0), known.get("tokens", 0), known)
     return Outcome("not started")
 

@@ -15,12 +15,14 @@ import traceback
 from dataclasses import asdict, dataclass
 from multiprocessing import connection, parent_process
 from pathlib import Path
+from types import FrameType
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import load_config
 from llama_lab.lab.sweep.expand import Outcome
 from llama_lab.training.errors import RunFailed
 from llama_lab.training.run_folder import write_json
+from llama_lab.training.stop import NUMBERS, ignore_signals
 
 WARM = ("llama_lab.training.warm", "llama_lab.inference.observers")
 """What a process imports before a job is known, so that the job need not: with torch, seconds."""
@@ -61,7 +63,14 @@ def be_job(request: Request) -> None:
             os.setsid()
         threading.Thread(target=_stop_with_launcher, name="launcher", daemon=True).start()
     _write_to(request.output)
+    for number in NUMBERS:
+        # Until training listens itself; Slurm's sends one near the end of a job's time, which may be while torch is imported.
+        signal.signal(number, _leave)
+    if hasattr(signal, "pthread_sigmask"):
+        # Started with them kept back, so that none was lost until now.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, NUMBERS)
     outcome = _train(request)
+    ignore_signals()
     write_json(request.answer, asdict(outcome))
     if outcome.failed:
         sys.exit(1)
@@ -86,6 +95,8 @@ def _train(request: Request) -> Outcome:
 
         run = load_config(request.config)
         result = train(run, handle_signals=True, command=request.command, extra_slug=request.slug)
+        if result.status == "already finished":
+            _draw(result.folder)
         return Outcome(result.status, str(result.folder), result.updates, result.tokens, result.summary)
     except (ConfigError, RunFailed) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -97,9 +108,21 @@ def _train(request: Request) -> Outcome:
         return _failed(error)
 
 
+def _draw(folder: Path) -> None:
+    """The pictures of a run that was killed after its last update."""
+    from llama_lab.data.tokenizer import load_tokenizer
+    from llama_lab.training.plots import draw_plots
+
+    draw_plots(folder, vocab_size=load_tokenizer(folder / "tokenizer.json").vocab_size)
+
+
 def _failed(error: Exception) -> Outcome:
     kind = type(error).__name__
     return Outcome(f"failed ({kind})", kind=kind, message=str(error))
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 def _write_to(path: Path) -> None:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -23,6 +23,7 @@ from llama_lab.config import devices
 from llama_lab.config.schema import Device, RunConfig
 from llama_lab.lab.sweep.expand import Job, Outcome, Sweep
 from llama_lab.lab.sweep.job import BEFORE_START, WARM, Request, be_job, read_answer
+from llama_lab.training.stop import blocked_signals
 
 THREADS = "OMP_NUM_THREADS"
 KILLED = "was killed by the system, which had no memory left"
@@ -109,6 +110,10 @@ class Local:
             return False
         return job.run.hardware.device not in (Device.cuda, Device.mps) or self._free(job.run) is not None
 
+    def has(self, job: Job) -> bool:
+        """Whether an earlier start has left the job running: none has, for jobs here end with their sweep."""
+        return False
+
     def start(self, job: Job, request: Request) -> Running:
         """Start a job there is room for."""
         gpus = (self._free(job.run) or []) if job.run.hardware.device in (Device.cuda, Device.mps) else []
@@ -117,10 +122,11 @@ class Local:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         request = replace(request, environment=environment, threads=self._each)
         process: Any = self._context.Process(target=be_job, args=(request,), name=f"job {job.number}")
-        # Meant for the process that jobs are forked from, which is started with the first of them. OpenBLAS would start threads in
-        # it, and threads do not survive a fork.
+        # Meant for the process that jobs are forked from, which is started with the first of them, and which a signal to our whole
+        # group must not end. OpenBLAS would start threads in it, and threads do not survive a fork.
         paths = os.pathsep.join(part for part in sys.path if part)
-        with _environment({THREADS: str(self._each), "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": paths}):
+        variables = {THREADS: str(self._each), "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": paths}
+        with _environment(variables), blocked_signals():
             process.start()
         running = Running(process, request, gpus, job.run.hardware.processes or 1, _oom_kills())
         self._running.append(running)
@@ -148,6 +154,8 @@ class Local:
             return multiprocessing.get_context("spawn")
         context: ForkServerContext = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(WARM))
+        # Started with the first process otherwise, and it would let signals through that are kept back just then.
+        resource_tracker.ensure_running()
         return context
 
     def _free(self, run: RunConfig) -> list[str] | None:

@@ -30,6 +30,7 @@ from llama_lab.training.stop import ECHO_SECONDS, NUMBERS
 POLL_SECONDS = 0.5
 SAME_ERRORS = 3
 """A sweep whose first jobs all fail with one error has a mistake that the others share."""
+INTERRUPTED = ("preempted", "interrupted", BEFORE_START)
 SHOWN_LINES = 12
 # A job that was asked to end and does not is ended when another exception ends the sweep.
 PATIENCE_SECONDS = 20.0
@@ -60,6 +61,10 @@ class Place(Protocol):
 
     def room_for(self, job: Job) -> bool:
         """Whether a job can be started now."""
+        ...
+
+    def has(self, job: Job) -> bool:
+        """Whether an earlier start of the sweep has left the job there, so that `start` finds it."""
         ...
 
     def start(self, job: Job, request: Request) -> Any:
@@ -129,9 +134,10 @@ class _Runner:
         self._waiting: deque[Job] = deque()
         self._verdicts: dict[int, str] = {}
         self._held: set[int] = set()
+        self._requeued: dict[int, tuple[int, int]] = {}
         # Only while nothing of the sweep has ever worked can its first jobs say that nothing will.
         self._first_errors: list[str] | None = None if any(job.outcome.finished for job in sweep.jobs) else []
-        self._gives_up = False
+        self._gives_up = self._missed = False
         self._stops_sent = 0
         self._proposer: Any = None
         if sweep.settings.search is Search.optuna:
@@ -147,6 +153,12 @@ class _Runner:
         done = len(sweep.jobs) - len(left)
         more = f" and {sweep.to_come} to come" if sweep.to_come else ""
         skipped = f", {done} of them done before" if done else ""
+        if (
+            sweep.settings.trials is not None
+            and not sweep.to_come
+            and len({job.point for job in sweep.jobs}) < sweep.settings.trials
+        ):
+            more = ", which is all the points there are"
         board.say(f"Sweep: {len(sweep.jobs)} jobs{more}{skipped}; {self._place.says}; {relative(sweep.folder)}", "bold")
         try:
             with self._stop.listening(), board.shown():
@@ -181,7 +193,7 @@ class _Runner:
         for job in list(self._waiting):
             if not self._place.room_for(job):
                 continue
-            if _is_held(job.folder):
+            if _is_held(job.folder) and not self._place.has(job):
                 if job.number not in self._held:
                     self._held.add(job.number)
                     self._board.tell(job, "is being trained by another process; waiting for it")
@@ -207,13 +219,14 @@ class _Runner:
 
     def _start(self, job: Job) -> None:
         folder = job_folder(self._sweep, job)
-        goes_on = "" if job.run.fresh or not RunFolder(job.folder).summary() else " again"
+        said = "started" if job.run.fresh or not RunFolder(job.folder).summary() else "started again"
+        said = "found where an earlier start has left it" if self._place.has(job) else said
         request = Request(
             folder / "config.yaml", folder / "output.log", folder / "answer.json", ["llama-lab", "train", *job.overrides], job.slug
         )
         self._running[job.number] = (job, self._place.start(job, request))
         self._board.running[job.number] = time.monotonic()
-        self._board.tell(job, f"started{goes_on}", "dim")
+        self._board.tell(job, said, "dim")
 
     def _collect(self) -> None:
         """Take in what has ended."""
@@ -240,7 +253,8 @@ class _Runner:
             outcome.folder = str(job.folder)
         outcome.summary.setdefault("seconds", round(seconds, 1))
         if job.number in self._verdicts and not outcome.finished and not outcome.failed:
-            outcome.status = f"stopped early ({self._verdicts[job.number]})"
+            outcome.status = f"stopped early after update {outcome.updates}"
+            outcome.message = self._verdicts[job.number]
         return outcome
 
     def _settle(self, job: Job, outcome: Outcome, seconds: float = 0.0) -> None:
@@ -253,6 +267,7 @@ class _Runner:
         if outcome.failed:
             self._show_failure(job, outcome)
         elif outcome.finished:
+            self._look_for_objective(outcome)
             values = [
                 f"{heading} {show.shown_value(key, outcome.summary[key])}"
                 for key, heading in self._told()
@@ -261,9 +276,19 @@ class _Runner:
             took = f" in {short_time(seconds)}" if outcome.status == "finished" else " already"
             self._board.tell(job, ", ".join([f"finished{took}", *values]))
         else:
-            self._board.tell(job, f"{outcome.status} after update {outcome.updates} of {job.run.updates}")
+            at = f" after update {outcome.updates} of {job.run.updates}" if outcome.updates and not outcome.decided else ""
+            self._board.tell(job, outcome.status + at)
         if outcome.failed or outcome.decided:
             self._count_errors(outcome)
+
+    def _look_for_objective(self, outcome: Outcome) -> None:
+        """Say once that what runs are compared by is not among what they measure."""
+        objective = self._sweep.settings.objective
+        if objective in outcome.summary or self._missed:
+            return
+        self._missed = True
+        there = ", ".join(key for key in outcome.summary if "/" in key)
+        self._board.say(f"sweep.objective={objective} is not among what this run measures: {there}", "bold yellow")
 
     def _told(self) -> list[tuple[str, str]]:
         objective = self._sweep.settings.objective
@@ -273,10 +298,18 @@ class _Runner:
         """Whether a job goes back to those that wait: it ran out of memory, or its machine was taken away."""
         if self._stop.count or self._gives_up:
             return False
-        if self._place.requeues and outcome.status in ("preempted", "interrupted") and job.number not in self._verdicts:
-            self._board.tell(job, f"was stopped after update {outcome.updates}; it is queued again")
-            self._waiting.append(job)
-            return True
+        if self._place.requeues and job.number not in self._verdicts and outcome.status in INTERRUPTED:
+            before, times = self._requeued.get(job.number, (-1, 0))
+            times = times + 1 if outcome.updates == before else 1
+            self._requeued[job.number] = (outcome.updates, times)
+            if times <= SAME_ERRORS:
+                self._board.tell(job, f"was stopped after update {outcome.updates}; it is queued again")
+                self._waiting.append(job)
+                return True
+            outcome.status, outcome.kind = "failed (no progress)", "no progress"
+            outcome.message = (
+                f"was stopped {times} times without getting beyond update {outcome.updates}; sweep.slurm.minutes=… gives more"
+            )
         smaller = _smaller_micro_batch(job, outcome)
         if smaller is None:
             return False
@@ -319,11 +352,11 @@ class _Runner:
                 f"{self._sweep.settings.objective} {verdict.value:.4f} after update {verdict.update}, {verdict.needed:.4f} went on"
             )
             self._verdicts[number] = said
-            self._board.tell(job, f"stopped early: {said}", "yellow")
+            self._board.tell(job, f"falls behind and is stopped: {said}", "yellow")
             started.stop()
             for other in [other for other in self._waiting if other.point == job.point]:
                 self._waiting.remove(other)
-                other.outcome = Outcome(f"stopped early (its point fell behind in job {job.number})")
+                other.outcome = Outcome(f"stopped early with job {job.number}")
                 keep_outcome(self._sweep, other)
 
     def _end_all(self) -> None:

@@ -131,10 +131,14 @@ class Slurm:
         """Whether a job can be handed in now."""
         return self._running < self._at_once
 
+    def has(self, job: Job) -> bool:
+        """Whether an earlier start has handed the job in."""
+        return self._record(job).is_file()
+
     def start(self, job: Job, request: Request) -> Submitted:
         """Hand in a job, or find the one that an earlier start has handed in."""
         self._running += 1
-        record = job_folder(self._sweep, job) / "slurm.json"
+        record = self._record(job)
         if record.is_file():
             known = json.loads(record.read_text(encoding="utf-8"))
             found = self._submitit.SlurmJob(folder=self._folder, job_id=known["job"])
@@ -152,6 +156,9 @@ class Slurm:
     def wait(self, seconds: float) -> None:
         """Wait so long."""
         time.sleep(seconds)
+
+    def _record(self, job: Job) -> Path:
+        return job_folder(self._sweep, job) / "slurm.json"
 
     def _parameters(self, job: Job) -> dict[str, Any]:
         """What sbatch is told of a job."""
