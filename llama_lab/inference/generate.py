@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from llama_lab.inference.options import Sampling
+from llama_lab.inference.plain_step import PlainStep
 from llama_lab.inference.recorded import RecordedStep
 from llama_lab.inference.sampling import draw
-from llama_lab.model.blocks import Linear
 from llama_lab.model.cache import KVCache, Step
 from llama_lab.model.llama import Llama
 from llama_lab.training.stop import Stopped
@@ -55,11 +55,11 @@ class Decoder:
     Args:
         model: on any device, in evaluation mode. `forward` is called by name, past a compiled call, which would compile anew.
         rows: texts that grow together at most.
-        records: whether a step is recorded as a CUDA graph and played again: the same work without the host in between. It takes as
-            long as a few dozen steps to record, and memory to keep.
+        tuned: whether steps are made fast, which takes a little time before the first of them: on a GPU they are recorded as CUDA
+            graphs, which also take memory, and on a CPU the weights are laid out anew, in place.
     """
 
-    def __init__(self, model: Llama, rows: int, *, records: bool = False):
+    def __init__(self, model: Llama, rows: int, *, tuned: bool = False):
         self.model, self.rows = model, rows
         self.texts: list[Text] = []
         self._device = model.embedding.weight.device
@@ -67,7 +67,8 @@ class Decoder:
             model.config, batch=rows, max_len=model.max_seq_len, dtype=model.activation_dtype(), device=self._device, only_last=True
         )
         self._lengths = [0] * rows
-        self._recorded = RecordedStep(model, self._cache) if records and self._device.type == "cuda" else None
+        self._recorded = RecordedStep(model, self._cache) if tuned and self._device.type == "cuda" else None
+        self._plain = PlainStep(model) if tuned and PlainStep.suits(model) else None
 
     def add(self, text: Text) -> None:
         """Read a text into a free row. Of one that is longer than the context only the end is read."""
@@ -123,12 +124,12 @@ class Decoder:
         """Logits after one more token of each text, (texts, vocabulary), float32, on the CPU."""
         if self._recorded is not None:
             return self._recorded(tokens, lengths)
+        # One text needs no mask, and reads no position that it has not got.
+        alone = self._cache.row(0, lengths[0]) if len(tokens) == 1 else None
+        if alone is not None and self._plain is not None:
+            return self._plain(tokens[0], alone)
         shaped = torch.tensor(tokens, device=self._device).unsqueeze(1)
-        if len(tokens) == 1:
-            # One text needs no mask, and reads no position that it has not got.
-            cache: KVCache = self._cache.row(0, lengths[0])
-        else:
-            cache = Step(self._cache, torch.tensor(lengths, device=self._device), max(lengths) + 1)
+        cache = alone or Step(self._cache, torch.tensor(lengths, device=self._device), max(lengths) + 1)
         return self.model.forward(shaped, cache=cache)[:, -1].float().cpu()
 
     @torch.no_grad()
@@ -228,15 +229,3 @@ def check_ids(model: Llama, ids: Sequence[int]) -> None:
         raise ValueError("an empty prompt cannot be continued; begin with the end-of-document token")
     if not 0 <= min(ids) <= max(ids) < model.vocab_size:
         raise ValueError(f"ids {min(ids)} to {max(ids)} are not all in a vocabulary of {model.vocab_size}")
-
-
-def lay_out_for_steps(model: Llama) -> None:
-    """Lay the weights of matrix products column by column in memory, in place: their values and shapes stay.
-
-    A step on a CPU reads every weight once, and does little with it. A row vector times a matrix is a sum of the matrix's rows: one
-    pass in the order of memory, where the other layout adds up each product by itself. It is a quarter to a half faster.
-    """
-    weights = [module.weight for module in model.modules() if isinstance(module, Linear)]
-    for weight in [*weights, *([model.embedding.weight] if model.output is None else [])]:
-        if weight.device.type == "cpu" and weight.is_contiguous():
-            weight.data = weight.data.t().contiguous().t()

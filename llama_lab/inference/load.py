@@ -14,7 +14,7 @@ from llama_lab.config.identity import load_config
 from llama_lab.config.schema import Problem, RunConfig
 from llama_lab.data.tokenizer import Tokenizer, load_tokenizer
 from llama_lab.inference.completion import Completion, Piece, Prompt, complete
-from llama_lab.inference.generate import BATCH, Decoder, lay_out_for_steps
+from llama_lab.inference.generate import BATCH, Decoder
 from llama_lab.inference.options import Options, read_options
 from llama_lab.model.llama import Llama
 from llama_lab.training.checkpoint import Checkpoint, DamagedCheckpoint, list_checkpoints, load_weights
@@ -139,8 +139,7 @@ class LoadedRun:
         rows = max(1, rows)
         if self._decoder is None or self._decoder.rows != rows or self._decoder.texts:
             self._decoder = None  # before another takes its memory
-            lay_out_for_steps(self.model)
-            self._decoder = Decoder(self.model, rows, records=True)
+            self._decoder = Decoder(self.model, rows, tuned=True)
         return self._decoder
 
 

@@ -5,8 +5,9 @@ from itertools import islice
 import pytest
 import torch
 
-from llama_lab.inference.generate import Decoder, Text, continued, generate, lay_out_for_steps
+from llama_lab.inference.generate import Decoder, Text, continued, generate
 from llama_lab.inference.options import Sampling
+from llama_lab.inference.plain_step import PlainStep
 from llama_lab.model.cache import KVCache, Step
 from llama_lab.model.llama import Llama
 
@@ -58,7 +59,10 @@ def test_company_changes_no_text(model, sampling):
     assert len({len(text) for text in alone}) > 2
 
 
-@pytest.mark.parametrize("shape", [{}, {"n_kv_heads": 2, "qk_norm": True}, {"n_heads": 4, "n_kv_heads": 2, "tie_embeddings": True}])
+SHAPES = [{}, {"n_kv_heads": 2, "qk_norm": True}, {"n_heads": 4, "n_kv_heads": 2, "tie_embeddings": True}]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_texts_of_different_lengths_step_as_each_would_alone(shape):
     model = small_model(1, **shape).eval().double()
     prompts = random_prompts(4, CONTEXT - 1)
@@ -122,14 +126,32 @@ def test_a_decoder_can_be_used_again(model):
         assert [text.new for text in texts] == [uncached(model, prompt, 6) for prompt in prompts]
 
 
-def test_another_layout_of_the_weights_changes_neither_values_nor_texts():
-    plain, laid_out = small_model(2, tie_embeddings=True), small_model(2, tie_embeddings=True)
-    lay_out_for_steps(laid_out)
-    assert not laid_out.blocks[0].ffn.up.weight.is_contiguous()
-    assert all(torch.equal(one, laid_out.state_dict()[name]) for name, one in plain.state_dict().items())
-    prompts = random_prompts(8, CONTEXT)
-    texts = [generate(model, prompts, new_tokens=9, sampling=GREEDY) for model in (plain, laid_out)]
-    assert texts[0] == texts[1]
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_step_of_one_text_on_a_cpu_is_the_models_own(shape):
+    """Also with the weights that were laid out anew, whose values are the same, and which training could go on with."""
+    model, untouched = small_model(2, dropout=0.0, **shape), small_model(2, dropout=0.0, **shape)
+    step = PlainStep(model)
+    assert all(torch.equal(one, model.state_dict()[name]) for name, one in untouched.state_dict().items())
+    caches = [KVCache(model.config, batch=1, max_len=CONTEXT, dtype=torch.float32, device="cpu") for _ in range(2)]
+    with torch.no_grad():
+        for token in (3, 1, 4, 1, 5, 9, 2, 6):
+            expected = untouched(torch.tensor([[token]]), cache=caches[1])[0]
+            torch.testing.assert_close(step(token, caches[0]), expected, atol=1e-4, rtol=1e-4)
+    assert caches[0].length == 8
+    torch.testing.assert_close(caches[0].keys, caches[1].keys, atol=1e-5, rtol=1e-5)
+    tokens = torch.tensor([[3, 1, 4, 1, 5]])
+    losses = [one(tokens[:, :-1], tokens[:, 1:]) for one in (model, untouched)]
+    torch.testing.assert_close(*losses)
+
+
+def test_tuned_texts_are_those_of_no_cache():
+    model = small_model(13)
+    decoder = Decoder(model.eval(), 2, tuned=True)
+    prompts = random_prompts(9, CONTEXT + 3)
+    texts = [Text(list(prompt), 2 * CONTEXT, GREEDY, torch.Generator()) for prompt in prompts]
+    for _ in continued(model, texts, decoder=decoder):
+        pass
+    assert [text.new for text in texts] == [uncached(model, prompt, 2 * CONTEXT) for prompt in prompts]
 
 
 @pytest.mark.parametrize(
@@ -147,6 +169,6 @@ def test_a_recorded_step_gives_the_tokens_of_a_plain_one():
     prompts = random_prompts(7, 300, seed=4)
     plain = generate(model, prompts, new_tokens=40, sampling=GREEDY, batch=3)
     texts = [Text(list(prompt), 40, GREEDY, torch.Generator()) for prompt in prompts]
-    for _ in continued(model, texts, decoder=Decoder(model, 3, records=True)):
+    for _ in continued(model, texts, decoder=Decoder(model, 3, tuned=True)):
         pass
     assert [text.new for text in texts] == plain

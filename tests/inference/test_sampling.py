@@ -50,8 +50,8 @@ def test_what_is_left_is_what_transformers_leaves(sampling):
     for _ in range(20):
         logits = torch.randn(60, generator=generator) * 3
         ours = logits if sampling.repetition_penalty is None else penalised(logits, sampling.repetition_penalty, SEEN)
-        probabilities, ids = kept(ours, sampling)
-        found = torch.zeros(60).scatter(0, ids, probabilities / probabilities.sum())
+        weights, ids = kept(ours, sampling)
+        found = torch.zeros(60).scatter(0, torch.tensor(ids), torch.tensor(weights / weights.sum(), dtype=torch.float32))
         torch.testing.assert_close(found, theirs(logits, sampling), atol=1e-6, rtol=1e-5)
 
 
