@@ -161,15 +161,10 @@ def _split(runs: Sequence[RunRecord], value: Callable[[RunRecord], float]) -> di
     for run in runs:
         once.setdefault((run.seeds["seed.init"], run.seeds["seed.data"]), []).append(value(run))
     first = {seeds: found[0] for seeds, found in once.items()}
-    by_order: dict[int, list[float]] = {}
-    by_init: dict[int, list[float]] = {}
-    for (init, order), found in first.items():
-        by_order.setdefault(order, []).append(found)
-        by_init.setdefault(init, []).append(found)
     groups = {
         SEEDS: [[first[seeds] for seeds in _unrelated(sorted(first))]],
-        INIT: list(by_order.values()),
-        ORDER: list(by_init.values()),
+        INIT: _apart([(order, init, found) for (init, order), found in first.items()]),
+        ORDER: _apart([(init, order, found) for (init, order), found in first.items()]),
         KERNELS: list(once.values()),
     }
     pooled = {kind: _pool(lists) for kind, lists in groups.items()}
@@ -183,6 +178,25 @@ def _unrelated(seeds: list[tuple[int, int]]) -> list[tuple[int, int]]:
         if all(init != other and order != another for other, another in chosen):
             chosen.append((init, order))
     return chosen
+
+
+def _apart(runs: list[tuple[int, int, float]]) -> list[list[float]]:
+    """Values in groups of runs that share one seed and differ in the other.
+
+    Two groups with the same other seeds would say the same twice, so each of those counts in one group only, the largest first.
+
+    Args:
+        runs: (seed that a group shares, seed that varies in it, value).
+    """
+    groups: dict[int, list[tuple[int, float]]] = {}
+    for shared, varied, value in runs:
+        groups.setdefault(shared, []).append((varied, value))
+    used: set[int] = set()
+    found: list[list[float]] = []
+    for group in sorted(groups.values(), key=len, reverse=True):
+        found.append([value for varied, value in group if varied not in used])
+        used |= {varied for varied, _ in group}
+    return [group for group in found if group]
 
 
 def _pool(groups: list[list[float]]) -> Scatter | None:

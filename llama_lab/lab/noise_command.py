@@ -87,6 +87,8 @@ def plan_runs(overrides: list[str], *, seeds: int, repeats: int, config_dir: Pat
     pairs += [(seed, 0) for seed in range(1, seeds)] + [(0, seed) for seed in range(1, seeds)]
     points = [{"seed.init": str(init), "seed.data": str(data)} for init, data in pairs]
     jobs = build_jobs(overrides, points, settings, config_dir)
+    for job in jobs:
+        job.values = job.values | {"repeat": "0"}
     jobs += [_repeat(jobs[0], number) for number in range(1, repeats)]
     digest = hashlib.sha256("\n".join(sorted(job.folder.name for job in jobs)).encode()).hexdigest()[:8]
     folder = jobs[0].folder.parent / "sweeps" / f"noise-{digest}"

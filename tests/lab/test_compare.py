@@ -1,0 +1,273 @@
+"""Comparisons of runs: which form an arm, what is refused and why, and what is said."""
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llama_lab.cli import main
+from llama_lab.config.errors import ConfigError
+from llama_lab.lab.arms import group_arms
+from llama_lab.lab.compare import Question, Study, compare_arms, time_to_loss
+from llama_lab.lab.curves import crossing, value_at
+from llama_lab.lab.records import load_records
+from llama_lab.lab.verdicts import multiplier, sentence
+from llama_lab.model.count import flops_per_token
+
+from .written_runs import TOKENS, UPDATES, Make
+
+Output = pytest.CaptureFixture[str]
+NOISE = np.random.default_rng(5).normal(0, 0.01, 10)
+
+
+def study(make: Make, gain: float, seeds: int = 5, **question: object) -> Study:
+    """Two arms of so many seeds, the second better by `gain`; half of the noise is the seed's."""
+    for seed in range(seeds):
+        make(seed, 2 + NOISE[seed])
+        make(seed, 2 + NOISE[seed] + 0.3 * NOISE[seed + 5] - gain, lr=2e-3)
+    (folder,) = {path.parent for path in runs(make(99, 1.0, name="else").parent.parent / "tiny")}
+    return compare_arms(group_arms(load_records([str(folder)])), Question(**question))  # pyright: ignore[reportArgumentType]
+
+
+def runs(folder: Path) -> list[Path]:
+    return sorted(config.parent for config in folder.glob("*/config.yaml"))
+
+
+def refusal(*words: str, **question: object) -> str:
+    with pytest.raises(ConfigError) as caught:
+        compare_arms(group_arms(load_records(words)), Question(**question))  # pyright: ignore[reportArgumentType]
+    return str(caught.value)
+
+
+def test_runs_that_differ_only_in_seed_are_an_arm_and_pairs_share_a_seed(make: Make):
+    found = study(make, gain=0.05)
+    assert [(arm.label, len(arm.runs)) for arm in found.arms] == [("max_lr=0.001", 5), ("max_lr=0.002", 5)]
+    assert [arm.seeds for arm in found.arms] == [[(seed, seed) for seed in range(5)]] * 2
+    (one,) = found.comparisons
+    assert one.estimate is not None and one.estimate.design.paired
+    assert one.verdict == "better" and one.need is None
+    assert one.estimate.low < one.difference < one.estimate.high < 0
+    said = sentence(found, one)
+    assert said.startswith("max_lr=0.002 is better than max_lr=0.001: val/loss 0.0")
+    assert "5 pairs of equal seeds" in said and "95 %" in said
+
+
+def test_undecided_says_how_many_seeds_would_decide(make: Make):
+    found = study(make, gain=0.003)
+    (one,) = found.comparisons
+    assert one.verdict == "undecided" and one.need is not None and one.need.seeds is not None
+    said = sentence(found, one)
+    assert f"{one.need.seeds - 5} more seed" in said and "if the difference is what it looks like" in said
+
+
+def test_a_difference_that_is_not_worth_having_is_called_that(make: Make):
+    found = study(make, gain=0.003, worth=0.05)
+    assert found.comparisons[0].verdict == "no difference worth having"
+    assert "lies within 0.05 of 0" in sentence(found, found.comparisons[0])
+    undecided = compare_arms(found.arms, Question(worth=0.001))
+    assert undecided.comparisons[0].need_for_worth is not None
+    assert "A difference of 0.001 takes" in sentence(undecided, undecided.comparisons[0])
+
+
+def test_several_arms_are_corrected_and_the_chosen_baseline_comes_first(make: Make, capsys: Output):
+    folders = [make(seed, 2 + NOISE[seed] - 0.02 * arm, lr=1e-3 * 2**arm) for arm in range(3) for seed in range(5)]
+    assert main(["compare", str(folders[0].parent), "--baseline", "max_lr=0.002"]) == 0
+    out = capsys.readouterr().out
+    assert "Against max_lr=0.002" in out and "corrected for 2 comparisons" in out
+    assert out.index("max_lr=0.002") < out.index("max_lr=0.001")
+    for words, rule in ((["--baseline", "max_lr"], "names 3 arms"), (["--baseline", "cosine"], "is in the name of no arm")):
+        assert main(["compare", str(folders[0].parent), *words]) == 2
+        assert rule in capsys.readouterr().err
+
+
+def test_seeds_without_a_partner_are_left_out_and_named(make: Make, capsys: Output):
+    for seed in range(4):
+        make(seed, 2 + NOISE[seed])
+    extra = make(7, 2.0)
+    for seed in range(4):
+        make(seed, 1.9 + NOISE[seed], lr=2e-3)
+    assert main(["compare", str(extra.parent)]) == 0
+    out = capsys.readouterr().out
+    assert "4 pairs" in out and f"left out: {extra}" in out
+
+
+def test_other_seeds_are_compared_unpaired(make: Make, capsys: Output):
+    for seed in range(4):
+        make(seed, 2 + NOISE[seed])
+        folder = make(seed + 10, 1.9 + NOISE[seed + 4], lr=2e-3)
+    assert main(["compare", str(folder.parent)]) == 0
+    assert "4 against 4 runs, taken as independent" in capsys.readouterr().out
+
+
+def test_equal_places_are_compared_along_every_axis(make: Make, capsys: Output):
+    for seed in range(4):
+        make(seed, 2 + NOISE[seed])
+        folder = make(seed, 1.9 + NOISE[seed], lr=2e-3, last=2 * UPDATES, training_tokens=2 * UPDATES * TOKENS)
+    words = [str(folder.parent)]
+    assert "was trained on 20,480 tokens" in refusal(*words) and "--at tokens" in refusal(*words)
+    arms = group_arms(load_records(words))
+    found = compare_arms(arms, Question(at="tokens"))
+    assert found.place == UPDATES * TOKENS
+    assert np.mean(found.of(found.arms[1])) == pytest.approx(1.9 + NOISE[:4].mean())
+    assert any("before its end" in note for note in found.notes)
+    between = compare_arms(arms, Question(at="tokens", place=14 * TOKENS))
+    assert 2.05 < np.mean(between.of(between.arms[0])) < 2.2
+    flops = compare_arms(arms, Question(at="flops"))
+    assert flops.place == UPDATES * TOKENS * flops_per_token(arms[0].runs[0].run.model, 257, 32)  # pyright: ignore[reportOptionalMemberAccess]
+    assert compare_arms(arms, Question(at="cost", price=7.2)).place == pytest.approx(0.02)
+    assert "needs the price" in refusal(*words, at="cost")
+    assert "is first measured at 2048, after tokens=100" in refusal(*words, at="tokens", place=100)
+    assert "ends at 10240, before tokens=1e+06; all runs have come to 10240" in refusal(*words, at="tokens", place=1e6)
+    assert main(["compare", *words, "--at", "watts"]) == 2
+    assert "there are tokens, flops, seconds, cost" in capsys.readouterr().err
+
+
+def test_time_to_loss_gives_the_multiplier_that_was_planted(make: Make, capsys: Output):
+    for seed in range(5):
+        wobble = 1 + 0.2 * NOISE[seed]
+        make(seed, 2 * wobble)
+        # The same curve with 1.5 times the compute behind it.
+        folder = make(seed, 2 * wobble * 1.5**-0.2, lr=2e-3)
+    target, (one,), taken = time_to_loss(group_arms(load_records([str(folder.parent)])), Question(), None, "flops")
+    assert target == pytest.approx(max(2 * (1 + 0.2 * NOISE[:5])))
+    assert len(taken) == 10
+    found = multiplier(one)
+    assert found is not None and one.verdict == "better"
+    assert found[0] == pytest.approx(1.5, rel=0.05)
+    assert found[1] <= found[0] <= found[2]
+    assert main(["compare", str(folder.parent), "--to-loss", "--price", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "multiplier" in out and "FLOPs" in out and "of money" in out
+    assert main(["compare", str(folder.parent), "--to-loss", "1.2"]) == 2
+    assert "never comes down to 1.2000, its lowest is" in capsys.readouterr().err
+    assert main(["compare", str(folder.parent), "--to-loss", "9"]) == 2
+    assert "is below 9.0000 when it is first measured" in capsys.readouterr().err
+
+
+def test_curves_are_read_between_their_points():
+    curve = [(1.0, 4.0), (10.0, 3.0), (100.0, 2.0)]
+    assert value_at(curve, math.sqrt(10)) == pytest.approx(3.5)
+    assert crossing(curve, 3.5) == pytest.approx(math.sqrt(10))
+    assert crossing(curve, 4.0) == 1.0
+    assert value_at([(5.0, 1.0)], 5.0) == 1.0
+    assert "ends at 100" in str(value_at(curve, 101))
+
+
+def test_what_cannot_be_compared_is_refused_with_its_reason(make: Make):
+    first = make(0)
+    other_text = make(0, lr=2e-3, data={"data": "other", "tokenizer": "t"}, validation="w")
+    assert "was validated on another text" in refusal(str(first), str(other_text))
+    unknown = make(0, lr=3e-3, data={"data": "other", "tokenizer": "t"}, validation=None)
+    assert "it is not recorded that both were validated on the same text" in refusal(str(first), str(unknown))
+    tokenizer = make(0, lr=4e-3, data={"data": "other", "tokenizer": "u"})
+    assert "has another tokenizer" in refusal(str(first), str(tokenizer), metric="val/loss")
+    assert "--metric val/bits_per_byte can be compared" in refusal(str(first), str(tokenizer), metric="val/loss")
+    assert compare_arms(group_arms(load_records([str(first), str(tokenizer)])), Question()).metric == "val/bits_per_byte"
+
+
+def test_bad_runs_are_each_a_sentence(make: Make, tmp_path: Path):
+    first = make(0)
+    empty = make(0, lr=2e-3, last=0, status="finished")
+    assert "has no metrics yet" in refusal(str(first), str(empty))
+    unfinished = make(0, lr=3e-3, last=12)
+    assert "is not finished (preempted, update 12 of 20); --finished leaves such runs out" in refusal(str(first), str(unfinished))
+    diverged = make(0, None, lr=4e-3)
+    assert "has no finite number as its last val/loss" in refusal(str(first), str(diverged))
+    assert "has no accuracy; it has val/bits_per_byte, val/loss" in refusal(str(first), str(make(0, lr=5e-3)), metric="accuracy")
+    twin = make(0, folder=tmp_path / "elsewhere" / first.name)
+    assert "one run in two places" in refusal(str(first), str(twin))
+    repeat = make(0, folder=tmp_path / "repeat")
+    assert "a seed counts once" in refusal(str(first), str(repeat))
+    assert "the runs differ in their seeds alone" in refusal(str(first), str(make(1)))
+    for word, rule in (
+        ("nowhere", "names no folder or CSV file"),
+        (str(tmp_path / "elsewhere" / "*" / "*.yaml"), "but no run among them"),
+        (str(first), "differ in their seeds alone"),
+    ):
+        assert rule in refusal(word)
+    (first / "metrics.jsonl").write_text('{"update": 4,\n', encoding="utf-8")
+    assert "has a file that is damaged" in refusal(str(first))
+
+
+def test_unfinished_runs_are_left_out_on_request_and_said(make: Make, capsys: Output):
+    for seed in range(4):
+        make(seed, 2 + NOISE[seed])
+        make(seed, 1.9 + NOISE[seed], lr=2e-3)
+    late = make(4, lr=2e-3, last=8)
+    assert main(["compare", str(late.parent), "--finished"]) == 0
+    assert f"left out: {late} is not finished" in capsys.readouterr().out
+    assert main(["compare", str(late.parent), "--at", "tokens"]) == 0
+    assert "at 4,096 tokens" in capsys.readouterr().out
+
+
+def test_a_single_seed_says_what_cannot_be_said(make: Make, capsys: Output):
+    folder = make(0)
+    make(0, 1.9, lr=2e-3)
+    assert main(["compare", str(folder.parent)]) == 0
+    out = capsys.readouterr().out
+    assert "cannot be said; val/loss is 0.1000 lower, but max_lr=0.001 has a single seed" in out
+    assert "llama-lab noise measures what one seed hides" in out
+
+
+def test_a_sweep_s_folder_and_its_summary_name_its_runs(make: Make, outputs: Path, tmp_path: Path):
+    folders = [make(seed, 2 + NOISE[seed] - 0.1 * arm, lr=1e-3 * (arm + 1)) for arm in range(2) for seed in range(3)]
+    sweep = outputs / "tiny" / "sweeps" / "max_lr-1234"
+    sweep.mkdir(parents=True)
+    with (sweep / "summary.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["optim.max_lr", "status", "folder"], *[["x", "finished", str(folder)] for folder in folders]])
+    for word in (sweep, sweep / "summary.csv"):
+        assert [record.folder for record in load_records([str(word)])] == folders
+    moved = tmp_path / "moved"
+    outputs.rename(moved)
+    assert len(load_records([str(moved / "tiny" / "sweeps" / "max_lr-1234")])) == 6
+    (moved / "tiny" / folders[0].name).rename(tmp_path / "gone")
+    assert "1 of its 6 runs are not there" in refusal(str(moved / "tiny" / "sweeps" / "max_lr-1234"))
+
+
+def test_runs_moved_aside_do_not_count_in_their_folder(make: Make):
+    first = make(0)
+    make(0, folder=first.with_name(f"{first.name}.1"))
+    assert [record.folder for record in load_records([str(first.parent)])] == [first]
+
+
+def test_the_table_that_wandb_exports_is_read(tmp_path: Path, capsys: Output):
+    path = tmp_path / "wandb_export.csv"
+    heading = [
+        "Name",
+        "State",
+        "Notes",
+        "Runtime",
+        "seed.init",
+        "seed.data",
+        "optim.max_lr",
+        "data.path",
+        "hardware.micro_batch",
+        "tokens",
+    ]
+    rows = [
+        [f"run-{lr}-{seed}", "finished", "-", "12", seed, seed, lr, "a", seed % 2, 1000] for lr in (0.1, 0.2) for seed in range(4)
+    ]
+    losses = [2 + NOISE[seed] + 0.1 * arm for arm in range(2) for seed in range(4)]
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [[*heading, "val/loss", "_step"], *[[*row, loss, 9] for row, loss in zip(rows, losses, strict=True)]]
+        )
+    assert main(["compare", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "max_lr=0.2 is worse than max_lr=0.1" in out and "4 pairs of equal seeds" in out
+    assert "a CSV does not say what its runs were validated on" in out
+    assert "comes from a CSV, which has last values only" in refusal(str(path), at="tokens")
+    text = path.read_text().replace("0.2,a", "0.2,b")
+    path.write_text(text)
+    assert "has another data.path than run-0.1-0" in refusal(str(path))
+    assert main(["compare", str(path), "--ignore", "data.path"]) == 0
+    assert main(["compare", str(path), "--ignore", "data.paht"]) == 2
+    assert "is in no config of these runs" in capsys.readouterr().err
+    path.write_text(text.replace(f"{losses[0]}", "NaN").replace("run-0.2-0,finished", "run-0.2-0,crashed"))
+    assert "is not finished (crashed" in refusal(str(path), metric="val/loss")
+    path.write_text("Name,State\n")
+    assert "has no line below its heading" in refusal(str(path))
+    path.write_text("Name,State\na,finished,x\n")
+    assert "more or fewer cells than its heading" in refusal(str(path))

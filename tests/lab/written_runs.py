@@ -1,0 +1,71 @@
+"""Folders of runs that nobody trained: what works on finished runs reads files, and these are such files."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from llama_lab.config.identity import run_folder, save_config
+from llama_lab.config.schema import RunConfig
+from llama_lab.data.tokenizer import BytesTokenizer
+
+UPDATES, TOKENS = 20, 512
+"""Of the tiny run: updates in all, and tokens in each."""
+META = {
+    "code": {"sha256": "c0de"},
+    "versions": {"torch": "2"},
+    "machine": {"processes": 1, "host": "here"},
+    "data": {"data": "d", "tokenizer": "t"},
+    "validation": "v",
+}
+Make = Callable[..., Path]
+"""`write_run` without its first argument."""
+
+
+def write_run(
+    base: RunConfig,
+    seed: int = 0,
+    end: float | None = 2.0,
+    lr: float = 1e-3,
+    *,
+    data_seed: int | None = None,
+    last: int = UPDATES,
+    name: str = "tiny",
+    training_tokens: int | None = None,
+    folder: Path | None = None,
+    status: str | None = None,
+    **meta: object,
+) -> Path:
+    """Write a run whose validation loss falls like a power of the update.
+
+    Args:
+        base: the run it differs from in what follows.
+        seed: of weights and data; `data_seed`: of the data, if another.
+        end: its loss at update 20; null: no finite number anywhere.
+        last: update that its rows end with.
+        meta: entries of meta.json.
+    """
+    run = replace(
+        base,
+        name=name,
+        seed=replace(base.seed, init=seed, data=seed if data_seed is None else data_seed),
+        optim=replace(base.optim, max_lr=lr),
+        training_tokens=training_tokens or base.training_tokens,
+    )
+    folder = folder or run_folder(run)
+    folder.mkdir(parents=True)
+    save_config(run, folder / "config.yaml")
+    rows = []
+    for update in range(4, last + 1, 4):
+        loss = None if end is None else end * (UPDATES / update) ** 0.2
+        more = {} if loss is None else {"val/bits_per_byte": loss / math.log(2)}
+        rows.append({"update": update, "tokens": update * TOKENS, "seconds": update * 0.5, "val/loss": loss, **more})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    batches = [{"update": update, "hash": f"{run.seed.data:08x}{update:08x}"} for update in range(1, last + 1)]
+    (folder / "batches.jsonl").write_text("".join(json.dumps(row) + "\n" for row in batches), encoding="utf-8")
+    said = status or ("finished" if last == run.updates else "preempted")
+    (folder / "summary.json").write_text(json.dumps({"status": said, "update": last}), encoding="utf-8")
+    (folder / "meta.json").write_text(json.dumps(META | meta), encoding="utf-8")
+    BytesTokenizer().save(folder / "tokenizer.json")
+    return folder
