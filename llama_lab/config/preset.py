@@ -1,5 +1,6 @@
 """What a preset and the primary config say themselves, read from their files: choices, values, and what a run is called after."""
 
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def read_preset(name: str, config_dir: Path | None = None) -> Preset:
     file = paths.option_file(PRESET, name, config_dir)
     preset = Preset()
     try:
-        content = OmegaConf.load(file) if file is not None else None
+        content = _content(file) if file is not None else None
     except YAMLError:
         content = None  # said in full when it is composed
     if not isinstance(content, DictConfig):
@@ -53,7 +54,7 @@ def read_preset(name: str, config_dir: Path | None = None) -> Preset:
 
 def default_choices() -> dict[str, str]:
     """Option of each group in a run that nothing was typed for."""
-    content = OmegaConf.load(paths.config_folder("conf") / "config.yaml")
+    content = _content(paths.config_folder("conf") / "config.yaml")
     assert isinstance(content, DictConfig) and isinstance(content.defaults, ListConfig)
     found: dict[str, str] = {}
     for entry in content.defaults:
@@ -95,6 +96,17 @@ def swap_problems(typed: Typed, config_dir: Path | None = None) -> dict[str, Pro
             )
             found[group] = (f"{group}={option}", rule)
     return found
+
+
+def _content(file: Path) -> Any:
+    """What a file says; read again once it has changed, for the jobs of a sweep all ask for the same few."""
+    stat = file.stat()
+    return _loaded(file, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=64)
+def _loaded(file: Path, modified: int, size: int) -> Any:
+    return OmegaConf.load(file)
 
 
 def _choices(entry: DictConfig) -> dict[str, str]:
