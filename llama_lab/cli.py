@@ -247,6 +247,12 @@ def _noise(words: list[str]) -> int:
     return run_noise_command(words)
 
 
+def _bench(words: list[str]) -> int:
+    from llama_lab.lab.bench import run_bench_command
+
+    return run_bench_command(words)
+
+
 def _plan(words: list[str]) -> int:
     arguments = parse(words, "plan")
     if arguments.help:
@@ -350,6 +356,7 @@ COMMANDS = {
     "generate": Command("continue texts with a trained run", GENERATE_WORDS, _generate),
     "evaluate": Command("measure a trained run on texts and tasks", EVALUATE_WORDS, _evaluate),
     "compare": Command("which config is better, and how sure that is", COMPARE_WORDS, _compare),
+    "bench": Command("measure how fast configs train here", ["--updates", "--out", "--multirun", "--help"], _bench),
     "noise": Command("measure how far runs scatter by chance", NOISE_WORDS, _noise),
     "diff": Command("what differs between two runs", ["--all", "--help"], _diff),
     "verify": Command("check a run's files, and make updates of it again", VERIFY_WORDS, _verify),

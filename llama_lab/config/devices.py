@@ -22,6 +22,29 @@ MPS_MACOS = 14
 CPU_BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
+BF16_PEAKS = {
+    "B200": 2250e12,
+    "GH200": 989.4e12,
+    "H200": 989.4e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "H100": 989.4e12,
+    "A100": 312e12,
+    "A40": 149.7e12,
+    "A10": 125e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "RTX 6000 Ada": 364e12,
+    "RTX A6000": 154.8e12,
+    "RTX 5090": 209.5e12,
+    "RTX 4090": 165.2e12,
+    "RTX 3090": 71e12,
+}
+"""Multiplications and additions a second in bf16 with sums in fp32, dense, by a part of the device's name; a name that contains
+another stands before it. Source: NVIDIA's data sheets; for GeForce cards the appendices of the architecture white papers."""
+
+
 @dataclass(frozen=True)
 class Cuda:
     """What CUDA offers here.
@@ -46,6 +69,11 @@ def probe_cuda() -> Cuda:
     if not torch_has_cuda():
         return Cuda(reason="the installed torch is a build without CUDA; install one with it (pytorch.org/get-started)")
     return _driver_devices(os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def bf16_peak_flops(name: str) -> float | None:
+    """What a GPU of this name could compute in bf16 at most, in operations a second; None where that is not known."""
+    return next((peak for part, peak in BF16_PEAKS.items() if part in name), None)
 
 
 def torch_has_cuda() -> bool:

@@ -657,6 +657,8 @@ class LogConfig:
 
     every_updates: int = MISSING
     """Updates between two log lines and metric rows. At least 1."""
+    parts: bool = _later(False)
+    """Whether rows also say which share of the time forward, backward, exchange, optimizer and the rest took."""
 
     def problems(self, at: str) -> list[Problem]:
         """What is wrong with this node alone; `at` is its key path."""
@@ -738,10 +740,12 @@ class SampleConfig:
 
 @dataclass(kw_only=True, slots=True)
 class CheckpointConfig:
-    """When the run's state is saved. The last update always is."""
+    """When the run's state is saved."""
 
     every_tokens: int | None = MISSING
     """Training tokens between two checkpoints. At least 1; null: only the last update."""
+    at_end: bool = _later(True)
+    """Whether the last update is saved. Without it only a stop is: of a run that ends nothing stays but what it measured."""
     keep: int = MISSING
     """Newest checkpoints that stay on disk. At least 1."""
     keep_best: int | None = _later(None)

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llama_lab.config.devices import bf16_peak_flops
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.schema import EvalConfig, RunConfig, SampleConfig
+from llama_lab.config.schema import EvalConfig, Precision, RunConfig, SampleConfig
 from llama_lab.data.prepare import PreparedData
 from llama_lab.data.stream import MixedStream, training_stream
 from llama_lab.data.tokenizer import Tokenizer
+from llama_lab.model.count import flops_per_token
 from llama_lab.model.llama import Llama
 from llama_lab.training.checkpoint import (
     Checkpoint,
@@ -40,6 +42,7 @@ from llama_lab.training.retention import checkpoint_bytes, checkpoint_due
 from llama_lab.training.run_folder import RunFolder
 from llama_lab.training.saver import Saver
 from llama_lab.training.stop import Stop, Stopped
+from llama_lab.training.stopwatch import Stopwatch
 from llama_lab.training.tracker import Tracker
 from llama_lab.training.update import Gradients, Updater
 from llama_lab.training.watchdog import Watchdog
@@ -145,6 +148,7 @@ def train_run(
             start_tokens=start_tokens,
         )
     clock = Clock(state.seconds, worker)
+    stopwatch = Stopwatch(worker, is_on=run.log.parts)
     profiler = Profiler(run, folder.path, worker, console)
     guard = Guard(run, folder.path, model, worker, console.say, skipped=state.skipped)
 
@@ -158,7 +162,7 @@ def train_run(
         save(saver, model, optimizer, state, worker, guard, clock)
 
     with (
-        Updater(model, run, worker) as updater,
+        Updater(model, run, worker, stopwatch) as updater,
         Saver(run, folder, worker.device, console.say) as saver,
         Feed(stream, run, worker, first_update=state.update + 1, last_update=run.updates) as feed,
     ):
@@ -181,12 +185,13 @@ def train_run(
             saver.report()
             stops, fed = worker.settle(stop.requested(), gradients.own.hash)
             ends = stops or update == run.updates
-            saves = ends or checkpoint_due(run, update)
+            saves = stops or (ends and run.checkpoint.at_end) or checkpoint_due(run, update)
             if metrics is not None:
                 metrics.fed(update, fed)
             if update == 1 or due(update, run.log.every_updates) or update == run.updates:
-                sources = source_counts(run, data, stream, update)
-                log(run, state, worker, metrics, guard, clock, factor, gradients.norm, feed.waited, sources)
+                more = source_counts(run, data, stream, update) | stopwatch.shares()
+                log(run, data, state, worker, metrics, guard, clock, factor, gradients.norm, feed.waited, more)
+            stopwatch.mark("rest")
             if saves:
                 keep()
             if ends and update < run.updates:
@@ -197,6 +202,7 @@ def train_run(
                 if not saves:
                     keep()
                 break
+            stopwatch.mark(None)
         profiler.close()
         watchdog.at("the last checkpoint")
         end_saving(saver, worker)
@@ -242,6 +248,7 @@ def resume(run: RunConfig, folder: RunFolder, model: Llama, optimizer: Optimizer
 
 def log(
     run: RunConfig,
+    data: PreparedData,
     state: State,
     worker: Worker,
     metrics: Metrics | None,
@@ -250,7 +257,7 @@ def log(
     factor: float,
     grad_norm: Tensor,
     waited: float,
-    sources: dict[str, float],
+    more: dict[str, float],
 ) -> None:
     """Record the mean loss since the last row. All ranks take part; the device is waited for here and nowhere else."""
     guard.look()
@@ -268,8 +275,20 @@ def log(
             tokens_per_second=tokens_per_second,
             data_wait=data_wait,
             peak_gib=worker.peak_gib(),
-            sources=sources | guard.marks(state.update, loss),
+            more=more | utilisation(run, data, tokens_per_second, worker) | guard.marks(state.update, loss),
         )
+
+
+def utilisation(run: RunConfig, data: PreparedData, tokens_per_second: float, worker: Worker) -> dict[str, float]:
+    """Share of what the devices could compute in bf16 that the model's own operations took, by metric key; nothing where that is
+    not known, or in fp32."""
+    if worker.device.type != "cuda" or run.precision is Precision.fp32:
+        return {}
+    peak = bf16_peak_flops(torch.cuda.get_device_name(worker.device))
+    if peak is None:
+        return {}
+    flops = flops_per_token(run.model, data.tokenizer.vocab_size, run.data.max_seq_len)
+    return {"speed/mfu": tokens_per_second * flops / (peak * worker.place.world_size)}
 
 
 def source_counts(run: RunConfig, data: PreparedData, stream: MixedStream, update: int) -> dict[str, float]:

@@ -75,14 +75,14 @@ class Metrics:
         tokens_per_second: float,
         data_wait: float,
         peak_gib: float,
-        sources: dict[str, float],
+        more: dict[str, float],
     ) -> None:
         """Record and print one training row.
 
         Args:
             loss: in nats a token, the mean since the row before.
             data_wait: share of the time since the row before that was spent waiting for data.
-            sources: what each source of a mixture has given so far, by metric key.
+            more: what is not known of every run, by metric key.
         """
         row = {
             "train/loss": loss,
@@ -92,17 +92,18 @@ class Metrics:
             "speed/tokens_per_second": tokens_per_second,
             "speed/data_wait": data_wait,
             "memory/peak_gib": peak_gib,
-            **sources,
+            **more,
         }
         self.flush()
         self._record(axes, row)
         now = time.perf_counter()
         tokens = axes["tokens"]
+        utilised = f" (MFU {100 * more['speed/mfu']:.1f}%)" if "speed/mfu" in more else ""
         self._console.say(
             f"Step: {axes['update']} | Training Progress: {100 * tokens / self._total_tokens:.2f}% | Training Loss: {loss:.4f} | "
             f"Perplexity: {row['train/perplexity']:.2f} | Learning Rate: {lr:.5f} | Norm: {grad_norm:.4f} | "
             f"Tokens Processed: {short_count(tokens - self._start_tokens)} ({short_count(tokens)}) | "
-            f"tok/s: {tokens_per_second:.0f} | Time: {short_time(now - self._previous_line)}"
+            f"tok/s: {tokens_per_second:.0f}{utilised} | Time: {short_time(now - self._previous_line)}"
         )
         if axes["update"] == 1:
             knowing_nothing = math.log(self._vocab_size)

@@ -15,6 +15,7 @@ from llama_lab.training.copies import hang, slots, take_down
 from llama_lab.training.feed import Feed
 from llama_lab.training.optim import Optimizers
 from llama_lab.training.schedule import lr_factor
+from llama_lab.training.stopwatch import Stopwatch
 from llama_lab.training.worker import Worker
 
 
@@ -57,13 +58,15 @@ class Updater:
     Args:
         model: with the weights to go on from.
         run: resolved.
+        stopwatch: is told what is computed.
 
     Attributes:
         parameters: those that are trained, in the model's order.
     """
 
-    def __init__(self, model: Llama, run: RunConfig, worker: Worker) -> None:
+    def __init__(self, model: Llama, run: RunConfig, worker: Worker, stopwatch: Stopwatch | None = None) -> None:
         self._model, self._run, self._worker = model, run, worker
+        self._stopwatch = stopwatch or Stopwatch(worker, is_on=False)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if worker.is_grouped:
             # Drawn from one seed, but perhaps by different processors.
@@ -118,6 +121,7 @@ class Updater:
         optimizer.step(unless=unless)
         optimizer.zero_grad()
         refresh(self._copies)
+        self._stopwatch.mark("optimizer")
         return factor
 
     def _accumulate(self, feed: Feed) -> Accumulated:
@@ -145,13 +149,16 @@ class Updater:
             more = {} if documents is None else {"documents": documents}
             with worker.autocast(self._run.precision):
                 loss = self._model(tokens, targets, **more)
+            self._stopwatch.mark("forward")
             # A loss can be infinite with gradients that are not; times zero it is NaN, any other is nothing.
             (loss * (0.0 * loss.detach() + 1 / micro_batch.update_predicted)).backward()
+            self._stopwatch.mark("backward")
             loss_sum += loss.detach()
             predicted += micro_batch.predicted
             fed += micro_batch.hash
         if self._buckets is not None:
             self._buckets.finish()
+            self._stopwatch.mark("exchange")
         return Accumulated(loss_sum, torch.full((), float(predicted), device=worker.device), fed % 2**64)
 
 

@@ -21,7 +21,7 @@ def metrics(tmp_path):
 
 def test_the_line_has_the_documented_form(metrics, capsys):
     metrics.train(
-        AXES, loss=8.0160, lr=0.00008, grad_norm=1.0915, tokens_per_second=157_961.2, data_wait=0.001, peak_gib=1.0, sources={}
+        AXES, loss=8.0160, lr=0.00008, grad_norm=1.0915, tokens_per_second=157_961.2, data_wait=0.001, peak_gib=1.0, more={}
     )
     line = capsys.readouterr().out.strip()
     assert line.startswith(
@@ -43,7 +43,7 @@ def test_rows_have_the_axes_and_the_summary_the_last_and_best(metrics, tmp_path)
 
 def test_sources_of_a_mixture_have_rows_of_their_own(metrics, tmp_path, capsys):
     own = {"data/web/tokens": 700.0, "data/web/epochs": 0.5}
-    metrics.train(AXES, loss=8.0, lr=1.0, grad_norm=1.0, tokens_per_second=1.0, data_wait=0.25, peak_gib=1.0, sources=own)
+    metrics.train(AXES, loss=8.0, lr=1.0, grad_norm=1.0, tokens_per_second=1.0, data_wait=0.25, peak_gib=1.0, more=own)
     metrics.validation(AXES, loss=2.0, bits_per_byte=1.5, sources={"web": (1.5, 1.0), "code": (2.5, math.inf)})
     training, validation = read_rows(tmp_path / "metrics.jsonl")
     assert training.items() >= {**own, "speed/data_wait": 0.25}.items()
@@ -62,7 +62,7 @@ def test_what_an_update_was_fed_is_written_when_it_is_due(metrics, tmp_path):
 
 
 def test_what_is_not_finite_is_null_in_the_file(metrics, tmp_path):
-    metrics.train(AXES, loss=800.0, lr=1e-3, grad_norm=1.0, tokens_per_second=1.0, data_wait=0.0, peak_gib=math.nan, sources={})
+    metrics.train(AXES, loss=800.0, lr=1e-3, grad_norm=1.0, tokens_per_second=1.0, data_wait=0.0, peak_gib=math.nan, more={})
     (row,) = read_rows(tmp_path / "metrics.jsonl")
     assert row["train/perplexity"] is None
     assert row["memory/peak_gib"] is None

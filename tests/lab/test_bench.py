@@ -1,0 +1,47 @@
+"""`llama-lab bench` on models that are too small to be worth measuring."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llama_lab.config.errors import ConfigError
+from llama_lab.lab.bench import run_bench_command
+
+SMALL = ["precision=fp32", "tokenizer=bytes", "model.dim=32", "model.n_layers=1", "model.n_heads=2", "hardware=cpu"]
+BATCH = ["data.max_seq_len=32", "data.tokens_per_update=256", "data=text"]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": f"line {number} of a text that repeats itself"}) + "\n" for number in range(200)))
+    return path
+
+
+def test_configs_are_measured_one_after_another(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*SMALL, *BATCH, f"data.path={text}", "--updates", "25", "--out", str(tmp_path / "bench"), "-m", "optim=muon,adamw"]
+    assert run_bench_command(words) == 0
+    muon, adamw = (json.loads(line) for line in (tmp_path / "bench" / "bench.jsonl").read_text().splitlines())
+    assert (muon["config"].split()[-1], adamw["config"].split()[-1]) == ("optim=muon", "optim=adamw")
+    for found in (muon, adamw):
+        assert found["tokens_per_second"] > 0
+        assert sum(share for part, share in found["parts"].items() if part != "data") == pytest.approx(1, abs=0.01)
+        assert (found["updates"], found["tokens_per_update"], found["mfu"], found["error"]) == (25, 256, None, "")
+        assert 0 < found["loss"] < 6
+    assert (tmp_path / "bench" / "bench.png").read_bytes().startswith(b"\x89PNG")
+    said = capsys.readouterr().out
+    assert "optim=adamw" in said
+    assert "forward" in said
+    assert not list(tmp_path.glob("outputs/*"))
+
+
+def test_what_fails_is_said_and_mistakes_cost_no_time(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match=r"--updates 3 is too few to say anything; try 40"):
+        run_bench_command(["--updates", "3"])
+    with pytest.raises(ConfigError, match=r"--update=30 is no flag of bench"):
+        run_bench_command(["--update=30"])
+    with pytest.raises(ConfigError, match=r"did you mean model\.dim"):
+        run_bench_command(["model.dimm=3"])
+    assert run_bench_command([*SMALL, *BATCH, f"data.path={text.with_name('nothing.jsonl')}", "--out", str(text.parent)]) == 1
+    assert "failed" in capsys.readouterr().out
