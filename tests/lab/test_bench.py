@@ -41,7 +41,7 @@ def test_what_fails_is_said_and_mistakes_cost_no_time(text: Path, capsys: pytest
         run_bench_command(["--updates", "3"])
     with pytest.raises(ConfigError, match=r"--update=30 is no flag of bench"):
         run_bench_command(["--update=30"])
-    with pytest.raises(ConfigError, match=r"model\.dimm"):
+    with pytest.raises(ConfigError, match=r"model\.dim"):
         run_bench_command(["model.dimm=3"])
     assert run_bench_command([*SMALL, *BATCH, f"data.path={text.with_name('nothing.jsonl')}", "--out", str(text.parent)]) == 1
     assert "failed" in capsys.readouterr().out
