@@ -1,17 +1,20 @@
-"""Sweeps: what a command expands to, what is refused before anything starts, and two real ones from end to end."""
+"""Sweeps before they start: what a command expands to, what is drawn, and what is refused."""
 
-import csv
-import os
-import signal
-import subprocess
-import sys
+import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from llama_lab.config.compose import compose
 from llama_lab.config.errors import ConfigError
 from llama_lab.lab import sweep as sweeps
 from llama_lab.lab.sweep import Sweep
+from llama_lab.lab.sweep.expand import place
+from llama_lab.lab.sweep.halving import falls_behind, rung_updates
+from llama_lab.lab.sweep.local import choose_gpus
+from llama_lab.lab.sweep.search import changed
+from llama_lab.lab.sweep.space import Axis, draw_points
 
 SMOKE = ["experiment=smoke", "wandb=null", "hardware=cpu"]
 
@@ -22,9 +25,9 @@ def expand(overrides: list[str], *, multirun: bool = True, config_dir: Path | No
     return found
 
 
-def problems(*overrides: str, **options: Path) -> list[str]:
+def problems(*overrides: str, multirun: bool = True, config_dir: Path | None = None) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        expand(list(overrides), **options)
+        expand(list(overrides), multirun=multirun, config_dir=config_dir)
     return str(caught.value).splitlines()
 
 
@@ -36,6 +39,7 @@ def test_every_combination_is_a_job_with_its_own_folder():
     assert [job.run.optim.max_lr for job in sweep.jobs] == [1e-3] * 3 + [2e-3] * 3
     assert [job.run.seed.init for job in sweep.jobs] == [0, 1, 2] * 2
     assert len({job.folder for job in sweep.jobs}) == 6
+    assert {job.point for job in sweep.jobs} == {"optim.max_lr=0.001", "optim.max_lr=0.002"}
 
 
 def test_lists_are_read_as_hydra_reads_them():
@@ -62,12 +66,30 @@ def test_what_is_no_science_joins_the_folder_name():
     assert alone == {folders[0]}, "another swept key must not rename a run"
 
 
-def test_the_summary_folder_follows_from_the_jobs():
+def test_the_sweep_s_folder_follows_from_the_jobs():
     one = expand([*SMOKE, "optim.max_lr=1e-3,2e-3"]).folder
     assert one.parent.name == "sweeps"
     assert one.name.startswith("max_lr-")
     assert expand([*SMOKE, "optim.max_lr=2e-3,1e-3"]).folder == one
     assert expand([*SMOKE, "optim.max_lr=2e-3,3e-3"]).folder != one
+
+
+def test_a_job_is_typed_alone_without_what_starts_sweeps():
+    job = expand([*SMOKE, "seed.init=0,1", "sweep.at_once=1"]).jobs[1]
+    assert job.overrides == [*SMOKE, "seed.init=1"]
+    assert job.run.sweep is None
+    compose(job.overrides)
+
+
+def test_members_of_a_sweep_are_one_group_at_wandb():
+    sweep = expand(["hardware=cpu", "wandb.tags=[mine]", "seed.init=0,1", "name=study"])
+    (node, other) = (job.run.wandb for job in sweep.jobs)
+    assert node is not None
+    assert node == other
+    assert (node.group, node.job_type, node.tags) == (f"study-{sweep.folder.name}", "sweep", ["mine", "study"])
+    typed = expand(["hardware=cpu", "wandb.group=ours", "wandb.job_type=ablation", "seed.init=0,1"]).jobs[0].run.wandb
+    assert typed is not None
+    assert (typed.group, typed.job_type) == ("ours", "ablation")
 
 
 def test_all_jobs_are_checked_before_the_first_starts(outputs: Path):
@@ -80,20 +102,42 @@ def test_all_jobs_are_checked_before_the_first_starts(outputs: Path):
     assert not outputs.exists()
 
 
+DRAWN = ["sweep.search=random", "sweep.trials=4"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
         (["optim.max_lr=1e-3,0.001"], "is the same run as optim.max_lr=0.001 (jobs 1 and 2)"),
         (["seed.init=1"], "needs a key with several values"),
         (["optim.weight_decay=glob(*)"], "gives no values"),
-        (["schedule=glob(x*)"], "gives no values"),
-        (["optim.max_lr=interval(0,1)"], "interval"),
+        (["schedule=glob(x*)"], "gives no values; there are constant, cosine, linear, wsd"),
+        (["optim.max_lr=interval(0,1)"], "or add sweep.search=random sweep.trials=20 to draw from it"),
         (["optim.max_lr=range(0,"], "optim.max_lr=range(0,"),
-        (["optim.max_rl=1e-3,2e-3"], "optim.max_rl"),
+        (["optim.max_rl=1e-3,2e-3"], "optim.max_rl=0.001 is no field; did you mean optim.max_lr?"),
+        (["optim.max_lr=interval(1,0)", *DRAWN], "is no interval from a lower to a higher number"),
+        (["optim.max_lr=tag(log,interval(0,1))", *DRAWN], "has no logarithm at its lower end"),
+        (["model.n_layers=interval(1.2,1.8)", *DRAWN], "holds no whole number"),
+        (["seed.init=interval(0,9)", *DRAWN], "type them: seed.init=0,1,2"),
+        (["seed.init=0,1", *DRAWN], "leaves sweep.search=random nothing to choose"),
+        (["seed.init=0,1", "sweep.trials=4"], "sweep.trials=4 counts nothing in a grid"),
+        (["optim.max_lr=interval(1,2)", "sweep.search=random"], "does not say how many points"),
+        (["seed.init=0,1", "sweep.trials=3,4"], "is about the sweep as a whole"),
+        (["seed.init=0,1", "sweep.objective=val/los"], "did you mean sweep.objective=val/loss?"),
+        (["seed.init=0,1", "eval=null"], "leaves no sweep.objective=val/loss to compare"),
+        (["seed.init=0,1", "sweep.halvings=2", "eval.every_updates=null"], "eval.every_updates=5 makes them"),
+        (["seed.init=0,1", "sweep.halvings=2"], "makes none there; try eval.every_updates=5"),
+        (["seed.init=0,1", "sweep.halvings=1", "sweep.objective=train/loss"], "compares validations"),
+        (["optim=muon,adamw", "optim.momentum=0.9,0.95"], "is no field of optim=adamw"),
+        (["seed.init=0,1", "sweep.launcher=slurm", "precision=auto"], "cannot be found out here for Slurm's nodes"),
     ],
 )
 def test_what_is_no_sweep_is_refused(overrides: list[str], said: str):
     assert said in "\n".join(problems(*SMOKE, *overrides))
+
+
+def test_a_single_run_has_nothing_that_starts_several():
+    assert "add -m and a key with several values" in problems("seed.init=1", "sweep.at_once=2", multirun=False)[1]
 
 
 def test_refused_where_every_rank_would_start_it(monkeypatch: pytest.MonkeyPatch):
@@ -105,72 +149,104 @@ def test_a_preset_can_be_a_sweep(tmp_path: Path):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "rates.yaml").write_text(
         "# @package _global_\n# Which rate?\nhydra:\n  mode: MULTIRUN\n"
-        "  sweeper:\n    params:\n      optim.max_lr: 1e-3,2e-3\n      seed.init: range(2)\n",
+        "  sweeper:\n    params:\n      optim.max_lr: 1e-3,2e-3\n      seed.init: range(2)\nsweep:\n  at_once: 3\n",
         encoding="utf-8",
     )
     overrides = ["experiment=rates"]
-    assert len(expand(overrides, multirun=False, config_dir=tmp_path).jobs) == 4
+    found = expand(overrides, multirun=False, config_dir=tmp_path)
+    assert (len(found.jobs), found.settings.at_once) == (4, 3)
     # The command line wins over the preset; with everything given it is one run.
     assert len(expand([*overrides, "seed.init=7"], multirun=False, config_dir=tmp_path).jobs) == 2
+    assert expand([*overrides, "sweep.at_once=1"], multirun=False, config_dir=tmp_path).settings.at_once == 1
     assert sweeps.expand([*overrides, "seed.init=7", "optim.max_lr=1e-3"], multirun=False, config_dir=tmp_path) is None
     assert sweeps.expand(["experiment=smoke"], multirun=False) is None
     assert sweeps.expand(["seed.init=0"], multirun=False) is None
     assert "is a sweep itself" in problems("experiment=rates,smoke", config_dir=tmp_path)[1]
 
 
-def rows(folder: Path) -> list[dict[str, str]]:
-    (path,) = folder.glob("*/sweeps/*/summary.csv")
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+def test_random_points_are_drawn_from_what_was_typed_and_more_of_them_go_on():
+    words = [*SMOKE, "optim.max_lr=tag(log,interval(1e-3,1e-1))", "model.n_layers=interval(1,3)", "optim=muon,adamw"]
+    few, more = (expand([*words, "sweep.search=random", f"sweep.trials={count}"]) for count in (5, 12))
+    assert [job.folder for job in more.jobs[:5]] == [job.folder for job in few.jobs]
+    assert few.folder == more.folder
+    rates = [job.run.optim.max_lr for job in more.jobs]
+    assert all(1e-3 <= rate <= 1e-1 for rate in rates)
+    assert {job.run.model.n_layers for job in more.jobs} == {1, 2, 3}
+    assert {job.values["optim"] for job in more.jobs} == {"muon", "adamw"}
+    assert expand([*words, "sweep.search=random", "sweep.trials=5", "sweep.seed=1"]).folder != few.folder
 
 
-def test_a_sweep_runs_goes_on_after_a_failure_and_skips_what_is_finished(llama_lab, outputs: Path):
-    words = [*SMOKE, "seed.init=0,1"]
-    blocked = expand(words).jobs[0].folder
-    blocked.parent.mkdir(parents=True)
-    blocked.write_text("a file where the first job's folder would be", encoding="utf-8")
-
-    done = llama_lab("train", "-m", *words)
-    assert done.returncode == 1, done.stderr
-    first, second = rows(outputs)
-    assert first["status"].startswith("failed")
-    assert second["status"] == "finished"
-    assert float(second["val/bits_per_byte"]) > 0
-    assert float(second["train/loss"]) > 0
-    assert int(second["tokens"]) > 0
-    assert (Path(second["folder"]) / "metrics.jsonl").is_file()
-    assert "[1/2] seed.init=0: failed" in done.stdout
-    assert str(blocked) in done.stderr, "the failed job's own error is shown"
-    assert "bits/byte" in done.stdout
-
-    blocked.unlink()
-    again = llama_lab("train", "-m", *words)
-    assert again.returncode == 0, again.stderr
-    assert [row["status"] for row in rows(outputs)] == ["finished", "already finished"]
-    assert rows(outputs)[1]["val/loss"] == second["val/loss"]
+def test_each_drawn_point_is_run_with_every_seed():
+    jobs = expand([*SMOKE, "optim.max_lr=interval(1e-3,2e-3)", "seed.init=0,1", "sweep.search=random", "sweep.trials=3"]).jobs
+    assert len(jobs) == 6
+    assert Counter(job.point for job in jobs) == dict.fromkeys({job.point for job in jobs}, 2)
+    assert [job.values["seed.init"] for job in jobs] == ["0", "1"] * 3
 
 
-@pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
-def test_an_interrupted_sweep_saves_its_job_and_says_what_is_left(outputs: Path, tmp_path: Path):
-    words = [*SMOKE, "training_tokens=100_000_000", "log.every_updates=1", "seed.init=0,1"]
-    sweep = subprocess.Popen(
-        [sys.executable, "-u", "-m", "llama_lab", "train", "-m", *words],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-    )
-    assert sweep.stdout is not None
-    try:
-        for line in sweep.stdout:
-            if line.startswith("Step: 2 "):
-                break
-        sweep.send_signal(signal.SIGINT)
-        rest, _ = sweep.communicate(timeout=60)
-    finally:
-        sweep.kill()
-    assert sweep.returncode == 75
-    first, second = rows(outputs)
-    assert (first["status"], second["status"]) == ("preempted", "not started")
-    assert list(Path(first["folder"]).glob("checkpoints/*/manifest.json"))
-    assert "2 of 2 jobs are not finished" in rest
+def test_drawing_covers_the_logarithm_evenly_and_ends_where_there_is_nothing_new():
+    axis = Axis("optim.max_lr", "", low=1e-4, high=1e-2, is_log=True)
+    values = [float(point["optim.max_lr"]) for point in draw_points([axis], 400, seed=0)]
+    assert 160 < sum(value < 1e-3 for value in values) < 240
+    assert len(draw_points([Axis("a", "", ("1", "2")), Axis("b", "", ("x", "y"))], 100, seed=0)) == 4
+
+
+def test_a_frozen_run_with_changed_fields_is_the_run_that_would_be_composed():
+    sweep = expand([*SMOKE, "optim=muon,adamw", "optim.max_lr=interval(1e-3,2e-2)", "sweep.search=optuna", "sweep.trials=6"])
+    assert len(sweep.jobs) == 2
+    assert sweep.to_come == 4
+    assert [base.values["optim"] for base in sweep.bases] == ["muon", "adamw"]
+    point = {"optim": "adamw", "optim.max_lr": "0.01234"}
+    made = changed(sweep.bases[1].run, point)
+    composed = expand([*SMOKE, "optim=muon,adamw", "optim.max_lr=0.01234,0.02"]).jobs[2]
+    assert composed.values == point
+    assert place(made, point)[1] == composed.folder
+    assert made.optim == composed.run.optim
+    with pytest.raises(ConfigError, match="is not above 0"):
+        changed(sweep.bases[1].run, point | {"optim.max_lr": "-1.0"})
+
+
+def test_gpus_are_packed_by_how_many_jobs_they_have():
+    gpus = ["0", "1", "2", "3"]
+    assert choose_gpus(gpus, Counter(), wanted=2, shared_by=1) == ["0", "1"]
+    assert choose_gpus(gpus, Counter({"0": 1, "1": 1}), wanted=2, shared_by=1) == ["2", "3"]
+    assert choose_gpus(gpus, Counter({"0": 1, "1": 1, "2": 1}), wanted=2, shared_by=1) is None
+    assert choose_gpus(gpus, Counter({"0": 1, "1": 2, "2": 1, "3": 1}), wanted=1, shared_by=2) == ["0"]
+    assert choose_gpus(gpus, Counter(dict.fromkeys(gpus, 2)), wanted=1, shared_by=2) is None
+
+
+def test_rungs_are_validations_at_shares_of_the_budget():
+    sweep = expand([*SMOKE, "seed.init=0,1", "eval.every_updates=2", "sweep.halvings=3"])
+    assert sweep.jobs[0].run.updates == 20
+    # An eighth, a quarter and half of 20 updates, each at the next validation.
+    assert rung_updates(sweep.jobs[0].run, sweep.settings) == [4, 6, 10]
+
+
+def test_halving_keeps_its_share_and_what_chance_explains():
+    assert falls_behind(5.0, [], 0.5, 0.0) is None, "one job alone is not compared"
+    assert falls_behind(5.0, [4.0], 0.5, 0.0) == 4.0
+    assert falls_behind(4.0, [5.0], 0.5, 0.0) is None
+    assert falls_behind(4.1, [4.0], 0.5, margin=0.2) is None
+    assert falls_behind(4.3, [4.0], 0.5, margin=0.2) == 4.2
+    assert falls_behind(3.0, [1.0, 2.0, 4.0], 0.5, 0.0) == 2.0
+    assert falls_behind(2.0, [1.0, 3.0, 4.0], 0.5, 0.0) is None
+    assert falls_behind(float("inf"), [1.0, 3.0], 0.5, 0.1) == 1.1
+
+
+def test_a_margin_saves_the_best_from_noise():
+    """Points whose true losses differ less than their noise: without the margin the best is thrown away far more often."""
+
+    def lost(margin: float) -> float:
+        draw, thrown = random.Random(0), 0
+        for _ in range(400):
+            truth = [0.001 * number for number in range(8)]
+            draw.shuffle(truth)
+            seen: list[float] = []
+            for value in truth:
+                noisy = value + draw.gauss(0, 0.01)
+                if falls_behind(noisy, seen, 0.5, margin) is not None and value == 0:
+                    thrown += 1
+                seen.append(noisy)
+        return thrown / 400
+
+    assert lost(0.0) > 0.25
+    assert lost(1.645 * 2**0.5 * 0.01) < 0.05
