@@ -132,7 +132,6 @@ def load_records(words: Iterable[str]) -> list[RunRecord]:
         ConfigError: a word names no run, or a file cannot be read; all of them at once.
     """
     found: dict[Path, RunRecord] = {}
-    configs: dict[str, RunConfig] = {}
     others: list[RunRecord] = []
     problems: list[Problem] = []
     for word in words:
@@ -140,7 +139,7 @@ def load_records(words: Iterable[str]) -> list[RunRecord]:
             folders, table = _named(word)
             others += table
             new = [folder for folder in folders if folder.resolve() not in found]
-            for record in _in_order([load_record(folder, configs) for folder in new]):
+            for record in _in_order([load_record(folder) for folder in new]):
                 assert record.folder is not None
                 found.setdefault(record.folder.resolve(), record)
         except ConfigError as error:
@@ -150,17 +149,13 @@ def load_records(words: Iterable[str]) -> list[RunRecord]:
     return [*found.values(), *others]
 
 
-def load_record(folder: Path, known: dict[str, RunConfig] | None = None) -> RunRecord:
+def load_record(folder: Path) -> RunRecord:
     """The run in a folder.
-
-    Args:
-        known: configs that were read before, which this adds to. Reading one takes a twentieth of a second, and the runs of an arm
-            have the same but for their seeds.
 
     Raises:
         ConfigError: its config or its rows cannot be read.
     """
-    run = _load_config(folder / "config.yaml", {} if known is None else known)
+    run = _load_config(folder / "config.yaml")
     opened = RunFolder(folder)
     values = flat(science(run))
     seeds = {key: values.pop(key) for key in SEEDS}
@@ -182,16 +177,20 @@ def load_record(folder: Path, known: dict[str, RunConfig] | None = None) -> RunR
     )
 
 
-def _load_config(path: Path, known: dict[str, RunConfig]) -> RunConfig:
+# Reading a config takes a twentieth of a second, and the runs of an arm have the same but for their seeds.
+_READ: dict[str, RunConfig] = {}
+
+
+def _load_config(path: Path) -> RunConfig:
     """The config in a file, without where it came from."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     rest, _, _ = text.partition("\norigin:\n")
     seeds = SEED_LINES.search(rest)
     key = SEED_LINES.sub("", rest)
-    if seeds is None or key not in known:
-        known[key] = replace(load_config(path), origin=Origin())
-        return known[key]
-    return replace(known[key], seed=SeedConfig(**{name: int(value) for name, value in SEED_LINE.findall(seeds[0])}))
+    if seeds is None or key not in _READ:
+        _READ[key] = replace(load_config(path), origin=Origin())
+        return _READ[key]
+    return replace(_READ[key], seed=SeedConfig(**{name: int(value) for name, value in SEED_LINE.findall(seeds[0])}))
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

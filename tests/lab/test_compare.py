@@ -9,6 +9,7 @@ import pytest
 
 from llama_lab.cli import main
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.identity import load_config
 from llama_lab.lab.arms import group_arms
 from llama_lab.lab.compare import Question, Study, compare_arms, time_to_loss
 from llama_lab.lab.curves import crossing, value_at
@@ -165,6 +166,13 @@ def test_what_cannot_be_compared_is_refused_with_its_reason(make: Make):
     assert "has another tokenizer" in refusal(str(first), str(tokenizer), metric="val/loss")
     assert "--metric val/bits_per_byte can be compared" in refusal(str(first), str(tokenizer), metric="val/loss")
     assert compare_arms(group_arms(load_records([str(first), str(tokenizer)])), Question()).metric == "val/bits_per_byte"
+
+
+def test_runs_that_differ_in_seeds_alone_are_read_as_if_each_were_alone(make: Make):
+    folders = [make(seed, data_seed=seed + 1) for seed in range(3)]
+    for record, folder in zip(load_records(map(str, folders)), folders, strict=True):
+        alone = load_config(folder / "config.yaml")
+        assert record.run == alone and record.seed == (alone.seed.init, alone.seed.data)
 
 
 def test_bad_runs_are_each_a_sentence(make: Make, tmp_path: Path):

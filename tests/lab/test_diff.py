@@ -117,7 +117,9 @@ def test_what_is_no_secret_stays(text: str):
 def test_what_a_run_keeps_is_scrubbed_and_bounded(untrained):
     secret = "hf_abcdefghijklmnopqrst"
     command = ["llama-lab", "train", f"data.path=https://u:{secret}@host/x", "--api-key", "plainvalue", "x" * 5000]
-    kept = describe_origin(untrained, command=command, data={})["command"]
+    origin = describe_origin(untrained, command=command, data={})
+    assert set(META) <= set(origin)
+    kept = origin["command"]
     assert secret not in str(kept) and "plainvalue" not in str(kept) and len(str(kept)) < 2000
     assert kept[:2] == ["llama-lab", "train"]
     assert len(scrub_command(["a"] * 5000)) == 501
@@ -125,4 +127,3 @@ def test_what_a_run_keeps_is_scrubbed_and_bounded(untrained):
     bounded = scrub_patch(patch)
     assert len(bounded) < PATCH_CHARACTERS + 100 and "characters left out" in bounded.splitlines()[-1]
     assert secret not in scrub_patch(f"+token = '{secret}'\n")
-    assert set(META) <= set(describe_origin(untrained, command=None, data={}))

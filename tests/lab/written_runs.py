@@ -2,12 +2,13 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from llama_lab.config.identity import run_folder, save_config
-from llama_lab.config.schema import RunConfig
+from llama_lab.config.identity import run_folder, to_yaml
+from llama_lab.config.schema import RunConfig, SeedConfig
 from llama_lab.data.tokenizer import BytesTokenizer
 
 UPDATES, TOKENS = 20, 512
@@ -21,6 +22,18 @@ META = {
 }
 Make = Callable[..., Path]
 """`write_run` without its first argument."""
+
+
+_WRITTEN: dict[str, str] = {}
+
+
+def _config(run: RunConfig) -> str:
+    """A config as YAML; most of it is that of the run before."""
+    key = repr(replace(run, seed=SeedConfig(init=0, data=0, sampling=0)))
+    if key not in _WRITTEN:
+        _WRITTEN[key] = to_yaml(run)
+    seeds = f"seed:\n  init: {run.seed.init}\n  data: {run.seed.data}\n"
+    return re.sub(r"^seed:\n  init: \d+\n  data: \d+\n", seeds, _WRITTEN[key], flags=re.MULTILINE)
 
 
 def write_run(
@@ -55,7 +68,7 @@ def write_run(
     )
     folder = folder or run_folder(run)
     folder.mkdir(parents=True)
-    save_config(run, folder / "config.yaml")
+    (folder / "config.yaml").write_text(_config(run), encoding="utf-8")
     rows = []
     for update in range(4, last + 1, 4):
         loss = None if end is None else end * (UPDATES / update) ** 0.2
