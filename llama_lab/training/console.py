@@ -45,7 +45,8 @@ class Console:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.stop()
         if self._log is not None:
-            self._log.close()
+            with contextlib.suppress(OSError):
+                self._log.close()
 
     def say(self, text: str, style: str | None = None) -> None:
         """Print one or several lines, as they are. `style` is seen on a terminal only."""
@@ -58,7 +59,8 @@ class Console:
     def note(self, text: str) -> None:
         """Write into train.log without showing it."""
         if self._log is not None:
-            self._log.write(text + "\n")
+            with contextlib.suppress(OSError):  # a full disk
+                self._log.write(text + "\n")
 
     def progress(self, update: int) -> None:
         """Move the bar to `update`."""

@@ -157,9 +157,8 @@ def train_run(
 
     def keep() -> None:
         watchdog.at(f"the checkpoint after update {state.update}")
-        if metrics is not None:
-            metrics.flush()
-        save(saver, model, optimizer, state, worker, guard, clock)
+        unless = metrics.flush() if metrics is not None else None
+        save(saver, model, optimizer, state, worker, guard, clock, unless=unless)
 
     with (
         Updater(model, run, worker, stopwatch) as updater,
@@ -205,7 +204,7 @@ def train_run(
             stopwatch.mark(None)
         profiler.close()
         watchdog.at("the last checkpoint")
-        end_saving(saver, worker)
+        end_saving(saver, worker, metrics)
     return "finished" if ends and state.update == run.updates else "preempted"
 
 
@@ -302,7 +301,17 @@ def source_counts(run: RunConfig, data: PreparedData, stream: MixedStream, updat
     return found
 
 
-def save(saver: Saver, model: Llama, optimizer: Optimizers, state: State, worker: Worker, guard: Guard, clock: Clock) -> None:
+def save(
+    saver: Saver,
+    model: Llama,
+    optimizer: Optimizers,
+    state: State,
+    worker: Worker,
+    guard: Guard,
+    clock: Clock,
+    *,
+    unless: OSError | None = None,
+) -> None:
     """Begin to write a checkpoint from rank 0, with the open log interval of all ranks added up."""
     with clock.excluded():
         guard.look()
@@ -319,12 +328,16 @@ def save(saver: Saver, model: Llama, optimizer: Optimizers, state: State, worker
         state.predicted.copy_(predicted)
         rest = {"optimizer": optimizer.state_dict(), "seconds": clock.seconds(), "loss_sum": loss_sum, "predicted": predicted}
         rest["skipped"] = guard.skipped
-        saver.save(state.update, model, rest)
+        saver.save(state.update, model, rest, unless=unless)
 
 
-def end_saving(saver: Saver, worker: Worker) -> None:
-    """Wait for the last checkpoint. All ranks fail alike if it could not be written: the run is not done before it is saved."""
-    if (failure := worker.heard(saver.close())) is not None:
+def end_saving(saver: Saver, worker: Worker, metrics: Metrics | None) -> None:
+    """Wait for the last checkpoint. All ranks fail alike if it or a row could not be written: the run is not done before it is
+    saved."""
+    failure = saver.close()
+    if failure is None and metrics is not None and (error := metrics.flush()) is not None:
+        failure = f"rows of the run could not be written ({error}); once there is room, the same command makes them again"
+    if (failure := worker.heard(failure)) is not None:
         raise SaveFailed(failure)
 
 

@@ -9,11 +9,13 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from llama_lab.training.console import Console
+from llama_lab.training.rows import RowFile
 from llama_lab.training.run_folder import RunFolder
 from llama_lab.training.tracker import Tracker
 
@@ -55,15 +57,24 @@ class Metrics:
         self._vocab_size = vocab_size
         self._previous_line = time.perf_counter()
         self._fed: list[dict[str, Any]] = []
+        names = ("metrics.jsonl", "samples.jsonl", "batches.jsonl")
+        self._files = {name: RowFile(folder.path / name, lambda text: console.say(text, style="yellow")) for name in names}
 
     def fed(self, update: int, fingerprint: int) -> None:
         """Note the 64 bits that say what an update was fed; `flush` writes them."""
         self._fed.append({"update": update, "hash": f"{fingerprint:016x}"})
 
-    def flush(self) -> None:
-        """Write what was noted into batches.jsonl. Called before a state is saved, so that the file never ends before it."""
+    def flush(self) -> OSError | None:
+        """Write what was noted into batches.jsonl, and rows that still wait for room on the disk.
+
+        Called before a state is saved, so that no file ends before it.
+
+        Returns:
+            Why rows have to wait, if any have.
+        """
         self._append("batches.jsonl", *self._fed)
         self._fed.clear()
+        return next((error for file in self._files.values() if (error := file.append()) is not None), None)
 
     def train(
         self,
@@ -136,7 +147,7 @@ class Metrics:
         best = self._folder.summary().get("best/val/loss", math.inf)
         self._record(axes, row)
         if loss < best:
-            self._folder.write_summary(**{"best/val/loss": loss})
+            self._summarise(**{"best/val/loss": loss})
         self._console.say(said, style="bold")
 
     def samples(self, axes: dict[str, Any], samples: Sequence[Sample], *, seed: int) -> None:
@@ -159,12 +170,15 @@ class Metrics:
         # JSON has no infinity or NaN; null says as much and every reader takes it.
         finite = {key: value if math.isfinite(value) else None for key, value in row.items()}
         self._append("metrics.jsonl", axes | finite)
-        self._folder.write_summary(**axes, **finite)
+        self._summarise(**axes, **finite)
         self._tracker.listen()
 
     def _append(self, name: str, *rows: dict[str, Any]) -> None:
-        with (self._folder.path / name).open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        self._files[name].append(*rows)
+
+    def _summarise(self, **changes: Any) -> None:
+        with suppress(OSError):  # on a full disk; the next row brings it up to date
+            self._folder.write_summary(**changes)
 
 
 def cut_back(folder: Path, update: int) -> None:

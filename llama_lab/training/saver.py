@@ -70,14 +70,18 @@ class Saver:
     def __exit__(self, *exception: object) -> None:
         self._pool.shutdown(wait=True)
 
-    def save(self, update: int, model: nn.Module, state: dict[str, Any]) -> None:
+    def save(self, update: int, model: nn.Module, state: dict[str, Any], *, unless: OSError | None = None) -> None:
         """Begin to save what holds after `update`; the one before is waited for.
 
         Args:
             model: bare, without a wrapper.
             state: tensors and plain types that the next update depends on besides the weights.
+            unless: why the rows of the run could not be written. A state without them is no state to go on from.
         """
         self.wait()
+        if unless is not None:
+            self._fail(update, unless)
+            return
         weights, rest = self._copy.take((model.state_dict(), state))
         self._writing = update, self._pool.submit(self._write, update, weights, rest)
 
@@ -103,11 +107,7 @@ class Saver:
             task.result()
             self._failed = None
         except OSError as error:
-            self._failed = update, str(error)
-            self._say(
-                f"The checkpoint after update {update} could not be written ({error}). Training goes on; {self._kept()}. "
-                f"{advice(error)}"
-            )
+            self._fail(update, error)
 
     def close(self) -> str | None:
         """Wait for the last save, and remove what need not stay. Returns what is to be said if it failed."""
@@ -119,6 +119,13 @@ class Saver:
         return (
             f"the checkpoint after update {update}, the last one, could not be written ({reason}); {self._kept()}. "
             "Once there is room for it, the same command goes on from there"
+        )
+
+    def _fail(self, update: int, error: OSError) -> None:
+        self._failed = update, str(error)
+        self._say(
+            f"The checkpoint after update {update} could not be written ({error}). Training goes on; {self._kept()}. "
+            f"{advice(error)}"
         )
 
     def _write(self, update: int, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
