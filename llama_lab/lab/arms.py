@@ -1,5 +1,6 @@
 """Runs that differ only in seed as one arm of a study, and whether arms may be compared at all."""
 
+import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -149,12 +150,16 @@ def _short(key: str, keys: list[str]) -> str:
 
 def _missing(runs: list[RunRecord], metric: str) -> list[Problem]:
     found: list[Problem] = []
+    known = sorted({key for run in runs for key in run.metrics if not key.startswith("_")})
+    if known and metric not in known:
+        close = difflib.get_close_matches(metric, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+        return [(f"--metric {metric}", f"was measured in none of these runs; {hint}")]
     for run in runs:
         if not run.rows:
             found.append((run.name, "has no metrics yet; train it, or leave it out"))
         elif not any(metric in row for row in run.rows):
-            there = ", ".join(key for key in run.metrics if not key.startswith("_"))
-            found.append((run.name, f"has no {metric}; it has {there}"))
+            found.append((run.name, f"has no {metric}, which others have; leave it out"))
     return found
 
 

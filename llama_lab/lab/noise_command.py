@@ -41,6 +41,9 @@ def run_noise_command(words: list[str]) -> int:
         asked = _parser().parse_args(words)
     except SystemExit as stop:
         return int(stop.code or 0)
+    if not asked.words:
+        rule = "takes runs that there are, or overrides of the config to make them with, such as experiment=smoke"
+        raise ConfigError([("llama-lab noise", rule)], scope="this request")
     overrides = [word for word in asked.words if "=" in word and not Path(word).exists()]
     named = [word for word in asked.words if word not in overrides]
     if named and (overrides or asked.cfg):

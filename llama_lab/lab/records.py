@@ -246,6 +246,9 @@ def _runs_in(path: Path, word: str) -> list[Path]:
         return _read_table(path / "summary.csv", word)[0]
     if runs := _children(path):
         return runs
+    studies = sorted({config.parent.parent for config in path.glob("*/*/config.yaml")})
+    if studies:
+        raise _refused(word, f"holds no runs itself; name one of {', '.join(relative(study.absolute()) for study in studies[:8])}")
     raise _refused(word, "holds no run; name a run's folder (outputs/<name>/<run id>), a folder of runs, or a sweep's")
 
 

@@ -183,7 +183,11 @@ def test_bad_runs_are_each_a_sentence(make: Make, tmp_path: Path):
     assert "is not finished (preempted, update 12 of 20); --finished leaves such runs out" in refusal(str(first), str(unfinished))
     diverged = make(0, None, lr=4e-3)
     assert "has no finite number as its last val/loss" in refusal(str(first), str(diverged))
-    assert "has no accuracy; it has val/bits_per_byte, val/loss" in refusal(str(first), str(make(0, lr=5e-3)), metric="accuracy")
+    other = str(make(0, lr=5e-3))
+    rule = "--metric accuracy was measured in none of these runs; there are val/bits_per_byte, val/loss"
+    assert rule in refusal(str(first), other, metric="accuracy")
+    assert "did you mean val/loss?" in refusal(str(first), other, metric="val/los")
+    assert f"holds no runs itself; name one of {first.parent}" in refusal(str(first.parent.parent))
     twin = make(0, folder=tmp_path / "elsewhere" / first.name)
     assert "one run in two places" in refusal(str(first), str(twin))
     repeat = make(0, folder=tmp_path / "repeat")
