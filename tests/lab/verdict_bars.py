@@ -36,8 +36,14 @@ SHAPES: dict[str, Draw] = {
     "exponential": lambda draw, shape: draw.exponential(size=shape) - 1,
 }
 """Noise of mean 0 and standard deviation 1, its skewness 0, 1, 1.75 and 2."""
+WILD: dict[str, Draw] = {
+    "wild": lambda draw, shape: (draw.lognormal(0, 1, shape) - math.exp(0.5)) / math.sqrt(math.e * math.expm1(1))
+}
+"""Noise of skewness 6, for the choice of the test."""
+RESAMPLES = 499
 PAIRED = [Design(n, n, True) for n in (2, 3, 4, 5, 6, 7, 8, 9, 10)]
 UNPAIRED = [Design(n, n, False) for n in (2, 3, 4, 5, 6, 7, 8)]
+CHOICE = [Design(3, 3, True), Design(5, 5, True), Design(8, 8, True), Design(3, 3, False), Design(5, 5, False)]
 UNEVEN = [Design(3, 5, False), Design(5, 10, False)]
 TOLERANCE, POWER_TOLERANCE, SEEDS_TOLERANCE = 0.005, 0.01, 0.3
 
@@ -53,7 +59,7 @@ class Cell:
 
 def arms(design: Design, shape: str, studies: int, draw: np.random.Generator, effect: float = 0.0) -> np.ndarray:
     """Values as `intervals` takes them: one arm is `effect` above the other, in standard deviations of a run."""
-    make = SHAPES[shape]
+    make = (SHAPES | WILD)[shape]
     if not design.paired:
         values = make(draw, (studies, design.a + design.b))
         values[:, : design.a] += effect
@@ -85,6 +91,45 @@ def level_cell(design: Design, shape: str, studies: int) -> Cell:
     missed = float(((low > 1) | (high < 1)).mean())
     passed = max(abs(false - 0.05), abs(missed - 0.05)) <= TOLERANCE if is_claimed(design, shape) else None
     return Cell(f"{named(design)}, {shape}", (100 * false, 100 * missed), passed)
+
+
+def choice_cell(design: Design, shape: str, studies: int) -> Cell:
+    """Percent of equal arms called different by the t-test, Welch's, permutations, the bootstrap of t, and what was chosen."""
+    draw = generator("choice", design, shape)
+    values = arms(design, shape, studies, draw)
+    chosen = p_values(values, design)
+    # Permutations give the step that the chosen p lies in.
+    steps = design.arrangements / 2
+    permuted = (np.floor(chosen * steps) + 1) / steps
+    if design.paired:
+        t = welch = stats.ttest_1samp(values, 0, axis=1).pvalue
+    else:
+        halves = np.split(values, 2, axis=1)
+        t, welch = (stats.ttest_ind(*halves, axis=1, equal_var=equal).pvalue for equal in (True, False))
+    found = [float((p < 0.05).mean()) for p in (t, welch)] + [float((permuted <= 0.05).mean())]
+    found += [bootstrapped(values[: studies // 5], design, draw), float((chosen < 0.05).mean())]
+    return Cell(f"{named(design)}, {shape}", tuple(100 * share for share in found), None)
+
+
+def bootstrapped(values: np.ndarray, design: Design, draw: np.random.Generator) -> float:
+    """Share of studies whose bootstrap-t interval of 95 % leaves out 0."""
+    parts = [values] if design.paired else np.split(values, 2, axis=1)
+
+    def effect(samples: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        means = [sample.mean(axis=-1) for sample in samples]
+        error = np.sqrt(sum(sample.var(axis=-1, ddof=1) / sample.shape[-1] for sample in samples))
+        return (means[0] - means[1] if len(means) == 2 else means[0]), error
+
+    middle, error = effect(parts)
+    again = [
+        np.take_along_axis(part[:, None, :], draw.integers(0, part.shape[1], (len(part), RESAMPLES, part.shape[1])), axis=2)
+        for part in parts
+    ]
+    means, errors = effect(again)
+    # A resample of one value alone has no error; it says nothing.
+    ratio = np.where(errors > 0, (means - middle[:, None]) / np.where(errors > 0, errors, 1), np.nan)
+    low, high = np.nanquantile(ratio, [0.025, 0.975], axis=1)
+    return float(((middle - high * error > 0) | (middle - low * error < 0)).mean())
 
 
 def power_cell(design: Design, studies: int) -> Cell:
@@ -158,6 +203,7 @@ def jobs(studies: int, part: str | None) -> dict[str, list[tuple[Callable[..., C
     """Table -> what fills it."""
     tables: dict[str, list[tuple[Callable[..., Cell], tuple[object, ...]]]] = {
         "levels": [(level_cell, (design, shape, studies)) for design in (*PAIRED, *UNPAIRED, *UNEVEN) for shape in SHAPES],
+        "choice": [(choice_cell, (design, shape, studies)) for design in CHOICE for shape in (*SHAPES, *WILD)],
         "power": [(power_cell, (design, studies)) for design in (*PAIRED, *UNPAIRED[:-1])],
         "needs": [(needs_cell, (number,)) for number in range(20)],
         "again": [(looking_again_cell, (shape, studies)) for shape in SHAPES],
@@ -166,6 +212,7 @@ def jobs(studies: int, part: str | None) -> dict[str, list[tuple[Callable[..., C
 
 
 HEADINGS = {
+    "choice": "equal arms called different %: t, Welch's t, permutations, bootstrap-t, chosen",
     "levels": "equal arms called different %, intervals that miss %",
     "power": "visible differences seen %: known noise, estimated noise",
     "needs": "seeds needed: truth, noise of 400 runs, median of six-seed studies, % of those within 30 %",
