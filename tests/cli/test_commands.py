@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_lab.cli import UsageError, main, parse
+from llama_lab.cli import COMMANDS, UsageError, main, parse
 from llama_lab.vocabulary import groups, presets
 
 Output = pytest.CaptureFixture[str]
@@ -72,7 +72,7 @@ def test_version(llama_lab):
     ("words", "hint"),
     [
         (["tarin"], "did you mean train?"),
-        (["frobnicate"], "there are train, plan, fork, verify, prepare, data, track, cache, completion"),
+        (["frobnicate"], f"there are {', '.join(COMMANDS)}"),
         (["data", "inspct"], "did you mean inspect?"),
         (["data", "shards"], "try: llama-lab data inspect shards"),
         (["optim=muon"], "try: llama-lab train optim=muon"),

@@ -23,7 +23,7 @@ def answers(line: str) -> list[str]:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("llama-lab ", ["train", "plan", "fork", "verify", "prepare", "data", "track", "cache", "completion"]),
+        ("llama-lab ", list(COMMANDS)),
         ("llama-lab tr", ["train", "track"]),
         ("llama-lab train mod", ["model.", "model="]),
         ("llama-lab train optim.max", ["optim.max_grad_norm=", "optim.max_lr="]),
