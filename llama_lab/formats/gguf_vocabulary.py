@@ -51,11 +51,8 @@ def gguf_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
     rule = _rule(parsed)
     if model.get("type") != "BPE" or model.get("byte_fallback") or rule is None or parsed.get("normalizer") is not None:
         known = ", ".join([GPT2, *RULES.values()])
-        kind = "a byte-level BPE that splits text in another way" if model.get("type") == "BPE" else f"of type {model.get('type')}"
-        raise ConfigError(
-            [("the tokenizer", f"is {kind}; GGUF is written for byte-level BPE that splits like {known}; --to hf takes any")],
-            scope="this export",
-        )
+        rule = f"is no byte-level BPE that splits text like {known}, which GGUF is written for; --to hf takes any"
+        raise ConfigError([("the tokenizer", rule)], scope="this export")
     tokens = [f"[UNUSED{number}]" for number in range(tokenizer.vocab_size)]
     kinds = [UNUSED] * tokenizer.vocab_size
     for token, number in model["vocab"].items():

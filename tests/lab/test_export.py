@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +168,12 @@ def test_what_cannot_be_exported_is_refused(shaped_runs, folders, tmp_path: Path
     assert main(["export", str(shaped_runs["mha"]), "--to", "onnx", "--out", str(tmp_path / "out")]) == 2
     assert "invalid choice: 'onnx'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_without_its_package_gguf_is_refused(shaped_runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ConfigError, match=r"pip install 'llama_lab\[gguf\]'"):
+        export(shaped_runs["mha"], tmp_path / "out", target="gguf")
 
 
 def test_gguf_refuses_a_tokenizer_that_llama_cpp_has_no_words_for(shaped_runs, tmp_path: Path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from llama_lab import load
+from llama_lab import compose, load
 from llama_lab.cli import main
 from llama_lab.config.errors import ConfigError
 from llama_lab.formats.gguf_vocabulary import LETTERS, REST, gguf_vocabulary
@@ -205,3 +205,18 @@ def test_what_the_weights_decide_cannot_be_typed(foreign: Path, tmp_path: Path):
     said = refusal(foreign, "tokenizer=file", f"tokenizer.path={tmp_path / 'larger.json'}")
     beyond = f"<pad> ({count - 2}), <mask> ({count - 1})"
     assert f"has ids up to {count - 1}, of them {beyond}, and the weights have {count - 2} rows" in said
+
+
+SCALINGS = {
+    "model.rope_factor=2.0": "has no effect without model.rope_scaling; try model.rope_scaling=linear",
+    "model.rope_factor=0.5": "is below 1; 1 leaves the wavelengths as they are",
+    "model.rope_high_freq=0.5": "is not above model.rope_low_freq=1.0; try 4",
+    "model.rope_original_len=0": "is below 1; try 8192",
+}
+
+
+@pytest.mark.parametrize("word", SCALINGS)
+def test_a_scaling_that_makes_no_sense_is_refused(word: str):
+    with pytest.raises(ConfigError) as caught:
+        compose([word])
+    assert f"{word} {SCALINGS[word]}" in str(caught.value)

@@ -113,7 +113,9 @@ def _named(words: list[str]) -> list[Path]:
         paths = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor)))) if is_pattern else [path]
         runs = [path for path in paths if (path / "config.yaml").is_file()]
         if not runs:
-            problems.append((word, "holds no run; name a run's folder, outputs/<name>/<run id>, or a pattern for several"))
+            rule = "holds no run; name a run's folder, outputs/<name>/<run id>, or a pattern for several"
+            is_foreign = (path / "config.json").is_file()
+            problems.append((word, "is a Hugging Face model; llama-lab import makes a run of it" if is_foreign else rule))
         found |= dict.fromkeys(runs)
     if problems:
         raise ConfigError(problems, scope=SCOPE)
