@@ -86,10 +86,9 @@ def score_task(
     nats = 0.0
     for question, answers in zip(own, found or [], strict=not gave_up):
         correct += _best([answer.log_likelihood for answer in answers]) == question.gold if task.is_choice else answers[0].is_greedy
-        # The space before a choice is not counted.
-        by_length = [
-            answer.log_likelihood / max(1, len(text) - 1) for answer, text in zip(answers, question.continuations, strict=True)
-        ]
+        # The space before a choice is not counted; one without a letter is never the best.
+        sizes = [len(text) - 1 for text in question.continuations]
+        by_length = [answer.log_likelihood / size if size else -math.inf for answer, size in zip(answers, sizes, strict=True)]
         correct_norm += _best(by_length) == question.gold
         nats -= answers[question.gold].log_likelihood
     device = model.embedding.weight.device

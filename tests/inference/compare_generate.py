@@ -154,7 +154,10 @@ def compare_tokens(name: str, model: Llama, prompts: int) -> bool:
     given = [torch.randint(model.vocab_size, (size,), generator=draw).tolist() for size in sizes]
     count = 24
     together = generate(model, given, new_tokens=count, sampling=GREEDY, batch=16)
-    alone = [generate(model, [prompt], new_tokens=count, sampling=GREEDY)[0] for prompt in given]
+    texts = [Text(list(prompt), count, GREEDY, torch.Generator()) for prompt in given]
+    for _ in continued(model, texts, decoder=Decoder(model, 1, tuned=True)):
+        pass
+    alone = [text.new for text in texts]
     differing, ties, wrong = 0, 0, 0
     for prompt, first, second in zip(given, together, alone, strict=True):
         ids = [*prompt, *second]
