@@ -47,12 +47,14 @@ class Import:
 
     Attributes:
         foreign: the folder that the weights come from.
+        sha256: of its config and weights.
         run: the run's own config, resolved.
         slug: what tells it from a run from nothing: eight digits that stand for the weights.
         folder: where it is, or will be.
     """
 
     foreign: ForeignModel
+    sha256: str
     run: RunConfig
     slug: str
     folder: Path
@@ -131,8 +133,9 @@ def look_up(path: Path, overrides: list[str], *, config_dir: Path | None) -> Imp
     validate(known)
     _check_tokenizer(known.tokenizer)
     known = resolve(known)
-    slug = f"imported-{foreign.hash()[:8]}"
-    return Import(foreign, known, slug, run_folder(known, slug))
+    sha256 = foreign.hash()
+    slug = f"imported-{sha256[:8]}"
+    return Import(foreign, sha256, known, slug, run_folder(known, slug))
 
 
 def begin(asked: Import, *, training: bool, command: list[str] | None) -> None:
@@ -181,7 +184,7 @@ def _fill(asked: Import, draft: Path, tokenizer: Tokenizer, origin: dict[str, An
     save_config(replace(run, fresh=False), draft / "config.yaml")
     lineage = {"parent": foreign.path.name, "path": str(foreign.path), "update": saved.update, "tokens": saved.tokens}
     about = {"format_version": FORMAT_VERSION, "run_id": asked.folder.name, "name": run.name}
-    write_json(draft / "meta.json", about | origin | {"starts": [], "lineage": lineage | {"sha256": foreign.hash()}})
+    write_json(draft / "meta.json", about | origin | {"starts": [], "lineage": lineage | {"sha256": asked.sha256}})
     size = parameters(run.model, tokenizer.vocab_size)
     lines = [
         f"Imported {relative(foreign.path)}: {size:,} parameters, vocabulary {tokenizer.vocab_size:,}",

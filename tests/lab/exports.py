@@ -24,7 +24,7 @@ SHAPES = {
     "normalised": ["model.qk_norm=true"],
 }
 """Name -> what is special about a run's model."""
-TRAINED = ("mha", "tied")
+TRAINED = ("mha",)
 SPECIAL = ["<EOS>", "<SOS>", "<PAD>", "<UNK>", "<|endoftext|>", "</s>"]
 SPACES = ["\r\n", "\n\n", "\t", "   ", " ", "\u00a0", "\u2028", "\ufeff", "\u200b"]
 OTHERS = ["😀", "👩\u200d👩\u200d👧", "é", "a\u0301", "\x00", "\x1b", "日本", "the model", "'s", "'LL", "1234567", "Ⅷ", "½"]
@@ -46,7 +46,7 @@ def texts(count: int) -> list[str]:
 
 
 def make_runs(text: Path, outputs: Path) -> dict[str, Path]:
-    """A run of each shape. Two are trained; the others have random weights that are far from what would hide a mistake."""
+    """A run of each shape. One is trained; the others have random weights that are far from what would hide a mistake."""
     brief = ["training_tokens=4096", "eval.every_updates=4", "sample=null", "checkpoint.every_tokens=2048"]
     found = {}
     with pytest.MonkeyPatch.context() as patch:

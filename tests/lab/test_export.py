@@ -91,9 +91,9 @@ def test_the_card_says_what_was_done(shaped_runs, folders):
 def test_another_checkpoint_and_another_dtype(shaped_runs, tmp_path: Path):
     from safetensors.torch import load_file
 
-    files = export(shaped_runs["tied"], tmp_path / "early", target="hf", update="4", dtype="bf16")
+    files = export(shaped_runs["mha"], tmp_path / "early", target="hf", update="4", dtype="bf16")
     assert {file.name for file in files} >= {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
-    first, last = list_checkpoints(shaped_runs["tied"] / "checkpoints")
+    first, last = list_checkpoints(shaped_runs["mha"] / "checkpoints")
     assert (first.update, last.update) == (4, 8)
     exported = load_file(tmp_path / "early" / "model.safetensors")["model.embed_tokens.weight"]
     assert torch.equal(exported, load_weights(first)["embedding.weight"].bfloat16())

@@ -65,7 +65,7 @@ class Client:
 @pytest.fixture(scope="module")
 def server(shaped_runs: dict[str, Path]) -> Iterator[Client]:
     """Two runs, served from a thread."""
-    shelf = Shelf([shaped_runs["mha"], shaped_runs["tied"]], loaded=2, running=1, device="cpu", precision="fp32")
+    shelf = Shelf([shaped_runs["mha"], shaped_runs["gqa"]], loaded=2, running=1, device="cpu", precision="fp32")
     app = build_app(shelf, waiting=WAITING, running=1, hosts=list(LOOPBACK))
     listener = socket.create_server(("127.0.0.1", 0))
     running = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", ws="none", timeout_graceful_shutdown=1))
@@ -81,19 +81,19 @@ def server(shaped_runs: dict[str, Path]) -> Iterator[Client]:
 
 def names(runs: dict[str, Path]) -> list[str]:
     """Ids of all checkpoints that are served, in order."""
-    return [f"{runs[run].name}@{update}" for run in ("mha", "tied") for update in (8, 4)]
+    return [f"{runs[run].name}@{update}" for run, update in (("mha", 8), ("mha", 4), ("gqa", 0))]
 
 
 def test_models_are_the_checkpoints_of_the_runs(server: Client, shaped_runs: dict[str, Path]):
     status, answer = server.ask("GET", "/v1/models")
     assert status == 200
     assert [model["id"] for model in answer["data"]] == names(shaped_runs)
-    assert [model["tokens"] for model in answer["data"]] == [4096, 2048] * 2
+    assert [model["tokens"] for model in answer["data"]] == [4096, 2048, 0]
 
 
 def test_a_completion_is_what_generate_gives(server: Client, shaped_runs: dict[str, Path]):
     for name in names(shaped_runs):
-        folder = shaped_runs["mha" if name.startswith(shaped_runs["mha"].name) else "tied"]
+        folder = shaped_runs["mha" if name.startswith(shaped_runs["mha"].name) else "gqa"]
         ours = load(folder, int(name.rpartition("@")[2]))
         answer = server.complete(model=name, prompt="the model", max_tokens=8, seed=3, temperature=0.7, top_k=20)
         found = ours.complete(["the model"], seed=3, max_new_tokens=8, temperature=0.7, top_k=20)[0]
@@ -250,13 +250,13 @@ def look_at(page: Any, server: Client, runs: dict[str, Path], expect: Any) -> No
     columns = page.locator(".column")
     expect(columns).to_have_count(2)
     expect(columns.nth(0).locator(".run")).to_have_text(runs["mha"].name)
-    expect(columns.nth(1).locator(".run")).to_have_text(runs["tied"].name)
+    expect(columns.nth(1).locator(".run")).to_have_text(runs["gqa"].name)
     page.get_by_label("Text to continue").fill("the model")
     page.get_by_text("Options").click()
     page.get_by_label("New tokens").fill("8")
     page.get_by_label("Temperature").fill("0")
     page.get_by_role("button", name="Continue").click()
-    for place, name in enumerate(("mha", "tied")):
+    for place, name in enumerate(("mha", "gqa")):
         expect(columns.nth(place).locator(".status")).to_have_text(re.compile("tokens"), timeout=30_000)
         expected = "the model" + load(runs[name]).generate("the model", max_new_tokens=8, temperature=0)
         assert columns.nth(place).locator(".text").text_content() == expected

@@ -113,7 +113,7 @@ async function fill(column, prompt, asked, signal) {
     }
     const seconds = (performance.now() - started) / 1000;
     const speed = usage.completion_tokens > 1 ? `, ${Math.round((usage.completion_tokens - 1) / Math.max(seconds, 1e-3))} a second` : "";
-    const why = finish === "stop" ? "ended by itself" : "as many as asked for";
+    const why = finish === "stop" ? "ended by itself" : "as many as it may have";
     status.textContent = `${usage.completion_tokens} tokens${speed}; ${why}`;
   } catch (error) {
     const ended = error.name === "AbortError";
