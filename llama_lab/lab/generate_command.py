@@ -182,21 +182,24 @@ def _prompts(asked: argparse.Namespace) -> list[str]:
 
 def _stream(run: "LoadedRun", prompt: str, options: Options, show_prompt: bool = True) -> str:
     """Print one text as it is written. Returns the continuation."""
-    start, text, last = time.perf_counter(), "", None
+    text, first, last = "", None, None
     with contextlib.closing(run.stream(prompt, **asdict(options))) as pieces:
         if show_prompt:
             _write(_bold(prompt))
         try:
             for last in pieces:
+                first = first or (time.perf_counter(), last.new_tokens)
                 text += last.text
                 _write(_safe(last.text))
         except KeyboardInterrupt:
             _write(" …")
     _write("\n")
-    if last is not None and sys.stderr.isatty():
-        seconds = time.perf_counter() - start
+    if first is not None and last is not None and sys.stderr.isatty():
+        # Without the first token, which reads the prompt.
+        rate = (last.new_tokens - first[1]) / max(1e-9, time.perf_counter() - first[0])
+        speed = f", {rate:.0f} a second" if last.new_tokens > first[1] else ""
         why = "stopped" if last.finish is None else FINISHES[last.finish]
-        print(f"[{last.new_tokens} tokens, {last.new_tokens / seconds:.0f} a second; {why}]", file=sys.stderr)
+        print(f"[{last.new_tokens} tokens{speed}; {why}]", file=sys.stderr)
     return text
 
 
