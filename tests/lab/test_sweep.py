@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from llama_lab.config.compose import compose
 from llama_lab.config.errors import ConfigError
@@ -14,7 +15,7 @@ from llama_lab.lab.sweep.expand import place
 from llama_lab.lab.sweep.halving import falls_behind, rung_updates
 from llama_lab.lab.sweep.local import choose_gpus
 from llama_lab.lab.sweep.search import changed
-from llama_lab.lab.sweep.space import Axis, draw_points
+from llama_lab.lab.sweep.space import Axis, axis_problems, draw_points, read_axis
 
 SMOKE = ["experiment=smoke", "wandb=null", "hardware=cpu"]
 
@@ -102,7 +103,21 @@ def test_all_jobs_are_checked_before_the_first_starts(outputs: Path):
     assert not outputs.exists()
 
 
-DRAWN = ["sweep.search=random", "sweep.trials=4"]
+@pytest.mark.parametrize(
+    ("line", "draws", "said"),
+    [
+        ("optim.weight_decay=glob(*)", False, "gives no values"),
+        ("schedule=glob(x*)", False, "gives no values; there are constant, cosine, linear, wsd"),
+        ("optim.max_lr=interval(0,1)", False, "or add sweep.search=random sweep.trials=20 to draw from it"),
+        ("optim.max_lr=interval(1,0)", True, "is no interval from a lower to a higher number"),
+        ("optim.max_lr=tag(log,interval(0,1))", True, "has no logarithm at its lower end"),
+        ("model.n_layers=interval(1.2,1.8)", True, "holds no whole number"),
+        ("seed.init=interval(0,9)", True, "type them: seed.init=0,1,2"),
+    ],
+)
+def test_values_that_cannot_be_tried_are_refused(line: str, draws: bool, said: str):
+    ((subject, rule),) = axis_problems(read_axis(OverridesParser.create().parse_override(line)), draws=draws)
+    assert (subject, said in rule) == (line, True), rule
 
 
 @pytest.mark.parametrize(
@@ -110,26 +125,17 @@ DRAWN = ["sweep.search=random", "sweep.trials=4"]
     [
         (["optim.max_lr=1e-3,0.001"], "is the same run as optim.max_lr=0.001 (jobs 1 and 2)"),
         (["seed.init=1"], "needs a key with several values"),
-        (["optim.weight_decay=glob(*)"], "gives no values"),
-        (["schedule=glob(x*)"], "gives no values; there are constant, cosine, linear, wsd"),
-        (["optim.max_lr=interval(0,1)"], "or add sweep.search=random sweep.trials=20 to draw from it"),
         (["optim.max_lr=range(0,"], "optim.max_lr=range(0,"),
         (["optim.max_rl=1e-3,2e-3"], "optim.max_rl=0.001 is no field; did you mean optim.max_lr?"),
-        (["optim.max_lr=interval(1,0)", *DRAWN], "is no interval from a lower to a higher number"),
-        (["optim.max_lr=tag(log,interval(0,1))", *DRAWN], "has no logarithm at its lower end"),
-        (["model.n_layers=interval(1.2,1.8)", *DRAWN], "holds no whole number"),
-        (["seed.init=interval(0,9)", *DRAWN], "type them: seed.init=0,1,2"),
-        (["seed.init=0,1", *DRAWN], "leaves sweep.search=random nothing to choose"),
+        (["seed.init=0,1", "sweep.search=random", "sweep.trials=4"], "leaves sweep.search=random nothing to choose"),
         (["seed.init=0,1", "sweep.trials=4"], "sweep.trials=4 counts nothing in a grid"),
         (["optim.max_lr=interval(1,2)", "sweep.search=random"], "does not say how many points"),
         (["seed.init=0,1", "sweep.trials=3,4"], "is about the sweep as a whole"),
         (["seed.init=0,1", "sweep.objective=val/los"], "did you mean sweep.objective=val/loss?"),
         (["seed.init=0,1", "eval=null"], "leaves no sweep.objective=val/loss to compare"),
-        (["seed.init=0,1", "sweep.halvings=2", "eval.every_updates=null"], "eval.every_updates=5 makes them"),
         (["seed.init=0,1", "sweep.halvings=2"], "makes none there; try eval.every_updates=5"),
         (["seed.init=0,1", "sweep.halvings=1", "sweep.objective=train/loss"], "compares validations"),
-        (["optim=muon,adamw", "optim.momentum=0.9,0.95"], "is no field of optim=adamw"),
-        (["seed.init=0,1", "sweep.launcher=slurm", "precision=auto"], "cannot be found out here for Slurm's nodes"),
+        (["seed.init=0,1", "sweep.launcher=slurm"], "cannot be found out here for Slurm's nodes"),
     ],
 )
 def test_what_is_no_sweep_is_refused(overrides: list[str], said: str):
@@ -166,21 +172,21 @@ def test_a_preset_can_be_a_sweep(tmp_path: Path):
 
 def test_random_points_are_drawn_from_what_was_typed_and_more_of_them_go_on():
     words = [*SMOKE, "optim.max_lr=tag(log,interval(1e-3,1e-1))", "model.n_layers=interval(1,3)", "optim=muon,adamw"]
-    few, more = (expand([*words, "sweep.search=random", f"sweep.trials={count}"]) for count in (5, 12))
-    assert [job.folder for job in more.jobs[:5]] == [job.folder for job in few.jobs]
+    few, more = (expand([*words, "sweep.search=random", f"sweep.trials={count}"]) for count in (2, 8))
+    assert [job.folder for job in more.jobs[:2]] == [job.folder for job in few.jobs]
     assert few.folder == more.folder
     rates = [job.run.optim.max_lr for job in more.jobs]
     assert all(1e-3 <= rate <= 1e-1 for rate in rates)
     assert {job.run.model.n_layers for job in more.jobs} == {1, 2, 3}
     assert {job.values["optim"] for job in more.jobs} == {"muon", "adamw"}
-    assert expand([*words, "sweep.search=random", "sweep.trials=5", "sweep.seed=1"]).folder != few.folder
+    assert expand([*words, "sweep.search=random", "sweep.trials=2", "sweep.seed=1"]).folder != few.folder
 
 
 def test_each_drawn_point_is_run_with_every_seed():
-    jobs = expand([*SMOKE, "optim.max_lr=interval(1e-3,2e-3)", "seed.init=0,1", "sweep.search=random", "sweep.trials=3"]).jobs
-    assert len(jobs) == 6
+    jobs = expand([*SMOKE, "optim.max_lr=interval(1e-3,2e-3)", "seed.init=0,1", "sweep.search=random", "sweep.trials=2"]).jobs
+    assert len(jobs) == 4
     assert Counter(job.point for job in jobs) == dict.fromkeys({job.point for job in jobs}, 2)
-    assert [job.values["seed.init"] for job in jobs] == ["0", "1"] * 3
+    assert [job.values["seed.init"] for job in jobs] == ["0", "1"] * 2
 
 
 def test_drawing_covers_the_logarithm_evenly_and_ends_where_there_is_nothing_new():

@@ -272,8 +272,7 @@ def _bases(sweep: Sweep, config_dir: Path | None) -> list[Job]:
         for value in (axis.choices or (axis.typed(axis.low), axis.typed(axis.high)))
         if not axis.is_seed and sweep.jobs[0].values[axis.key] != value
     ]
-    known = {label(point) for point in points}
-    further = [*points, *(end for end in ends if label(end) not in known)]
+    further = [*points, *(end for end in ends if end not in points)]
     return build_jobs(sweep.fixed, further, sweep.settings, config_dir, are_asked=False)[: len(points)]
 
 

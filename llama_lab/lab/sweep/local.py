@@ -159,13 +159,20 @@ class Local:
         return context
 
     def _free(self, run: RunConfig) -> list[str] | None:
-        """The GPUs that a job would get, those with the fewest jobs first; none if too few have room."""
         load = Counter(gpu for running in self._running for gpu in running.gpus)
-        free = sorted(
-            (gpu for gpu in self._gpus if load[gpu] < self._shared_by), key=lambda gpu: (load[gpu], self._gpus.index(gpu))
-        )
-        wanted = run.hardware.processes or 1
-        return free[:wanted] if len(free) >= wanted else None
+        return choose_gpus(self._gpus, load, wanted=run.hardware.processes or 1, shared_by=self._shared_by)
+
+
+def choose_gpus(gpus: list[str], load: Counter[str], *, wanted: int, shared_by: int) -> list[str] | None:
+    """The GPUs that a job gets, those with the fewest jobs first; None if too few have room.
+
+    Args:
+        load: jobs that each GPU has.
+        wanted: GPUs that the job takes.
+        shared_by: jobs that may share a GPU.
+    """
+    free = sorted((gpu for gpu in gpus if load[gpu] < shared_by), key=lambda gpu: (load[gpu], gpus.index(gpu)))
+    return free[:wanted] if len(free) >= wanted else None
 
 
 def _gpus(runs: list[RunConfig]) -> list[str]:

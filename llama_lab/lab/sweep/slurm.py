@@ -6,7 +6,6 @@ on.
 """
 
 import json
-import os
 import shutil
 import subprocess
 import time
@@ -30,8 +29,6 @@ ASKED_SECONDS = 10.0
 ANSWER_SECONDS = 20.0
 COMMAND_SECONDS = 30.0
 TAKEN_AWAY = ("PREEMPTED", "NODE_FAIL", "REQUEUED", "TIMEOUT", "BOOT_FAIL", "CANCELLED")
-SIGNAL = {"SUBMITIT_PREEMPT_SIGNAL": "USR1"}
-"""What submitit has Slurm send near the end of a job's time; it looks when it is imported."""
 
 
 class Queue:
@@ -163,7 +160,9 @@ class Slurm:
     def _parameters(self, job: Job) -> dict[str, Any]:
         """What sbatch is told of a job."""
         settings, processes = self._settings, job.run.hardware.processes or 1
-        options = dict(option.split("=", 1) for option in settings.options)
+        # Not submitit's own signal, on which it would give up what it cannot pickle: training listens to this one.
+        options = {"signal": f"USR1@{min(SAVING_SECONDS, settings.minutes * 30)}"}
+        options |= dict(option.split("=", 1) for option in settings.options)
         options |= {"partition": settings.partition} if settings.partition else {}
         options |= {"account": settings.account} if settings.account else {}
         return {
@@ -172,7 +171,6 @@ class Slurm:
             "nodes": 1,
             "ntasks_per_node": 1,
             "cpus_per_task": settings.cpus * processes,
-            "signal_delay_s": min(SAVING_SECONDS, settings.minutes * 30),
             **({"gpus_per_node": processes} if job.run.hardware.device is Device.cuda else {}),
             **({"mem": f"{settings.memory_gib}GB"} if settings.memory_gib else {}),
             "additional_parameters": options,
@@ -180,7 +178,6 @@ class Slurm:
 
 
 def _submitit() -> Any:
-    os.environ.update(SIGNAL)
     try:
         import submitit
     except ImportError:
