@@ -99,6 +99,7 @@ def _verdicts(run: RunConfig, summary: dict[str, Any], meta: dict[str, Any], row
         found += _beside_baselines(run, meta, last)
     else:
         found.append("Held-out text: never validated up to here")
+    found += _tasks([row for row in rows if row["update"] <= update])
     if run.guard.spike_deviations is not None:
         spikes = sum(bool(row.get("train/spike")) for row in rows if row["update"] <= update)
         found.append(f"Spikes of the loss: {spikes or 'none'}")
@@ -112,6 +113,17 @@ def _measures(row: dict[str, Any]) -> str:
     bits = row.get("val/bits_per_byte")
     said = f"loss {row['val/loss']:.4f} nats a token, perplexity {math.exp(row['val/loss']):.2f}"
     return said + (f", {bits:.4f} bits a byte" if bits is not None else "")
+
+
+def _tasks(rows: list[dict[str, Any]]) -> list[str]:
+    """What the tasks of the run came to last."""
+    last: dict[str, dict[str, float]] = {}
+    for row in rows:
+        for key, value in row.items():
+            if key.startswith("task/") and value is not None:
+                _, task, name = key.split("/", 2)
+                last.setdefault(task, {})[name] = value
+    return [f"Task {task}: " + ", ".join(f"{name} {value:.4g}" for name, value in found.items()) for task, found in last.items()]
 
 
 def _beside_baselines(run: RunConfig, meta: dict[str, Any], row: dict[str, Any]) -> list[str]:

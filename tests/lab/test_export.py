@@ -88,6 +88,16 @@ def test_the_card_says_what_was_done(shaped_runs, folders):
     assert (folders["mha"] / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_card_tells_the_last_score_of_each_task(shaped_runs, tmp_path: Path):
+    run = Path(shutil.copytree(shaped_runs["mha"], tmp_path / "run"))
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as rows:
+        for update, accuracy in ((4, 0.25), (8, 0.5)):
+            row = {"update": update, "tokens": 512 * update, "task/our/accuracy": accuracy, "task/our/accuracy_norm": None}
+            rows.write(json.dumps(row) + "\n")
+    export(run, tmp_path / "out", target="hf")
+    assert "- Task our: accuracy 0.5\n" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
 def test_another_checkpoint_and_another_dtype(shaped_runs, tmp_path: Path):
     from safetensors.torch import load_file
 
