@@ -42,7 +42,8 @@ class RecordedStep:
         self._lengths.copy_(torch.tensor([*lengths, *missing]))
         seen = self._rounded(max(lengths) + 1)
         if seen not in self._graphs:
-            self._graphs[seen] = self._record(seen)
+            with torch.cuda.device(self._tokens.device):
+                self._graphs[seen] = self._record(seen)
         graph, logits = self._graphs[seen]
         graph.replay()
         return logits[:count].float().cpu()

@@ -51,13 +51,21 @@ def run_generate_command(words: list[str]) -> int:
     if asked.interactive and (prompts or asked.json):
         raise ConfigError([("--interactive", "asks for its prompts itself, and prints no JSON; leave the others out")], scope=SCOPE)
     run = open_checkpoint(asked.run, asked.update, device=asked.device, precision=asked.precision)
+    try:
+        _continue(run, prompts, options, asked)
+    except ConfigError as error:
+        raise ConfigError([(subject, _with_flags(rule)) for subject, rule in error.problems], scope=SCOPE) from None
+    return 0
+
+
+def _continue(run: "LoadedRun", prompts: list[str], options: Options, asked: argparse.Namespace) -> None:
+    """Continue the prompts in the way that was asked for."""
     if asked.interactive:
         _converse(run, options)
     elif asked.json or len(prompts) * asked.samples > 1:
         _print_all(run, prompts, options, samples=asked.samples, batch=asked.batch, as_json=asked.json)
     else:
         _stream(run, prompts[0], options)
-    return 0
 
 
 def open_checkpoint(folder: Path, update: str | None, *, device: str, precision: str) -> "LoadedRun":
@@ -134,6 +142,10 @@ def _options(asked: argparse.Namespace) -> Options:
         given["temperature"] = 0.0
     if given.get("top_k") == 0:
         given["top_k"] = None
+    for prompt in asked.prompts:
+        name, equals, value = prompt.partition("=")
+        if equals and name in NAMES:
+            found.append((prompt, f"would be a text to continue; the option is --{name.replace('_', '-')} {value}"))
     for name in ("samples", "batch"):
         if getattr(asked, name) < 1:
             found.append((f"--{name} {getattr(asked, name)}", "is below 1; try 1"))
@@ -150,6 +162,13 @@ def _options(asked: argparse.Namespace) -> Options:
 def _as_flag(subject: str) -> str:
     name, _, value = subject.partition("=")
     return f"--{name.replace('_', '-')} {value}"
+
+
+def _with_flags(rule: str) -> str:
+    """A rule that speaks of options as Python has them, as the command line has them."""
+    for name in NAMES:
+        rule = rule.replace(f"{name}=", f"--{name.replace('_', '-')} ")
+    return rule
 
 
 def _prompts(asked: argparse.Namespace) -> list[str]:
