@@ -26,7 +26,7 @@ from llama_lab.training.run_folder import write_json
 
 FORMAT_VERSION = 1
 METRICS = ("val/loss", "val/bits_per_byte", "train/loss")
-SEEDS, INIT, ORDER, KERNELS = "seeds", "init", "order", "kernels"
+BOTH, INIT, ORDER, KERNELS = "seeds", "init", "order", "kernels"
 VARIANTS = ("optim", "schedule")
 """Parts of a config that do not change its family."""
 
@@ -69,8 +69,8 @@ class Floor:
     def of(self, metric: str) -> Scatter | None:
         """What single runs of different seeds scatter by; the largest that was measured if not both seeds were varied at once."""
         kinds = self.scatter.get(metric, {})
-        if SEEDS in kinds:
-            return kinds[SEEDS]
+        if BOTH in kinds:
+            return kinds[BOTH]
         return max(kinds.values(), key=lambda scatter: scatter.sd, default=None)
 
 
@@ -162,7 +162,7 @@ def _split(runs: Sequence[RunRecord], value: Callable[[RunRecord], float]) -> di
         once.setdefault((run.seeds["seed.init"], run.seeds["seed.data"]), []).append(value(run))
     first = {seeds: found[0] for seeds, found in once.items()}
     groups = {
-        SEEDS: [[first[seeds] for seeds in _unrelated(sorted(first))]],
+        BOTH: [[first[seeds] for seeds in _unrelated(sorted(first))]],
         INIT: _apart([(order, init, found) for (init, order), found in first.items()]),
         ORDER: _apart([(init, order, found) for (init, order), found in first.items()]),
         KERNELS: list(once.values()),

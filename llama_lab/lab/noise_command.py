@@ -8,7 +8,7 @@ from pathlib import Path
 from llama_lab.config.compose import compose
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import run_folder
-from llama_lab.lab.noise import KERNELS, Floor, measure, own_part, store
+from llama_lab.lab.noise import BOTH, KERNELS, Floor, measure, own_part, store
 from llama_lab.lab.records import load_record, load_records
 from llama_lab.lab.statistics import Design
 from llama_lab.lab.sweep import Sweep, describe, run_sweep
@@ -145,13 +145,13 @@ def _show(floor: Floor, count: int) -> None:
 
     for metric, kinds in floor.scatter.items():
         total = floor.of(metric)
+        parts = sum(own_part(floor, metric, kind) ** 2 for kind in kinds if kind != BOTH)
         rows = []
         for kind, found in kinds.items():
-            own = own_part(floor, metric, kind)
-            share = "" if total is None or total.sd == 0 or kind == "seeds" else f"{100 * (own / total.sd) ** 2:.0f} %"
+            share = "" if kind == BOTH or not parts else f"{100 * own_part(floor, metric, kind) ** 2 / parts:.0f} %"
             said = f"{found.low:.2g} to {found.high:.2g}" if found.sd else "equal to the last digit"
             rows.append((kind, MEANING[kind], f"{found.sd:.3g}", said, str(found.degrees_of_freedom), share))
-        headings = ("chance", "what differs", "sd", "95 % interval", "degrees of freedom", "of the variance")
+        headings = ("chance", "what differs", "sd", "95 % interval", "degrees of freedom", "share")
         print_table(f"{metric}: noise of single runs ({count} runs)", headings, rows)
         if KERNELS not in kinds:
             print("Kernels were not looked at: no two runs have the same seeds")

@@ -26,6 +26,7 @@ from llama_lab.config.schema import Direction, Launcher, Search, SlurmConfig, Sw
 from llama_lab.lab.sweep.expand import Job, Outcome, Sweep
 from llama_lab.lab.sweep.space import Axis
 from llama_lab.training.run_folder import RunFolder, hold_run, write_json
+from llama_lab.training.scrub import scrub_command
 
 FORMAT_VERSION = 1
 # Drawn behind the last update; a run that was killed before it lacks nothing else.
@@ -65,7 +66,7 @@ def freeze(sweep: Sweep) -> None:
         path.parent.mkdir(exist_ok=True)
         if not path.is_file():
             save_config(base.run, path)
-    starts = [*known.get("starts", []), {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": sweep.command}]
+    starts = [*known.get("starts", []), {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": scrub_command(sweep.command)}]
     _write(sweep, starts)
 
 
