@@ -868,7 +868,8 @@ class SweepConfig:
     """Share of the jobs that goes on at a halving. In (0, 1)."""
     noise: float | None = MISSING
     """Standard deviation of the objective between runs that differ in their seeds alone; a job is stopped only where it is worse by
-    more than that explains. At least 0; null: that of the seeds which the sweep repeats, or 0 where it repeats none."""
+    more than that explains. At least 0; null: that of the seeds which the sweep repeats, else what `llama-lab noise` has stored for
+    such runs, else 0."""
     launcher: Launcher = MISSING
     """`slurm` needs the package submitit (llama_lab[slurm])."""
     at_once: int | None = MISSING
