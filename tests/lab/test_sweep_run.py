@@ -126,7 +126,7 @@ def test_a_sweep_ends_when_its_first_jobs_fail_alike(make: Make, capsys):
 
 
 def test_a_sweep_that_is_interrupted_saves_its_jobs_and_goes_on(make: Make, capsys):
-    sweep = make("training_tokens=51200", "checkpoint.every_tokens=5120", "seed.init=0,1", "sweep.at_once=1")
+    sweep = make("training_tokens=20480", "checkpoint.every_tokens=5120", "seed.init=0,1", "sweep.at_once=1")
 
     def interrupt() -> None:
         wait_for((sweep.jobs[0].folder / "metrics.jsonl").is_file)
@@ -143,7 +143,7 @@ def test_a_sweep_that_is_interrupted_saves_its_jobs_and_goes_on(make: Make, caps
     assert "[1/2] seed.init=0: started again" in said
     assert [problem for job in sweep.jobs for problem in _broken(RunFolder(job.folder))] == []
     printed = (sweep.folder / "jobs" / "0001" / "output.log").read_text(encoding="utf-8")
-    assert printed.count("Step: 100 ") == 1
+    assert printed.count("Step: 40 ") == 1
 
 
 def test_a_job_that_runs_out_of_memory_gets_a_smaller_micro_batch(make: Make, capsys):
@@ -170,7 +170,7 @@ def test_a_job_that_runs_out_of_memory_gets_a_smaller_micro_batch(make: Make, ca
 
 def test_a_job_that_falls_behind_is_stopped_for_good(make: Make, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setattr(run, "POLL_SECONDS", 0.02)
-    words = ("training_tokens=81920", "eval.every_updates=10", "eval.max_tokens=64", "optim.max_lr=2e-2,1e-6", "seed.init=0,1")
+    words = ("training_tokens=51200", "eval.every_updates=5", "eval.max_tokens=64", "optim.max_lr=2e-2,1e-6", "seed.init=0,1")
     sweep = make(*words, "sweep.at_once=1", "sweep.halvings=2", "sweep.noise=0")
     sweep.jobs.sort(key=lambda job: job.values["seed.init"])
     assert run_sweep(sweep) == 0
@@ -249,7 +249,7 @@ def test_a_killed_sweep_ends_complete_with_nothing_done_twice(tmp_path: Path, mo
     if jobs := int(os.environ.get("LLAMA_LAB_SWEEP_JOBS", 0)):
         assert survive(Bench(tmp_path, jobs), kills=3, seed=0) == []
         return
-    bench = Bench(tmp_path, jobs=2, updates=30)
+    bench = Bench(tmp_path, jobs=2, updates=20)
     process = bench.start("sweep.at_once=1")
     wait_for(lambda: any(run.finished for run in bench.runs))
     for victim in [process.pid, *_descendants(process.pid)]:

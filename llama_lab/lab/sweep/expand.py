@@ -41,6 +41,7 @@ class Outcome:
         updates, tokens: done so far, in all starts together.
         summary: last values by metric key.
         kind, message: class and text of the error it ended with; empty without one.
+        process_seconds: from its process's first line to its last, in this start.
     """
 
     status: str
@@ -50,6 +51,7 @@ class Outcome:
     summary: dict[str, Any] = field(default_factory=dict)
     kind: str = ""
     message: str = ""
+    process_seconds: float = 0.0
 
     @property
     def failed(self) -> bool:

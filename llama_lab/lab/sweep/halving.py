@@ -14,11 +14,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from llama_lab.config.schema import Direction, Problem, RunConfig, SweepConfig
 from llama_lab.lab.sweep.space import Point, label, without_seeds
 from llama_lab.training.metrics import read_rows
 
+# Repetitions, beyond the first of each point, below which their scatter says little.
+FEW = 3
 CERTAINTY = 1.645
 """Standard deviations behind which a difference is chance in one case of twenty, looked at from one side."""
 
@@ -118,6 +121,7 @@ class Halving:
         self._settings = settings
         self._sign = 1 if settings.direction is Direction.minimize else -1
         self._passed: set[tuple[Path, int]] = set()
+        self._floor: list[Any] | None = None
 
     def look(self, job: Candidate, everyone: Sequence[Candidate]) -> Verdict | None:
         """Why a running job should be stopped; None if it goes on.
@@ -141,8 +145,11 @@ class Halving:
         return None
 
     def noise(self, rung: int, everyone: Sequence[Candidate]) -> float:
-        """Standard deviation between runs that differ in their seeds alone, at a rung: as it was typed, else as the repetitions of
-        this sweep show it so far, pooled over points; 0 where there are none."""
+        """Standard deviation between runs that differ in their seeds alone.
+
+        As it was typed; else as the repetitions of this sweep show it at the rung so far, pooled over points; where these are too
+        few, as `llama-lab noise` has stored it for such runs; else as those few show it, and 0 without any.
+        """
         if self._settings.noise is not None:
             return self._settings.noise
         groups: defaultdict[str, list[float]] = defaultdict(list)
@@ -152,7 +159,22 @@ class Halving:
                 groups[label(without_seeds(one.values))].append(value)
         repeated = [values for values in groups.values() if len(values) > 1]
         freedom = sum(len(values) - 1 for values in repeated)
+        if freedom < FEW and (stored := self._stored(everyone)) is not None:
+            return stored
         return math.sqrt(sum(statistics.variance(values) * (len(values) - 1) for values in repeated) / freedom) if freedom else 0.0
+
+    def _stored(self, everyone: Sequence[Candidate]) -> float | None:
+        """The noise floor that was measured for runs like these, if there is one."""
+        # They import scipy, which a command that only starts a run need not wait for.
+        from llama_lab.lab.noise import find_floor
+        from llama_lab.lab.records import load_record
+
+        begun = next((one.folder for one in everyone if (one.folder / "metrics.jsonl").is_file()), None)
+        if begun is not None and self._floor is None:
+            self._floor = [find_floor(load_record(begun))]
+        floor = self._floor[0] if self._floor else None
+        scatter = floor.of(self._settings.objective) if floor is not None else None
+        return None if scatter is None else scatter.sd
 
     def _value(self, job: Candidate, rung: int) -> float | None:
         updates = rung_updates(job.run, self._settings)

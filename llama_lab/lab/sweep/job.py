@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from dataclasses import asdict, dataclass
 from multiprocessing import connection, parent_process
@@ -54,6 +55,7 @@ class Request:
 
 def be_job(request: Request) -> None:
     """Be the job, from the first line of output to the exit code."""
+    start = time.monotonic()
     if request.environment is not None:
         os.environ.clear()
         os.environ.update(request.environment)
@@ -71,6 +73,7 @@ def be_job(request: Request) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, NUMBERS)
     outcome = _train(request)
     ignore_signals()
+    outcome.process_seconds = round(time.monotonic() - start, 2)
     write_json(request.answer, asdict(outcome))
     if outcome.failed:
         sys.exit(1)
