@@ -68,7 +68,7 @@ class Decoder:
         )
         self._lengths = [0] * rows
         self._recorded = RecordedStep(model, self._cache) if tuned and self._device.type == "cuda" else None
-        self._plain = PlainStep(model) if tuned and PlainStep.suits(model) else None
+        self._plain = PlainStep(model, self._cache.row(0, 0)) if tuned and PlainStep.suits(model) else None
 
     def add(self, text: Text) -> None:
         """Read a text into a free row. Of one that is longer than the context only the end is read."""
@@ -124,12 +124,15 @@ class Decoder:
         """Logits after one more token of each text, (texts, vocabulary), float32, on the CPU."""
         if self._recorded is not None:
             return self._recorded(tokens, lengths)
-        # One text needs no mask, and reads no position that it has not got.
-        alone = self._cache.row(0, lengths[0]) if len(tokens) == 1 else None
-        if alone is not None and self._plain is not None:
-            return self._plain(tokens[0], alone)
+        is_alone = len(tokens) == 1
+        if is_alone and self._plain is not None:
+            return self._plain(tokens[0], lengths[0])
         shaped = torch.tensor(tokens, device=self._device).unsqueeze(1)
-        cache = alone or Step(self._cache, torch.tensor(lengths, device=self._device), max(lengths) + 1)
+        if is_alone:
+            # One text needs no mask, and reads no position that it has not got.
+            cache = self._cache.row(0, lengths[0])
+        else:
+            cache = Step(self._cache, torch.tensor(lengths, device=self._device), max(lengths) + 1)
         return self.model.forward(shaped, cache=cache)[:, -1].float().cpu()
 
     @torch.no_grad()

@@ -7,6 +7,7 @@ for a call, and here are a third as many calls as in `Llama.forward`. A test hol
 Shapes: c channels, h query heads, g key/value heads, d head_dim, f width of the feed-forward layer.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -37,10 +38,14 @@ class PlainStep:
 
     The model's own weights are laid out anew, in place: values, shapes and names stay, and so does the memory that they take, but
     for the output projection where it is the embedding, which is needed in both layouts.
+
+    Args:
+        cache: of one row, where the text lies. How many of its positions are filled is the caller's to say.
     """
 
-    def __init__(self, model: Llama) -> None:
+    def __init__(self, model: Llama, cache: KVCache) -> None:
         self._layers = [_laid_out(block) for block in model.blocks if isinstance(block, Block)]
+        self._keys, self._values = cache.keys.unbind(), cache.values.unbind()
         self._embedding, self._norm = model.embedding.weight.detach(), model.norm.weight.detach()
         self._output = self._embedding.t().contiguous() if model.output is None else _joined([model.output.weight])
         self._cos = torch.cat((model.cos, model.cos), dim=-1)
@@ -56,40 +61,41 @@ class PlainStep:
         weight = model.embedding.weight
         return weight.device.type == "cpu" and weight.dtype == torch.float32
 
-    @torch.no_grad()
-    def __call__(self, token: int, cache: KVCache) -> Tensor:
-        """Logits after one more token of the text in a cache of one row, (1, vocabulary)."""
-        place = cache.length
+    def __call__(self, token: int, place: int) -> Tensor:
+        """Logits after a token at a position, the number of those before it, (1, vocabulary)."""
+        # Inference mode leaves out what calls do for a later backward; the clone is a tensor like any other.
+        with torch.inference_mode():
+            logits = self._logits(token, place)
+        return logits.clone()
+
+    def _logits(self, token: int, place: int) -> Tensor:
         cos, sin = self._cos[place], self._sin[place]
         x = self._embedding[token].unsqueeze(0)
-        keys, values = cache.keys[:, 0], cache.values[:, 0]
-        for number, layer in enumerate(self._layers):
-            mixed = self._attended(layer, self._normed(x, layer.attention_norm), cos, sin, keys[number], values[number], place)
+        for layer, keys, values in zip(self._layers, self._keys, self._values, strict=True):
+            mixed = self._attended(layer, self._normed(x, layer.attention_norm), cos, sin, keys, values, place)
             x = torch.addmm(x, mixed, layer.o)
             gate, up = torch.mm(self._normed(x, layer.ffn_norm), layer.gate_up).chunk(2, dim=1)
             x = torch.addmm(x, functional.silu(gate).mul_(up), layer.down)
-        cache.advance(1)
         return torch.mm(self._normed(x, self._norm), self._output)
 
     def _normed(self, x: Tensor, gains: Tensor) -> Tensor:
-        return functional.rms_norm(x, (self._channels,), gains, self._eps)
+        length = float(torch.linalg.vector_norm(x))
+        return torch.mul(x, gains).mul_(1 / math.sqrt(length * length / self._channels + self._eps))
 
-    def _attended(self, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor, k_gsd: Tensor, v_gsd: Tensor, place: int) -> Tensor:
+    def _attended(self, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor, k_1gsd: Tensor, v_1gsd: Tensor, place: int) -> Tensor:
         """Mixed values, (1, c); the position's own key and value are written to its place first."""
-        heads, head_dim = self._heads, self._head_dim
-        qkv = torch.mm(x, layer.qkv).view(-1, head_dim)
-        turning = qkv[: heads + self._kv_heads]
+        heads, kv_heads, head_dim = self._heads, self._kv_heads, self._head_dim
+        turning, value = torch.mm(x, layer.qkv).view(-1, head_dim).split((heads + kv_heads, kv_heads))
         if layer.q_norm is not None and layer.k_norm is not None:
-            norms = ((turning[:heads], layer.q_norm), (turning[heads:], layer.k_norm))
-            turning = torch.cat([functional.rms_norm(part, (head_dim,), gains, self._eps) for part, gains in norms])
+            parts = zip(turning.split((heads, kv_heads)), (layer.q_norm, layer.k_norm), strict=True)
+            turning = torch.cat([functional.rms_norm(part, (head_dim,), gains, self._eps) for part, gains in parts])
         # A pair's other half, turned by the sine: the table has its sign.
-        turned = torch.addcmul(turning * cos, turning.roll(head_dim // 2, 1), sin)
-        k_gsd[:, place] = turned[heads:]
-        v_gsd[:, place] = qkv[heads + self._kv_heads :]
+        query, key = torch.addcmul(turning * cos, turning.roll(head_dim // 2, 1), sin).split((heads, kv_heads))
+        k_1gsd.select(2, place).copy_(key)
+        v_1gsd.select(2, place).copy_(value)
         # Heads that share a key stand below each other, as if they were positions.
-        q_1grd = turned[:heads].view(1, self._kv_heads, -1, head_dim)
-        seen = slice(0, place + 1)
-        mixed = functional.scaled_dot_product_attention(q_1grd, k_gsd[None, :, seen], v_gsd[None, :, seen])
+        q_1grd, seen = query.view(1, kv_heads, -1, head_dim), place + 1
+        mixed = functional.scaled_dot_product_attention(q_1grd, k_1gsd.narrow(2, 0, seen), v_1gsd.narrow(2, 0, seen))
         return mixed.view(1, -1)
 
 

@@ -130,14 +130,13 @@ def test_a_decoder_can_be_used_again(model):
 def test_a_step_of_one_text_on_a_cpu_is_the_models_own(shape):
     """Also with the weights that were laid out anew, whose values are the same, and which training could go on with."""
     model, untouched = small_model(2, dropout=0.0, **shape), small_model(2, dropout=0.0, **shape)
-    step = PlainStep(model)
-    assert all(torch.equal(one, model.state_dict()[name]) for name, one in untouched.state_dict().items())
     caches = [KVCache(model.config, batch=1, max_len=CONTEXT, dtype=torch.float32, device="cpu") for _ in range(2)]
+    step = PlainStep(model, caches[0])
+    assert all(torch.equal(one, model.state_dict()[name]) for name, one in untouched.state_dict().items())
     with torch.no_grad():
-        for token in (3, 1, 4, 1, 5, 9, 2, 6):
+        for place, token in enumerate((3, 1, 4, 1, 5, 9, 2, 6)):
             expected = untouched(torch.tensor([[token]]), cache=caches[1])[0]
-            torch.testing.assert_close(step(token, caches[0]), expected, atol=1e-4, rtol=1e-4)
-    assert caches[0].length == 8
+            torch.testing.assert_close(step(token, place), expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(caches[0].keys, caches[1].keys, atol=1e-5, rtol=1e-5)
     tokens = torch.tensor([[3, 1, 4, 1, 5]])
     losses = [one(tokens[:, :-1], tokens[:, 1:]) for one in (model, untouched)]
