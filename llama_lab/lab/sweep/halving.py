@@ -18,7 +18,6 @@ from typing import Any
 
 from llama_lab.config.schema import Direction, Problem, RunConfig, SweepConfig
 from llama_lab.lab.sweep.space import Point, label, without_seeds
-from llama_lab.training.metrics import read_rows
 
 # Repetitions, beyond the first of each point, below which their scatter says little.
 FEW = 3
@@ -103,6 +102,9 @@ class Candidate:
     def at(self, update: int, objective: str, sign: int) -> float | None:
         """Its objective after an update, lower being better; None if it was not validated there yet. A value that is no finite
         number is the worst there is."""
+        # It brings what training prints with, which a command that is refused need not wait for.
+        from llama_lab.training.metrics import read_rows
+
         path = self.folder / "metrics.jsonl"
         if update not in self._known and path.is_file():
             stat = path.stat()
