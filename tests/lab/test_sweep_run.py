@@ -265,6 +265,16 @@ def test_a_killed_sweep_ends_complete_with_nothing_done_twice(tmp_path: Path, mo
     assert len(bench.runs) == 2
 
 
+@pytest.mark.gpu
+def test_several_jobs_share_the_gpus_there_are(make: Make, capsys):
+    sweep = make("hardware=gpu", "precision=auto", "hardware.compile=never", "seed.init=range(5)", "sweep.jobs_per_gpu=2")
+    assert run_sweep(sweep) == 0
+    assert statuses(sweep) == ["finished"] * 5
+    assert re.search(r"at once on \d+ GPU", capsys.readouterr().out)
+    outputs = [(sweep.folder / "jobs" / f"{job.number:04}" / "output.log").read_text(encoding="utf-8") for job in sweep.jobs]
+    assert all("Device: 1 process on NVIDIA" in output for output in outputs)
+
+
 SHELL = {
     "sbatch": 'cp "$1" "$RECORD/$$.sh"\necho "Submitted batch job $$"',
     "squeue": "exit 0",
