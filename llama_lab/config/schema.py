@@ -674,7 +674,7 @@ class EvalConfig:
     max_tokens: int | None = MISSING
     """Validation tokens used, from the start of the held-out set, or of each one's in a mixture. At least 1; null: all of them."""
     tasks: list[str] = _later([])
-    """Files of multiple-choice questions, or of texts to complete, that the model is scored on; docs/evaluation.md has the shapes."""
+    """Files of multiple-choice questions, or of texts to complete, that the model is scored on; see docs/evaluation.md."""
     tasks_every_updates: int | None = _later(None)
     """Updates between two such scores; one more follows the last update. At least 1; null: only at the end."""
 
@@ -862,8 +862,8 @@ class SweepConfig:
     direction: Direction = MISSING
     """Whether a low or a high objective is good."""
     halvings: int | None = MISSING
-    """Times that the worse jobs are stopped early: after `keep` of the budget, before that after `keep` of that, and so on. At least
-    1; null: every job trains to its end."""
+    """Times that the worse jobs are stopped early: after `keep` of the budget, before that after `keep` of that, and so on. At
+    least 1; null: every job trains to its end."""
     keep: float = MISSING
     """Share of the jobs that goes on at a halving. In (0, 1)."""
     noise: float | None = MISSING

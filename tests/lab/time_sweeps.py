@@ -47,7 +47,8 @@ def main() -> int:
     print(f"one after another: {overhead:.1f} s a job beside training, at most {MOST_SECONDS:.0f}")
     inside = ", ".join(f"{seconds:.1f}" for seconds in packed["inside"])
     print(
-        f"{asked.jobs} jobs on {CORES} cores: {packed['wall']:.1f} s; in the jobs {inside} s; {ratio:.3f} of the ideal, at most {MOST}"
+        f"{asked.jobs} jobs on {CORES} cores: {packed['wall']:.1f} s; in the jobs {inside} s; "
+        f"{ratio:.3f} of the ideal, at most {MOST}"
     )
     return 0 if overhead <= MOST_SECONDS and ratio <= MOST else 1
 

@@ -55,7 +55,8 @@ def tiny_overrides(text: Path) -> list[str]:
     science = "precision=fp32 tokenizer=bytes model.dim=32 model.n_layers=2 model.n_heads=2 model.multiple_of=32"
     budget = "training_tokens=10240 data.max_seq_len=32 data.tokens_per_update=512"
     schedule = "schedule.warmup_updates=2 schedule.cooldown_fraction=0.5"
-    watching = "log.every_updates=3 eval.every_updates=5 eval.max_tokens=500 sample.first_tokens=2048 sample.new_tokens=8 sample.prompt_sets=[]"
+    watching = "log.every_updates=3 eval.every_updates=5 eval.max_tokens=500"
+    watching += " sample.first_tokens=2048 sample.new_tokens=8 sample.prompt_sets=[]"
     saving = "checkpoint.every_tokens=2048 checkpoint.keep=10"
     words = f"name=tiny data=text {science} {budget} {schedule} {watching} {saving} hardware=cpu wandb=null"
     return [*words.split(), f"data.path={text}"]
