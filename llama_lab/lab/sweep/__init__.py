@@ -1,13 +1,12 @@
 """A sweep: one command that stands for many runs, checked as a whole, run side by side, ended by a table.
 
-    overrides -> axes -> points -> jobs (composed, validated, named) -> frozen in the sweep's folder -> processes -> summary.csv,
-    table
+    overrides -> axes -> points -> jobs (composed, validated, named) -> frozen in the sweep's folder -> processes -> summary.csv
 
     expand.py   what was typed -> jobs            run.py      starts jobs, watches them, decides what comes next
-    space.py    axes and points                   local.py, slurm.py   where processes run
+    space.py    axes and points                   place.py    what that asks of local.py (GPUs, cores) and slurm.py (a cluster)
     frozen.py   the sweep's folder                job.py      one run in a process of its own
-    halving.py  which job need not end            show.py     lines, the live table, summary.csv
-    search.py   Optuna
+    search.py   Optuna                            halving.py  which job need not end
+    command.py  llama-lab sweep                   show.py     lines, the live table, summary.csv
 
 Hydra's launchers are not used: the basic one runs jobs in one process, checks a job when its turn comes, shows errors at the end
 and numbers folders anew at every start. Here a run's folder follows from its config, so a sweep that is typed again skips what is

@@ -13,16 +13,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from llama_lab.config.schema import Launcher, Search
+from llama_lab.config.schema import Search
 from llama_lab.lab.sweep import show
 from llama_lab.lab.sweep.expand import Job, Outcome, Sweep
 from llama_lab.lab.sweep.frozen import freeze, hold_sweep, job_folder, keep_config, keep_outcome, known_outcome
 from llama_lab.lab.sweep.halving import Candidate, Halving
 from llama_lab.lab.sweep.job import BEFORE_START, Request
+from llama_lab.lab.sweep.place import choose_place
 from llama_lab.training.metrics import short_time
 from llama_lab.training.run_folder import RunFolder, relative
 from llama_lab.training.stop import ECHO_SECONDS, NUMBERS
@@ -35,49 +36,6 @@ SHOWN_LINES = 12
 # A job that was asked to end and does not is ended when another exception ends the sweep.
 PATIENCE_SECONDS = 20.0
 MICRO_BATCH = "hardware.micro_batch"
-
-
-class Started(Protocol):
-    """A job that was started somewhere."""
-
-    def ended(self) -> Outcome | None:
-        """How it ended, if it has."""
-        ...
-
-    def stop(self) -> None:
-        """Ask it to save its state and end; asked again, it ends at once."""
-        ...
-
-    def kill(self) -> None:
-        """End it and whatever it started."""
-        ...
-
-
-class Place(Protocol):
-    """Where jobs run."""
-
-    says: str
-    requeues: bool
-
-    def room_for(self, job: Job) -> bool:
-        """Whether a job can be started now."""
-        ...
-
-    def has(self, job: Job) -> bool:
-        """Whether an earlier start of the sweep has left the job there, so that `start` finds it."""
-        ...
-
-    def start(self, job: Job, request: Request) -> Any:
-        """Start a job there is room for."""
-        ...
-
-    def done(self, running: Any) -> None:
-        """Free what a job had that has ended."""
-        ...
-
-    def wait(self, seconds: float) -> None:
-        """Wait until a job ends, or so long."""
-        ...
 
 
 class StopRequest:
@@ -125,7 +83,7 @@ class _Runner:
         self._sweep = sweep
         for job in sweep.jobs:
             job.outcome = known_outcome(sweep, job)
-        self._place = _place(sweep)
+        self._place = choose_place(sweep)
         self._board = show.Board(sweep)
         self._stop = StopRequest()
         self._halving = Halving(sweep.settings) if sweep.settings.halvings is not None else None
@@ -392,16 +350,6 @@ class _Runner:
     def _is_over(self) -> bool:
         """Whether what is left is left because the search found no further point."""
         return self._proposer is not None and self._proposer.is_over
-
-
-def _place(sweep: Sweep) -> Place:
-    if sweep.settings.launcher is Launcher.slurm:
-        from llama_lab.lab.sweep.slurm import Slurm
-
-        return Slurm(sweep)
-    from llama_lab.lab.sweep.local import Local
-
-    return Local(sweep)
 
 
 def _is_held(path: Path) -> bool:
