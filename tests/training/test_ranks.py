@@ -39,10 +39,10 @@ def hangs(model, data, run, worker, stopped):
     worker.agree(False)
 
 def observers_that_fail():
-    return Observers(evaluate=fails, sample=lambda *_: [])
+    return Observers(evaluate=fails, score=lambda *_: {}, sample=lambda *_: [])
 
 def observers_that_hang():
-    return Observers(evaluate=hangs, sample=lambda *_: [])
+    return Observers(evaluate=hangs, score=lambda *_: {}, sample=lambda *_: [])
 
 if __name__ == "__main__":
     launch(compose(sys.argv[2:]), {"fail": observers_that_fail, "hang": observers_that_hang}[sys.argv[1]], handle_signals=True)
