@@ -77,6 +77,32 @@ async function* events(response) {
   }
 }
 
+// Shows what was written at most once a frame: laying out a long text for each token would leave the page no time for a click.
+function painter(text, given) {
+  const written = document.createTextNode("");
+  text.replaceChildren(given, written);
+  let unseen = "";
+  let frame = null;
+  function paint() {
+    frame = null;
+    const follows = text.scrollTop + text.clientHeight >= text.scrollHeight - 4;
+    written.data += unseen;
+    unseen = "";
+    if (follows) text.scrollTop = text.scrollHeight;
+  }
+  return {
+    add(more) {
+      unseen += more;
+      frame ??= requestAnimationFrame(paint);
+    },
+    // A tab in the background has no frames: what is left is shown when the text is complete.
+    finish() {
+      if (frame !== null) cancelAnimationFrame(frame);
+      paint();
+    },
+  };
+}
+
 async function fill(column, prompt, asked, signal) {
   const text = column.querySelector(".text");
   const status = column.querySelector(".status");
@@ -84,8 +110,7 @@ async function fill(column, prompt, asked, signal) {
   const given = document.createElement("span");
   given.className = "given";
   given.textContent = prompt;
-  const written = document.createTextNode("");
-  text.replaceChildren(given, written);
+  const shown = painter(text, given);
   status.className = "status";
   status.textContent = "waiting…";
   let started = null;
@@ -102,20 +127,20 @@ async function fill(column, prompt, asked, signal) {
     for await (const event of events(response)) {
       if (event.error) throw new Error(event.error.message);
       started ??= performance.now();
-      const follows = text.scrollTop + text.clientHeight >= text.scrollHeight - 4;
       for (const choice of event.choices) {
-        written.data += choice.text;
+        shown.add(choice.text);
         finish = choice.finish_reason ?? finish;
       }
-      if (follows) text.scrollTop = text.scrollHeight;
       if (event.usage) usage = event.usage;
-      status.textContent = "writing…";
+      if (status.textContent !== "writing…") status.textContent = "writing…";
     }
+    shown.finish();
     const seconds = (performance.now() - started) / 1000;
     const speed = usage.completion_tokens > 1 ? `, ${Math.round((usage.completion_tokens - 1) / Math.max(seconds, 1e-3))} a second` : "";
     const why = finish === "stop" ? "ended by itself" : "as many as it may have";
     status.textContent = `${usage.completion_tokens} tokens${speed}; ${why}`;
   } catch (error) {
+    shown.finish();
     const ended = error.name === "AbortError";
     status.textContent = ended ? "stopped" : error instanceof TypeError ? "the server does not answer" : error.message;
     status.className = ended ? "status" : "status wrong";
