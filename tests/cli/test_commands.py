@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from llama_lab.cli import COMMANDS, UsageError, main, parse
+from llama_lab.arguments import UsageError, parse
+from llama_lab.cli import main
+from llama_lab.commands import COMMANDS
 from llama_lab.vocabulary import groups, presets
 
 Output = pytest.CaptureFixture[str]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_lab.cli import COMMANDS
+from llama_lab.commands import COMMANDS
 from llama_lab.completion import SCRIPTS, complete
 
 BASH = shutil.which("bash")

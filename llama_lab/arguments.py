@@ -1,0 +1,88 @@
+"""What stands after a command that takes overrides: flags, sorted from them."""
+
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+FLAGS = {
+    "train": ["--multirun", "--cfg", "--config-dir", "--help"],
+    "plan": ["--multirun", "--config-dir", "--help"],
+    "prepare": ["--out", "--config-dir", "--help"],
+    "fork": ["--update", "--cfg", "--config-dir", "--help"],
+    "import": ["--no-training", "--cfg", "--config-dir", "--help"],
+}
+SHORT = {"-m": "--multirun", "-h": "--help"}
+
+
+class UsageError(Exception):
+    """A mistake in commands or flags; the text says what to type instead."""
+
+
+@dataclass
+class Arguments:
+    """What stands after a command."""
+
+    overrides: list[str] = field(default_factory=list)
+    multirun: bool = False
+    show_config: bool = False
+    config_dir: Path | None = None
+    out: Path | None = None
+    update: str | None = None
+    training: bool = True
+    help: bool = False
+
+
+def parse(words: list[str], command: str) -> Arguments:
+    """Sort flags from overrides; flags may stand anywhere.
+
+    Raises:
+        UsageError: a flag that the command lacks, or one without its value.
+    """
+    arguments = Arguments()
+    rest = iter(words)
+    for word in rest:
+        flag, equals, value = word.partition("=")
+        flag = SHORT.get(flag, flag)
+        if not word.startswith("-"):
+            arguments.overrides.append(word)
+        elif flag not in FLAGS[command]:
+            raise UsageError(_unknown_flag(word, command))
+        elif flag == "--config-dir":
+            value = value or next(rest, "")
+            if not Path(value).is_dir() or not value:
+                raise UsageError(f"--config-dir needs a folder with groups of options in it; {value!r} is none")
+            arguments.config_dir = Path(value).absolute()
+        elif flag == "--out":
+            value = value or next(rest, "")
+            if not value or value.startswith("-") or "=" in value:
+                raise UsageError(f"--out needs the folder to make, such as --out shards/books; {value!r} is none")
+            arguments.out = Path(value).expanduser().absolute()
+        elif flag == "--update":
+            arguments.update = value or next(rest, "")
+            if not arguments.update or "=" in arguments.update:
+                raise UsageError("--update needs the number of an update, or last, or best")
+        elif equals:
+            raise UsageError(f"{flag} takes no value; type it alone, without ={value}")
+        elif flag == "--multirun":
+            arguments.multirun = True
+        elif flag == "--cfg":
+            arguments.show_config = True
+        elif flag == "--no-training":
+            arguments.training = False
+        else:
+            arguments.help = True
+    return arguments
+
+
+def _unknown_flag(word: str, command: str) -> str:
+    bare = word.lstrip("-")
+    key = bare.partition("=")[0]
+    known = FLAGS[command] + [short for short, flag in SHORT.items() if flag in FLAGS[command]]
+    close = difflib.get_close_matches(word.partition("=")[0], known, n=1)
+    if "." in key or ("=" in bare and not close):
+        hint = f"fields are set without dashes: {bare if '=' in bare else key + '=VALUE'}"
+    elif close:
+        hint = f"did you mean {close[0]}?"
+    else:
+        hint = f"it takes {', '.join(FLAGS[command])}, and fields as key=value without dashes"
+    return f"llama-lab {command} has no flag {word.partition('=')[0]}; {hint}"

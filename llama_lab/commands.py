@@ -1,0 +1,290 @@
+"""Every command: what it says of itself, which words follow it, and what it runs.
+
+Each imports what it needs when it runs, so that help, completion and a refused config never wait for torch.
+"""
+
+import difflib
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from llama_lab.arguments import FLAGS, UsageError, parse
+from llama_lab.manual import DATA_HELP, EXIT_CODES, FORK_HELP, IMPORT_HELP, OVERRIDES, PLAN_HELP, PREPARE_HELP, TRAIN_EXAMPLES
+
+DONE, FAILED, CONFIG, PREEMPTED = 0, 1, 2, 75
+"""Exit codes. 75 is EX_TEMPFAIL of sysexits.h: stopped on request with its state saved; type the same command to go on."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: how it is explained, what it accepts beside overrides, and what it runs."""
+
+    summary: str
+    words: list[str]
+    run: Callable[[list[str]], int]
+
+
+def _train(words: list[str]) -> int:
+    arguments = parse(words, "train")
+    if arguments.help:
+        print(_train_help(arguments.config_dir))
+        return DONE
+    from llama_lab.lab import sweep
+
+    jobs = sweep.expand(arguments.overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
+    if jobs is not None:
+        if arguments.show_config:
+            print(sweep.describe(jobs))
+            return DONE
+        return sweep.run_sweep(jobs)
+    from llama_lab.config.compose import compose
+
+    run = compose(arguments.overrides, config_dir=arguments.config_dir)
+    if arguments.show_config:
+        from llama_lab.config.identity import to_yaml
+        from llama_lab.config.resolve import resolve
+
+        print(to_yaml(resolve(run)), end="")
+        return DONE
+    from llama_lab.api import train
+
+    result = train(run, handle_signals=True, command=["llama-lab", "train", *words])
+    return PREEMPTED if result.status == "preempted" else DONE
+
+
+def _fork(words: list[str]) -> int:
+    arguments = parse(words, "fork")
+    if arguments.help:
+        print(FORK_HELP)
+        return DONE
+    named = [word for word in arguments.overrides if "=" not in word or Path(word).is_dir()]
+    if len(named) != 1:
+        said = f"{len(named)} are named: {' '.join(named)}" if named else "none is named"
+        raise UsageError(f"llama-lab fork takes one run's folder, outputs/<name>/<run id>; {said}")
+    overrides = [word for word in arguments.overrides if word != named[0]]
+    from llama_lab.lab import fork
+
+    if arguments.show_config:
+        fork.show(Path(named[0]), overrides, update=arguments.update, config_dir=arguments.config_dir)
+        return DONE
+    command = ["llama-lab", "fork", *words]
+    result = fork.fork(Path(named[0]), overrides, update=arguments.update, config_dir=arguments.config_dir, command=command)
+    return PREEMPTED if result.status == "preempted" else DONE
+
+
+def _sweep(words: list[str]) -> int:
+    from llama_lab.lab.sweep.command import run_sweep_command
+
+    return run_sweep_command(words)
+
+
+def _track(words: list[str]) -> int:
+    from llama_lab.lab.track import run_track_command
+
+    return run_track_command(words)
+
+
+def _verify(words: list[str]) -> int:
+    from llama_lab.lab.verify import run_verify_command
+
+    return run_verify_command(words)
+
+
+def _serve(words: list[str]) -> int:
+    from llama_lab.lab.serve.command import run_serve_command
+
+    return run_serve_command(words)
+
+
+def _import(words: list[str]) -> int:
+    arguments = parse(words, "import")
+    if arguments.help:
+        print(IMPORT_HELP)
+        return DONE
+    named = [word for word in arguments.overrides if "=" not in word or Path(word).is_dir()]
+    if len(named) != 1:
+        said = f"{len(named)} are named: {' '.join(named)}" if named else "none is named"
+        raise UsageError(f"llama-lab import takes one folder of a Hugging Face model; {said}")
+    overrides = [word for word in arguments.overrides if word != named[0]]
+    from llama_lab.lab import import_run
+
+    if arguments.show_config:
+        import_run.show(Path(named[0]), overrides, config_dir=arguments.config_dir)
+        return DONE
+    return import_run.run_import(
+        Path(named[0]),
+        overrides,
+        training=arguments.training,
+        config_dir=arguments.config_dir,
+        command=["llama-lab", "import", *words],
+    )
+
+
+def _export(words: list[str]) -> int:
+    from llama_lab.lab.export import run_export_command
+
+    return run_export_command(words)
+
+
+def _generate(words: list[str]) -> int:
+    from llama_lab.lab.generate_command import run_generate_command
+
+    return run_generate_command(words)
+
+
+def _evaluate(words: list[str]) -> int:
+    from llama_lab.lab.evaluate_command import run_evaluate_command
+
+    return run_evaluate_command(words)
+
+
+def _compare(words: list[str]) -> int:
+    from llama_lab.lab.compare_command import run_compare_command
+
+    return run_compare_command(words)
+
+
+def _diff(words: list[str]) -> int:
+    from llama_lab.lab.diff_command import run_diff_command
+
+    return run_diff_command(words)
+
+
+def _noise(words: list[str]) -> int:
+    from llama_lab.lab.noise_command import run_noise_command
+
+    return run_noise_command(words)
+
+
+def _bench(words: list[str]) -> int:
+    from llama_lab.lab.bench import run_bench_command
+
+    return run_bench_command(words)
+
+
+def _plan(words: list[str]) -> int:
+    arguments = parse(words, "plan")
+    if arguments.help:
+        print(f"{PLAN_HELP}\n\n{OVERRIDES}")
+        return DONE
+    from llama_lab.lab.plan import show
+
+    show(arguments.overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
+    return DONE
+
+
+def _prepare(words: list[str]) -> int:
+    arguments = parse(words, "prepare")
+    if arguments.help:
+        print(f"{PREPARE_HELP}\n\n{EXIT_CODES}")
+        return DONE
+    from llama_lab.lab.prepare_command import prepare_and_show
+
+    finished = prepare_and_show(arguments.overrides, out=arguments.out, config_dir=arguments.config_dir)
+    return DONE if finished else PREEMPTED
+
+
+def _data(words: list[str]) -> int:
+    name, rest = (words[0], words[1:]) if words else ("--help", [])
+    if name in ("-h", "--help"):
+        print(DATA_HELP)
+        return DONE
+    if name == "inspect":
+        from llama_lab.lab.inspect import run_inspect_command
+
+        return run_inspect_command(rest)
+    if name == "replay":
+        from llama_lab.lab.replay import run_replay_command
+
+        return run_replay_command(rest)
+    close = difflib.get_close_matches(name, ["inspect", "replay"], n=1)
+    hint = f"did you mean {close[0]}?" if close else f"try: {shlex.join(['llama-lab', 'data', 'inspect', name, *rest])}"
+    raise UsageError(f"llama-lab data takes inspect or replay, not {name}; {hint}")
+
+
+def _cache(words: list[str]) -> int:
+    from llama_lab.data.cache import run_cache_command
+
+    return run_cache_command(words)
+
+
+def _completion(words: list[str]) -> int:
+    from llama_lab.completion import SCRIPTS
+
+    if words == ["--help"] or words == ["-h"]:
+        print("usage: llama-lab completion bash|zsh|fish\n\nPrints a script for your shell; its first lines say how to load it.")
+        return DONE
+    if len(words) != 1 or words[0] not in SCRIPTS:
+        raise UsageError(f"llama-lab completion takes one of {', '.join(SCRIPTS)}, not {' '.join(words) or 'nothing'}")
+    print(SCRIPTS[words[0]], end="")
+    return DONE
+
+
+DATA_WORDS = ["inspect", "replay", "--verify", "--samples", "--plot", "--tokenizer", "--update", "--help"]
+SERVE_WORDS = ["--port", "--host", "--device", "--precision", "--loaded", "--running", "--waiting", "--help"]
+EXPORT_WORDS = ["--to", "hf", "gguf", "--out", "--update", "--dtype", "fp32", "bf16", "--help"]
+COMPARE_WORDS = [
+    "--metric",
+    "--baseline",
+    "--at",
+    "--price",
+    "--to-loss",
+    "--worth",
+    "--higher",
+    "--unpaired",
+    "--finished",
+    "--ignore",
+    "--help",
+]
+NOISE_WORDS = ["--seeds", "--repeats", "--cfg", "--config-dir", "--help"]
+VERIFY_WORDS = ["--updates", "--update", "--data", "--help"]
+CHECKPOINT_WORDS = ["--update", "--device", "--precision"]
+GENERATE_WORDS = [
+    *CHECKPOINT_WORDS,
+    *("--prompts", "--interactive", "--max-new-tokens", "--temperature", "--greedy", "--top-k", "--top-p", "--min-p"),
+    *("--repetition-penalty", "--stop", "--seed", "--samples", "--batch", "--beyond-context", "--json", "--help"),
+]
+EVALUATE_WORDS = [
+    *CHECKPOINT_WORDS,
+    *("--task", "--split", "--max-tokens", "--text-field", "--separator", "--calibration", "--plot", "--out", "--help"),
+]
+
+COMMANDS = {
+    "train": Command("train a model, or with -m several", FLAGS["train"], _train),
+    "plan": Command("say what a run would take, without starting it", FLAGS["plan"], _plan),
+    "sweep": Command("list sweeps, or go on with one", ["--show", "--help"], _sweep),
+    "fork": Command("go on from a checkpoint of a run with other values", FLAGS["fork"], _fork),
+    "generate": Command("continue texts with a trained run", GENERATE_WORDS, _generate),
+    "evaluate": Command("measure a trained run on texts and tasks", EVALUATE_WORDS, _evaluate),
+    "compare": Command("which config is better, and how sure that is", COMPARE_WORDS, _compare),
+    "bench": Command("measure how fast configs train here", ["--updates", "--out", "--multirun", "--help"], _bench),
+    "noise": Command("measure how far runs scatter by chance", NOISE_WORDS, _noise),
+    "diff": Command("what differs between two runs", ["--all", "--help"], _diff),
+    "verify": Command("check a run's files, and make updates of it again", VERIFY_WORDS, _verify),
+    "serve": Command("try checkpoints on a local page, or through OpenAI's interface", SERVE_WORDS, _serve),
+    "import": Command("begin a run with the weights of a Hugging Face folder", FLAGS["import"], _import),
+    "export": Command("write a checkpoint for transformers, vLLM or llama.cpp", EXPORT_WORDS, _export),
+    "prepare": Command("turn text into tokens to train on", FLAGS["prepare"], _prepare),
+    "data": Command("look into tokens, or at what a run was fed", DATA_WORDS, _data),
+    "track": Command("send runs to Weights & Biases afterwards", ["--mode", "--project", "--entity", "--help"], _track),
+    "cache": Command("list or clean prepared data", ["list", "clean"], _cache),
+    "completion": Command("print a completion script for bash, zsh or fish", ["bash", "zsh", "fish"], _completion),
+}
+
+
+def _train_help(config_dir: Path | None) -> str:
+    from llama_lab.vocabulary import groups, presets
+
+    questions = presets(config_dir)
+    width = max(map(len, questions), default=0) + 2
+    lines = ["usage: llama-lab train [overrides...] [-m] [--cfg] [--config-dir DIR]", ""]
+    lines += ["  -m, --multirun    one run for each combination of the comma lists among the overrides (docs/sweeps.md)"]
+    lines += ["  --cfg             print the whole config, checked and resolved, and start nothing"]
+    lines += ["  --config-dir DIR  further options and presets: DIR/<group>/<option>.yaml, DIR/experiment/<preset>.yaml"]
+    lines += ["", OVERRIDES, "", "Groups and their options:"]
+    lines += [f"  {group:<12}{'  '.join(options)}" for group, options in groups(config_dir).items()]
+    lines += ["", "Presets (experiment=...):"]
+    lines += [f"  {preset:<{width}}{question}".rstrip() for preset, question in questions.items()]
+    lines += ["", TRAIN_EXAMPLES, "", EXIT_CODES]
+    return "\n".join(lines)
