@@ -139,7 +139,7 @@ def load_records(words: Iterable[str]) -> list[RunRecord]:
             folders, table = _named(word)
             others += table
             new = [folder for folder in folders if folder.resolve() not in found]
-            for record in _in_order([load_record(folder) for folder in new]):
+            for record in in_order([load_record(folder) for folder in new]):
                 assert record.folder is not None
                 found.setdefault(record.folder.resolve(), record)
         except ConfigError as error:
@@ -204,7 +204,7 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _in_order(records: list[RunRecord]) -> list[RunRecord]:
+def in_order(records: list[RunRecord]) -> list[RunRecord]:
     """Runs by what differs between them, small values first: names of folders end in a hash, which orders nothing."""
     keys = [key for key in dict.fromkeys(key for record in records for key in record.values) if not _is_common(key, records)]
 

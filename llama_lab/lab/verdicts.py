@@ -1,13 +1,20 @@
 """Comparisons in words and table cells: what `llama-lab compare` prints, and what a report can show beside its curves."""
 
 import math
+import statistics
 
-from llama_lab.lab.compare import BETTER, SAME, UNDECIDED, UNKNOWN, WORSE, Comparison, Study
+from llama_lab.lab.arms import Arm
+from llama_lab.lab.compare import BETTER, SAME, UNDECIDED, UNKNOWN, WORSE, Comparison, Study, time_to_loss
 from llama_lab.lab.noise import find_floor
 from llama_lab.lab.power import MOST_SEEDS, POWER, Need
+from llama_lab.lab.records import AXES
 from llama_lab.lab.statistics import LEVEL, Estimate
 
 AXIS_UNITS = {"tokens": "tokens", "flops": "FLOPs", "seconds": "seconds", "cost": "of money"}
+ARM_HEADINGS = ("arm", "runs", "mean", "sd", "seeds")
+VERDICT_HEADINGS = ("arm", "difference", "95 % interval", "p", "smallest visible", "verdict")
+TIME_HEADINGS = ("arm", "of", "baseline takes", "arm takes", "multiplier", "95 % interval", "p", "verdict")
+TIME_NOTE = "multiplier: how many times as much the baseline takes; 2 is half the price"
 
 
 def sentence(study: Study, one: Comparison) -> str:
@@ -56,6 +63,41 @@ def cells(study: Study, one: Comparison) -> list[str]:
         more = max(1, one.need.seeds - min(one.estimate.design.a, one.estimate.design.b))
         verdict += f", {more} more seed{'s' if more > 1 else ''}"
     return [f"{one.difference:+.{digits}f}", interval, short_p(one.p), f"{one.visible:.{digits}f}", verdict]
+
+
+def arm_cells(study: Study, arm: Arm) -> list[str]:
+    """Name, runs, mean, standard deviation, seeds: a line of the table of arms."""
+    values = study.of(arm)
+    sd = f"{statistics.stdev(values):.2g}" if len(values) > 1 else ""
+    seeds = " ".join(run.seed_said for run in arm.runs) if all(run.seed for run in arm.runs) else "unknown"
+    return [arm.label, str(len(values)), f"{statistics.fmean(values):.4f}", sd, seeds]
+
+
+def times_to_loss(study: Study, target: float | None) -> tuple[float, list[list[str]]]:
+    """The loss, and what it takes of each axis: lines of a table under `TIME_HEADINGS`.
+
+    Args:
+        target: the loss; null: the lowest that every run reaches.
+
+    Raises:
+        ConfigError: a run does not reach the loss, or it is not known when it did.
+    """
+    rows: list[list[str]] = []
+    for axis in [axis for axis in AXES if axis != "cost" or study.question.price is not None]:
+        target, found, taken = time_to_loss(study.arms, study.question, target, axis)
+        rows += [_time_cells(one, axis, taken) for one in found]
+    assert target is not None
+    return target, rows
+
+
+def _time_cells(one: Comparison, axis: str, taken: dict[str, float]) -> list[str]:
+    means = [math.exp(statistics.fmean(math.log(taken[run.name]) for run in arm.runs)) for arm in (one.baseline, one.arm)]
+    what = [one.arm.label, AXIS_UNITS[axis], *[f"{mean:.4g}" for mean in means]]
+    found = multiplier(one)
+    if found is None or one.p is None:
+        return [*what, f"{means[0] / means[1]:.3f}", "", "", one.verdict]
+    middle, low, high = found
+    return [*what, f"{middle:.3f}", f"{low:.3f} to {high:.3f}", short_p(one.p), one.verdict]
 
 
 def multiplier(one: Comparison) -> tuple[float, float, float] | None:
