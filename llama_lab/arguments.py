@@ -6,7 +6,7 @@ from pathlib import Path
 
 FLAGS = {
     "train": ["--multirun", "--cfg", "--config-dir", "--help"],
-    "plan": ["--multirun", "--config-dir", "--help"],
+    "plan": ["--probe", "--multirun", "--config-dir", "--help"],
     "prepare": ["--out", "--config-dir", "--help"],
     "fork": ["--update", "--cfg", "--config-dir", "--help"],
     "import": ["--no-training", "--cfg", "--config-dir", "--help"],
@@ -29,6 +29,7 @@ class Arguments:
     out: Path | None = None
     update: str | None = None
     training: bool = True
+    probe: bool = False
     help: bool = False
 
 
@@ -67,6 +68,8 @@ def parse(words: list[str], command: str) -> Arguments:
             arguments.multirun = True
         elif flag == "--cfg":
             arguments.show_config = True
+        elif flag == "--probe":
+            arguments.probe = True
         elif flag == "--no-training":
             arguments.training = False
         else:

@@ -797,6 +797,27 @@ class GuardConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class BudgetConfig:
+    """What a run may take, or a whole sweep: what is predicted to take more is refused before it starts. Never part of a run's
+    identity."""
+
+    gpu_hours: float | None = _later(None)
+    """Hours of all GPUs together; on a CPU those of the run's processes. Above 0; null: any."""
+    gpu_hour_price: float | None = _later(None)
+    """What one such hour costs, in any currency; `llama-lab plan` then says a price. At least 0; null: unknown."""
+
+    def problems(self, at: str) -> list[Problem]:
+        """What is wrong with this node alone; `at` is its key path."""
+        hours, price = self.gpu_hours, self.gpu_hour_price
+        return _broken(
+            at,
+            self,
+            ("gpu_hours", hours is None or _positive(hours), "is not above 0; null allows any"),
+            ("gpu_hour_price", price is None or 0 <= price < math.inf, "is below 0; null says no price"),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
 class WandbConfig:
     """The Weights & Biases sink. `wandb: null` trains without. Local files are complete either way."""
 
@@ -946,6 +967,7 @@ class RunConfig:
     sample: SampleConfig | None = MISSING
     checkpoint: CheckpointConfig = MISSING
     guard: GuardConfig = field(default_factory=GuardConfig, metadata={BEFORE: GuardConfig()})
+    budget: BudgetConfig = field(default_factory=BudgetConfig, metadata={BEFORE: BudgetConfig()})
     wandb: WandbConfig | None = MISSING
     sweep: SweepConfig | None = field(default=None, metadata={BEFORE: None})
     origin: Origin = field(default_factory=Origin, compare=False, repr=False, metadata={"omegaconf_ignore": True})

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import GROUPS, Problem, RunConfig, WsdConfig, nearest_multiples
 
-NODES = ("seed", *GROUPS, "log", "eval", "sample", "checkpoint", "guard", "wandb", "sweep")
+NODES = ("seed", *GROUPS, "log", "eval", "sample", "checkpoint", "guard", "budget", "wandb", "sweep")
 
 
 def validate(run: RunConfig) -> None:
