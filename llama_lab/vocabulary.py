@@ -71,10 +71,10 @@ def _question(file: Path) -> str:
 @cache
 def _classes() -> tuple[dict[str, dict[str, list[str]]], dict[str, list[str]]]:
     """(class -> field -> names in its annotation, class -> its bases) of the schema; for an Enum the fields are its members."""
-    tree = ast.parse((PACKAGE / "config" / "schema.py").read_text(encoding="utf-8"))
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in sorted((PACKAGE / "config" / "schema").glob("*.py"))]
     classes: dict[str, dict[str, list[str]]] = {}
     bases: dict[str, list[str]] = {}
-    for node in tree.body:
+    for node in (node for tree in trees for node in tree.body):
         if isinstance(node, ast.ClassDef):
             bases[node.name] = [base.id for base in node.bases if isinstance(base, ast.Name)]
             members: dict[str, list[str]] = {}

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import MISSING
 
 from llama_lab.config import schema
 from llama_lab.config.compose import compose
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import is_science, load_config, run_folder, run_hash, run_id, save_config, science, slug_part
 from llama_lab.config.resolve import resolve
-from llama_lab.config.schema import BEFORE, MISSING, Origin, Precision, RunConfig
+from llama_lab.config.schema import BEFORE, Origin, Precision, RunConfig
 
 
 def written_out() -> RunConfig:

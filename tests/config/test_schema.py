@@ -6,18 +6,21 @@ import itertools
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
+from omegaconf import MISSING
+
 from llama_lab.config import schema
 from llama_lab.config.compose import compose
 from llama_lab.config.overrides import any_shape, known_fields
 from llama_lab.config.validate import NODES
 
-PACKAGE = Path(schema.__file__).parent.parent
+PACKAGE = Path(schema.__file__).parents[2]
 NODE_TYPES = [kind for _, kind in inspect.getmembers(schema, is_dataclass) if kind is not schema.Origin]
 
 
 def read_names() -> set[str]:
     """Every attribute that code outside the schema and its validation reads."""
-    files = [file for file in PACKAGE.rglob("*.py") if file.parent.name != "config" or file.name in ("resolve.py", "identity.py")]
+    config = PACKAGE / "config"
+    files = {*PACKAGE.rglob("*.py")} - {*config.rglob("*.py")} | {config / "resolve.py", config / "identity.py"}
     trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
     return {
         node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
@@ -56,7 +59,7 @@ def test_no_field_has_a_number_in_the_schema() -> None:
     """Numbers live in conf/: a default here would hide a value that an option forgot."""
     for kind in NODE_TYPES:
         assert {
-            item.name for item in fields(kind) if item.default is not schema.MISSING and schema.BEFORE not in item.metadata
+            item.name for item in fields(kind) if item.default is not MISSING and schema.BEFORE not in item.metadata
         } <= {"origin"}
 
 

@@ -251,7 +251,7 @@ def test_a_file_that_changes_while_it_is_read_is_named(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [{"text": f"number {number}"} for number in range(30)])
     found = source(path)
     found.fingerprint()
-    corpus = found.corpus(print, Path("unused"))
+    corpus = found.corpus(print, tmp_path / "scan")
     write_lines(path, [{"text": "other"}])
     with pytest.raises(ConfigError, match="changed while it was being read; run the command again"):
         list(corpus.side(Side.train))

@@ -1,0 +1,71 @@
+"""The optim group: how gradients become steps."""
+
+import math
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from llama_lab.config.schema.fields import Problem, broken, positive
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimConfig:
+    """What every optimizer has in common."""
+
+    max_lr: float = MISSING
+    """Peak learning rate, which the schedule scales. Above 0."""
+    weight_decay: float = MISSING
+    """Decoupled decay of matrices (embeddings included); vectors such as norm gains are never decayed. At least 0."""
+    max_grad_norm: float | None = MISSING
+    """Global L2 norm that gradients are clipped to. Above 0; null: not clipped, only measured."""
+
+    def problems(self, at: str) -> list[Problem]:
+        """What is wrong with this node alone; `at` is its key path."""
+        return broken(
+            at,
+            self,
+            ("max_lr", positive(self.max_lr), "is not above 0; try 0.003"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "is below 0; 0 is none"),
+            ("max_grad_norm", self.max_grad_norm is None or positive(self.max_grad_norm), "is not above 0; null is no clipping"),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class AdamWConfig(OptimConfig):
+    """AdamW on all parameters."""
+
+    beta1: float = MISSING
+    """Decay of the first moment, in [0, 1)."""
+    beta2: float = MISSING
+    """Decay of the second moment, in [0, 1)."""
+    eps: float = MISSING
+    """Added to the root of the second moment. Above 0."""
+
+    def problems(self, at: str) -> list[Problem]:
+        """What is wrong with this node alone; `at` is its key path."""
+        return OptimConfig.problems(self, at) + broken(
+            at,
+            self,
+            ("beta1", 0 <= self.beta1 < 1, "is outside [0, 1); try 0.9"),
+            ("beta2", 0 <= self.beta2 < 1, "is outside [0, 1); try 0.95"),
+            ("eps", positive(self.eps), "is not above 0; try 1e-8"),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class MuonConfig(AdamWConfig):
+    """Muon on the matrices inside the blocks (`max_lr`), AdamW on embeddings, output projection and vectors (`adamw_max_lr`)."""
+
+    momentum: float = MISSING
+    """Nesterov momentum of Muon, in [0, 1)."""
+    adamw_max_lr: float = MISSING
+    """Peak learning rate of the parameters that AdamW updates. Above 0."""
+
+    def problems(self, at: str) -> list[Problem]:
+        """What is wrong with this node alone; `at` is its key path."""
+        return AdamWConfig.problems(self, at) + broken(
+            at,
+            self,
+            ("momentum", 0 <= self.momentum < 1, "is outside [0, 1); try 0.95"),
+            ("adamw_max_lr", positive(self.adamw_max_lr), "is not above 0; try 0.003"),
+        )
