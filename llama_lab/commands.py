@@ -145,6 +145,12 @@ def _compare(words: list[str]) -> int:
     return run_compare_command(words)
 
 
+def _report(words: list[str]) -> int:
+    from llama_lab.lab.report.command import run_report_command
+
+    return run_report_command(words)
+
+
 def _diff(words: list[str]) -> int:
     from llama_lab.lab.diff_command import run_diff_command
 
@@ -170,7 +176,7 @@ def _plan(words: list[str]) -> int:
         return DONE
     from llama_lab.lab.plan import show
 
-    show(arguments.overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
+    show(arguments.overrides, multirun=arguments.multirun, config_dir=arguments.config_dir, probes=arguments.probe)
     return DONE
 
 
@@ -237,6 +243,7 @@ COMPARE_WORDS = [
     "--ignore",
     "--help",
 ]
+REPORT_WORDS = ["--out", "--title", *COMPARE_WORDS]
 NOISE_WORDS = ["--seeds", "--repeats", "--cfg", "--config-dir", "--help"]
 VERIFY_WORDS = ["--updates", "--update", "--data", "--help"]
 CHECKPOINT_WORDS = ["--update", "--device", "--precision"]
@@ -258,6 +265,7 @@ COMMANDS = {
     "generate": Command("continue texts with a trained run", GENERATE_WORDS, _generate),
     "evaluate": Command("measure a trained run on texts and tasks", EVALUATE_WORDS, _evaluate),
     "compare": Command("which config is better, and how sure that is", COMPARE_WORDS, _compare),
+    "report": Command("one page with verdicts, curves, samples and costs of runs", REPORT_WORDS, _report),
     "bench": Command("measure how fast configs train here", ["--updates", "--out", "--multirun", "--help"], _bench),
     "noise": Command("measure how far runs scatter by chance", NOISE_WORDS, _noise),
     "diff": Command("what differs between two runs", ["--all", "--help"], _diff),

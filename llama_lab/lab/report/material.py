@@ -1,0 +1,253 @@
+"""What a report is about: runs, their arms, the comparison that `compare` makes of them, or why it makes none."""
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from llama_lab.config.errors import ConfigError
+from llama_lab.config.identity import is_science
+from llama_lab.config.schema import Problem, shown
+from llama_lab.lab.arms import LOSS, Arm, choose_metric, group_arms
+from llama_lab.lab.compare import HIGHER_IS_BETTER, Question, Study, compare_arms
+from llama_lab.lab.question import baseline_first
+from llama_lab.lab.records import SEEDS, RunRecord, in_order, load_records
+from llama_lab.lab.verdicts import times_to_loss
+from llama_lab.training.scrub import scrub_command
+
+SWEEP_FILE = "sweep.json"
+MOST_KEYS = 8
+
+
+@dataclass(frozen=True)
+class SweepPoints:
+    """What a sweep tried.
+
+    Attributes:
+        folder: the sweep's.
+        keys: swept keys, seeds left out.
+        values: swept key -> value as typed, of each run, by its folder.
+        objective: the metric that ranks them.
+        higher_is_better: how it is read.
+        missing: (job, what became of it) where there is no run to look at.
+    """
+
+    folder: Path
+    keys: list[str]
+    values: dict[Path, dict[str, str]]
+    objective: str
+    higher_is_better: bool
+    missing: list[Problem]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was typed beside the runs.
+
+    Attributes:
+        question: what is compared.
+        baseline, ignore: as `compare` takes them.
+        is_timed: whether it is asked what a loss takes.
+        to_loss: that loss; null: the lowest that every run reaches.
+        title: null: the study's name.
+    """
+
+    question: Question = field(default_factory=Question)
+    baseline: str | None = None
+    ignore: Sequence[str] = ()
+    is_timed: bool = False
+    to_loss: float | None = None
+    title: str | None = None
+
+
+@dataclass(frozen=True)
+class Material:
+    """Everything that a report is made from.
+
+    Attributes:
+        title: what it is called.
+        command: what makes it again.
+        question: what was asked.
+        arms: all of them, the baseline first.
+        metric: key of what is compared.
+        higher_is_better: how it is read.
+        study: the comparison; null where there is none.
+        refused: why there is none.
+        is_comparable: whether values of the metric mean the same in all runs.
+        times: a loss, and lines of a table of what it takes.
+        times_refused: why there are none although they were asked for.
+        sweep: what was swept, where the report is one sweep's.
+    """
+
+    title: str
+    command: list[str]
+    question: Question
+    arms: list[Arm]
+    metric: str
+    higher_is_better: bool
+    study: Study | None
+    refused: list[Problem]
+    is_comparable: bool
+    times: tuple[float, list[list[str]]] | None
+    times_refused: list[Problem]
+    sweep: SweepPoints | None
+
+    @property
+    def runs(self) -> list[RunRecord]:
+        """Every run, arm by arm."""
+        return [run for arm in self.arms for run in arm.runs]
+
+    def ranked(self) -> list[int]:
+        """Numbers of the arms, the best first; those that nothing was measured of last."""
+        ends = [arm_end(arm, self.metric) for arm in self.arms]
+        sign = -1 if self.higher_is_better else 1
+        return sorted(range(len(ends)), key=lambda number: (ends[number] is None, sign * (ends[number] or 0.0), number))
+
+
+def gather(words: Sequence[str], asked: Asked, command: Sequence[str]) -> Material:
+    """The runs that words name, and what `compare` says of them.
+
+    Raises:
+        ConfigError: there is no such run, one is there twice, or a flag fits none of them.
+    """
+    sweep = _read_sweep(words)
+    records = _short_names(load_records(words) if sweep is None else _records_of(sweep))
+    question = asked.question if sweep is None else _question_of(sweep, asked.question, records)
+    arms = baseline_first(group_arms(records, asked.ignore), asked.baseline)
+    metric, problems = _metric(arms, question)
+    study, refused, times, times_refused = None, problems, None, []
+    if not problems:
+        try:
+            study = compare_arms(arms, question)
+        except ConfigError as error:
+            refused = error.problems
+    if study is not None and asked.is_timed:
+        try:
+            times = times_to_loss(study, asked.to_loss)
+        except ConfigError as error:
+            times_refused = error.problems
+    higher = metric in HIGHER_IS_BETTER if question.higher_is_better is None else question.higher_is_better
+    return Material(
+        title=asked.title or _title(records, sweep),
+        command=scrub_command(list(command)),
+        question=question,
+        arms=arms,
+        metric=metric,
+        higher_is_better=higher,
+        study=study,
+        refused=refused,
+        is_comparable=not problems,
+        times=times,
+        times_refused=times_refused,
+        sweep=sweep,
+    )
+
+
+def last_value(run: RunRecord, metric: str) -> float | None:
+    """What a run ended with, as a number; None if that is none, or it was never measured."""
+    value = next((row[metric] for row in reversed(run.rows) if metric in row), None)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def arm_end(arm: Arm, metric: str) -> float | None:
+    """The mean of what an arm's runs ended with, as far as they ended with a number."""
+    values = [value for run in arm.runs if (value := last_value(run, metric)) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def brief_labels(arms: Sequence[Arm]) -> list[str]:
+    """As little of each arm as tells it from the others: `muon`, `max_lr=0.01`; where nothing short does, its label."""
+    keys = dict.fromkeys(key for arm in arms for key in arm.values)
+    said = {key: [_brief(key, arm.values.get(key, "-")) for arm in arms] for key in keys}
+    # The kind of a part says more than a number of it.
+    differing = sorted((key for key in keys if len(set(said[key])) > 1), key=lambda key: "." in key)[:MOST_KEYS]
+    for chosen in [*itertools.combinations(differing, 1), *itertools.combinations(differing, 2)]:
+        labels = [" ".join(words) for words in zip(*(said[key] for key in chosen), strict=True)]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [arm.label for arm in arms]
+
+
+def _brief(key: str, value: Any) -> str:
+    return shown(value) if "." not in key and isinstance(value, str) else f"{key.rpartition('.')[2]}={shown(value)}"
+
+
+def _metric(arms: list[Arm], question: Question) -> tuple[str, list[Problem]]:
+    """The metric, and why its values cannot be compared. Runs that have none of it yet do not make the others incomparable."""
+    measured = [replace(arm, runs=runs) for arm in arms if (runs := tuple(run for run in arm.runs if run.rows))]
+    if not measured:
+        return question.metric or LOSS, [(run.name, "has no metrics yet; train it") for arm in arms for run in arm.runs]
+    try:
+        return choose_metric(measured, question.metric), []
+    except ConfigError as error:
+        return question.metric or LOSS, error.problems
+
+
+def _read_sweep(words: Sequence[str]) -> SweepPoints | None:
+    """The sweep, where one is all that was named."""
+    folder = Path(words[0]).expanduser()
+    folder = folder.parent if folder.name == "summary.csv" else folder
+    if len(words) != 1 or not (folder / SWEEP_FILE).is_file():
+        return None
+    folder = folder.absolute()
+    known: dict[str, Any] = json.loads((folder / SWEEP_FILE).read_text(encoding="utf-8"))
+    values: dict[Path, dict[str, str]] = {}
+    missing: list[Problem] = []
+    for job in known["jobs"]:
+        run = (folder / job["folder"]).resolve()
+        if (run / "config.yaml").is_file():
+            values[run] = job["values"]
+        else:
+            said = " ".join(f"{key}={value}" for key, value in job["values"].items())
+            missing.append((f"job {job['number']} ({said})", f"left no run: {_status(folder, job['number'])}"))
+    keys = [axis["key"] for axis in known["axes"] if axis["key"] not in SEEDS]
+    settings = known["settings"]
+    return SweepPoints(folder, keys, values, settings["objective"], settings["direction"] == "maximize", missing)
+
+
+def _status(folder: Path, number: int) -> str:
+    path = folder / "jobs" / f"{number:04}" / "outcome.json"
+    return json.loads(path.read_text(encoding="utf-8"))["status"] if path.is_file() else "not started"
+
+
+def _records_of(sweep: SweepPoints) -> list[RunRecord]:
+    """The runs of a sweep that are there. What was swept outside the science tells its runs apart as well."""
+    found: list[RunRecord] = []
+    for folder, values in sweep.values.items():
+        try:
+            (record,) = load_records([str(folder)])
+        except ConfigError as error:
+            sweep.missing.extend(error.problems)
+            continue
+        own = {key: value for key, value in values.items() if not is_science(key) and "." in key}
+        found.append(replace(record, values=record.values | own))
+    if not found:
+        rule = "is a sweep without a run to look at yet"
+        raise ConfigError(sweep.missing or [(str(sweep.folder), rule)], scope="this report")
+    return in_order(found)
+
+
+def _question_of(sweep: SweepPoints, question: Question, records: list[RunRecord]) -> Question:
+    """The question as a sweep means it: by its objective; and without jobs that failed or were stopped early, which are named."""
+    is_measured = any(sweep.objective in row for record in records for row in record.rows)
+    metric = question.metric or (sweep.objective if is_measured and sweep.objective != LOSS else None)
+    higher = question.higher_is_better
+    if higher is None and (metric or LOSS) == sweep.objective:
+        higher = sweep.higher_is_better
+    return replace(question, metric=metric, higher_is_better=higher, finished_only=question.finished_only or question.at is None)
+
+
+def _short_names(records: list[RunRecord]) -> list[RunRecord]:
+    """Runs by study and id, wherever they lie and from wherever the report is made, as far as that tells them apart."""
+    short = [record.name if record.folder is None else f"{record.folder.parent.name}/{record.folder.name}" for record in records]
+    if len(set(short)) < len(short):
+        return records
+    return [replace(record, name=name) for record, name in zip(records, short, strict=True)]
+
+
+def _title(records: list[RunRecord], sweep: SweepPoints | None) -> str:
+    names = list(dict.fromkeys(record.run.name for record in records if record.run is not None))
+    study = ", ".join(names[:3]) + (", …" if len(names) > 3 else "") or "Runs of a table"
+    return f"{study}: sweep over {', '.join(sweep.keys)}" if sweep is not None and sweep.keys else study

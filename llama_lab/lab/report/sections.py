@@ -1,0 +1,371 @@
+"""What a report says, section by section, for every form that it is written in."""
+
+import shlex
+from collections.abc import Sequence
+
+from llama_lab.config.schema import Problem, shown
+from llama_lab.lab.arms import Arm
+from llama_lab.lab.compare import BETTER, SAME, UNDECIDED, UNKNOWN, WORSE, Comparison, Study
+from llama_lab.lab.diff import CONFIG, differences
+from llama_lab.lab.records import SEEDS, RunRecord
+from llama_lab.lab.report.blocks import Block, Fold, Lines, Prose, Section, Table
+from llama_lab.lab.report.chart import COLOURS, COLUMNS
+from llama_lab.lab.report.figures import Drawn, controls, curve_figure, difference_figure, names_of, order_of_colours
+from llama_lab.lab.report.material import Material, arm_end, last_value
+from llama_lab.lab.report.origin import cost_table, environment_table
+from llama_lab.lab.report.parallel import parallel_figure
+from llama_lab.lab.report.samples import sample_blocks
+from llama_lab.lab.verdicts import (
+    ARM_HEADINGS,
+    TIME_HEADINGS,
+    TIME_NOTE,
+    VERDICT_HEADINGS,
+    arm_cells,
+    cells,
+    footnote,
+    headline,
+    sentence,
+)
+
+ORDER = (BETTER, WORSE, SAME, UNDECIDED, UNKNOWN)
+MOST_SENTENCES = 5
+MOST_COLUMNS = 6
+
+
+def all_sections(material: Material, drawn: Sequence[Drawn]) -> list[Section]:
+    """Every section that has something to say, in reading order."""
+    found = [
+        Section("answer", "Answer", _answer(material)),
+        Section("verdicts", "Verdicts", _verdicts(material)),
+        Section("curves", "Curves", _curves(material, drawn)),
+        Section("sweep", "What was tried", _sweep(material)),
+        Section("config", "What differs", _config(material)),
+        Section("samples", "Samples", sample_blocks(material)),
+        Section("cost", "Cost", cost_table(material)),
+        Section("environment", "Environment", environment_table(material)),
+        Section("runs", "Runs", _runs(material)),
+    ]
+    return [section for section in found if section.blocks]
+
+
+def _answer(material: Material) -> list[Block]:
+    study = material.study
+    blocks: list[Block] = [*_without_verdict(material)] if study is None else [Prose([headline(study)]), *_said(study, material)]
+    said = [] if study is None else [*study.notes, *_left_out(study)]
+    said += _lines(material.times_refused)
+    if material.sweep is not None and material.sweep.missing:
+        said += _lines(material.sweep.missing)
+    if said:
+        notes = Prose(said, "note")
+        blocks.append(notes if len(said) <= MOST_SENTENCES else Fold(f"{len(said)} notes", [notes]))
+    return blocks
+
+
+def _without_verdict(material: Material) -> list[Block]:
+    """What is said where nothing is compared."""
+    runs = material.runs
+    if material.is_comparable and len(material.arms) == 1:
+        values = [value for run in runs if (value := last_value(run, material.metric)) is not None]
+        if not values:
+            return [Prose([f"No verdict: no run of this config ended with a finite {material.metric}."], "wrong")]
+        if len(values) == 1:
+            said = f"One run: {material.metric} {values[0]:.4f}, {runs[0].status}. One seed does not say how far another would end."
+        else:
+            said = f"One config with {len(values)} seeds: {material.metric} {min(values):.4f} to {max(values):.4f}."
+        return [Prose([said, "There is no other config to compare it with."], "answer")]
+    lines = _lines(material.refused)
+    blocks: list[Block] = [Prose(["No verdict: these runs cannot be compared as they are."], "answer")]
+    if not material.is_comparable:
+        blocks.append(
+            Prose([f"Their values of {material.metric} do not mean the same, whatever a curve or a table shows side by side."])
+        )
+    blocks.append(Prose(lines[:MOST_SENTENCES], "wrong"))
+    if len(lines) > MOST_SENTENCES:
+        blocks.append(Fold(f"{len(lines) - MOST_SENTENCES} more reasons", [Prose(lines[MOST_SENTENCES:], "wrong")]))
+    return blocks
+
+
+def _said(study: Study, material: Material) -> list[Block]:
+    """The verdicts in words; of many arms first those that are decided."""
+    found = sorted(study.comparisons, key=lambda one: ORDER.index(one.verdict))
+    if len(found) <= MOST_SENTENCES:
+        return [Prose([_stopped(sentence(study, one)) for one in found], "answer")]
+    lines = [_stopped(sentence(study, one)) for one in found]
+    shown_lines = [line for line, one in zip(lines, found, strict=True) if one.verdict == BETTER][:MOST_SENTENCES]
+    return [
+        Prose([_counted(study, found), *_leader(study, material), *shown_lines], "answer"),
+        Fold(f"All {len(lines)} comparisons in words", [Prose(lines)]),
+    ]
+
+
+def _counted(study: Study, found: Sequence[Comparison]) -> str:
+    baseline = study.arms[0].label
+    counts = {verdict: sum(one.verdict == verdict for one in found) for verdict in ORDER}
+    if counts[UNKNOWN] == len(found):
+        return (
+            f"Which of {len(study.arms)} configs is better cannot be said: a single seed does not tell how much of a difference is "
+            f"chance. Two seeds each are the least, five are usual; llama-lab noise measures what one seed hides."
+        )
+    words = {
+        BETTER: "better",
+        WORSE: "worse",
+        SAME: "not worth a difference",
+        UNDECIDED: "undecided",
+        UNKNOWN: "without a second seed",
+    }
+    said = ", ".join(f"{counts[verdict]} {words[verdict]}" for verdict in ORDER if counts[verdict])
+    return f"Of {len(found)} arms beside {baseline}: {said}."
+
+
+def _leader(study: Study, material: Material) -> list[str]:
+    """Which arm looks best; that it does is no verdict."""
+    ends = {arm.label: sum(values) / len(values) for arm in study.arms if (values := study.of(arm))}
+    best = min(ends, key=lambda label: (-ends[label] if material.higher_is_better else ends[label], label))
+    most = "Highest" if material.higher_is_better else "Lowest"
+    return [
+        f"{most} {study.metric}: {ends[best]:.4f}, {best}. The best of {len(ends)} looks better than it is: chance chose it too."
+    ]
+
+
+def _left_out(study: Study) -> list[str]:
+    return [
+        f"{one.arm.label}: without a partner of the same seed, and so left out: {', '.join(run.name for run in one.left_out)}"
+        for one in study.comparisons
+        if one.left_out
+    ]
+
+
+def _verdicts(material: Material) -> list[Block]:
+    study = material.study
+    if study is None:
+        return []
+    number = _line_numbers(material)
+    arms = Table(
+        headline(study),
+        ARM_HEADINGS,
+        [arm_cells(study, arm) for arm in study.arms],
+        words=(0, 4),
+        arms=[number[arm.label] for arm in study.arms],
+    )
+    against = Table(
+        f"Against {study.arms[0].label}",
+        VERDICT_HEADINGS,
+        [[one.arm.label, *cells(study, one)] for one in study.comparisons],
+        words=(0, 5),
+        arms=[number[one.arm.label] for one in study.comparisons],
+    )
+    blocks: list[Block] = []
+    if (figure := difference_figure(study)) is not None:
+        blocks.append(figure)
+    blocks += [against, Prose([f"{said}."])] if (said := footnote(study)) else [against]
+    blocks.append(arms)
+    if material.times is not None:
+        target, rows = material.times
+        blocks.append(Table(f"To {study.metric} {target:.4f}, against {study.arms[0].label}", TIME_HEADINGS, rows, words=(0, 1, 7)))
+        blocks.append(Prose([f"{TIME_NOTE}."]))
+    return blocks
+
+
+def _curves(material: Material, drawn: Sequence[Drawn]) -> list[Block]:
+    names, brief = names_of(material)
+    higher = material.higher_is_better
+    if not drawn:
+        return [Prose(["There are no curves: the runs have no rows of metrics, or come from a table of last values."], "note")]
+    said = [
+        "The line is the mean of an arm's seeds, the band reaches from the lowest to the highest of them. Nothing is smoothed; "
+        f"where a curve has more points than a picture shows, the lowest and the highest of each of {COLUMNS} columns are drawn."
+    ]
+    if len(names) > COLOURS:
+        lower = "highest" if higher else "lowest"
+        said.append(
+            f"{COLOURS} of {len(names)} arms have a colour: {names[0]}, and those with the {lower} {material.metric}; "
+            "the others are grey."
+        )
+    notes = _gaps(material) + _short_seeds(material)
+    blocks: list[Block] = (
+        []
+        if material.is_comparable
+        else [Prose([f"{material.metric} does not mean the same in these runs; see the answer."], "wrong")]
+    )
+    blocks += [
+        controls(drawn, names),
+        *(curve_figure(one, names, brief, higher_is_better=higher) for one in drawn),
+    ]
+    blocks.append(Prose(said))
+    if notes:
+        blocks.append(Prose(notes, "note"))
+    values = _values_table(material, drawn[0], names)
+    return [*blocks, Fold(f"{drawn[0].metric} as a table", [values])]
+
+
+def _gaps(material: Material) -> list[str]:
+    """Runs whose curves have places without a finite number."""
+    found = []
+    for run in material.runs:
+        for metric in dict.fromkeys((material.metric, "train/loss")):
+            rows = [row for row in run.rows if metric in row]
+            if lost := [row for row in rows if row[metric] is None]:
+                where = f"first after {lost[0].get('tokens', 0):,} tokens"
+                found.append(
+                    f"{run.name}: {len(lost)} of {len(rows)} values of {metric} are no finite numbers, {where}: a gap, marked ×."
+                )
+    return found
+
+
+def _short_seeds(material: Material) -> list[str]:
+    """Arms whose seeds have come differently far, and runs that nothing can be drawn of."""
+    found = [
+        f"{run.name}: has no metrics yet, and so no curve." for run in material.runs if run.folder is not None and not run.rows
+    ]
+    for arm in material.arms:
+        ends = {max((row["tokens"] for row in run.rows if "tokens" in row), default=0) for run in arm.runs if run.rows}
+        if len(ends) > 1:
+            found.append(
+                f"{arm.label}: its seeds have come to {min(ends):,} to {max(ends):,} tokens; its curve ends with the shortest."
+            )
+    return found
+
+
+def _values_table(material: Material, drawn: Drawn, names: Sequence[str]) -> Table:
+    """The first metric at a few places: what the picture shows, for those who do not see it."""
+    axis, curves = next(iter(drawn.by_axis.items()))
+    end = min(float(series.places[-1]) for _, series in curves)
+    wanted = [end * share for share in (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)]
+    rows = []
+    for arm, series in sorted(curves, key=lambda curve: curve[0]):
+        nearest = [int(abs(series.places - place).argmin()) for place in wanted]
+        rows.append([names[arm], *[f"{series.middle[index]:.4f}" for index in nearest]])
+    headings = ["arm", *[f"{place:,.0f}" for place in wanted]]
+    arms = [arm for arm, _ in sorted(curves, key=lambda curve: curve[0])]
+    return Table(f"{drawn.metric} at the measured place nearest to so many {axis}", headings, rows, arms=arms)
+
+
+def _sweep(material: Material) -> list[Block]:
+    figure = parallel_figure(material)
+    if material.sweep is None:
+        return [figure] if figure is not None else []
+    keys = [key for key in material.sweep.keys if any(key in values for values in material.sweep.values.values())]
+    number = _line_numbers(material)
+    rows, arms = [], []
+    for place, index in enumerate(material.ranked(), start=1):
+        arm = material.arms[index]
+        first = next((run.folder for run in arm.runs if run.folder in material.sweep.values), None)
+        typed = material.sweep.values.get(first, {}) if first is not None else {}
+        end = arm_end(arm, material.metric)
+        states = ", ".join(dict.fromkeys(run.status for run in arm.runs))
+        rows.append(
+            [str(place), *[typed.get(key, "") for key in keys], str(len(arm.runs)), "" if end is None else f"{end:.4f}", states]
+        )
+        arms.append(number[arm.label])
+    words = [column for column, key in enumerate(keys, start=1) if not all(_is_number(row[column]) for row in rows)]
+    table = Table(
+        f"What was tried, by the last {material.metric}, the best first; an order by single runs is mostly chance",
+        ["rank", *keys, "runs", material.metric, "status"],
+        rows,
+        words=(*words, len(keys) + 3),
+        arms=arms,
+    )
+    return [*([figure] if figure is not None else []), table]
+
+
+def _config(material: Material) -> list[Block]:
+    """What tells the arms apart, in their configs and beyond."""
+    if len(material.arms) < 2:
+        return []
+    keys = list(dict.fromkeys(key for arm in material.arms for key in arm.values))
+    keys = [key for key in keys if len({shown(arm.values.get(key, "-")) for arm in material.arms}) > 1]
+    number = _line_numbers(material)
+    caption = "Config of the arms: what differs"
+    blocks: list[Block] = []
+    if keys and len(material.arms) <= MOST_COLUMNS:
+        headings = ["key", *[arm.label for arm in material.arms]]
+        rows = [[key, *[shown(arm.values.get(key, "-")) for arm in material.arms]] for key in keys]
+        blocks.append(Table(caption, headings, rows, words=range(len(headings))))
+    elif keys:
+        rows = [[arm.label, *[shown(arm.values.get(key, "-")) for key in keys]] for arm in material.arms]
+        table = Table(caption, ["arm", *keys], rows, words=range(len(keys) + 1), arms=[number[arm.label] for arm in material.arms])
+        blocks.append(Fold(f"Config of {len(rows)} arms", [table]))
+    if beyond := _beyond(material):
+        headings = ["arm", "of", "what", "baseline", "arm has"]
+        blocks.append(
+            Table(f"What else differs from {material.arms[0].label} and can move a curve", headings, beyond, words=range(5))
+        )
+    else:
+        blocks.append(Prose(["Code, data, versions and machine are the same, as far as they can move a curve."]))
+    return blocks
+
+
+def _beyond(material: Material) -> list[list[str]]:
+    """Differences outside the config between two runs, of the same seed where there are such, of each arm and the baseline."""
+    rows = []
+    for arm in material.arms[1:]:
+        pair = _pair(material.arms[0], arm)
+        if pair[0].run is None or pair[1].run is None:
+            continue
+        found = [one for one in differences(*pair) if one.matters and one.part != CONFIG]
+        rows += [[arm.label, one.part, one.what, one.a, one.b] for one in found]
+    return rows
+
+
+def _pair(baseline: Arm, arm: Arm) -> tuple[RunRecord, RunRecord]:
+    theirs = {run.seed: run for run in arm.runs}
+    return next(((run, theirs[run.seed]) for run in baseline.runs if run.seed in theirs), (baseline.runs[0], arm.runs[0]))
+
+
+def _runs(material: Material) -> list[Block]:
+    number = _line_numbers(material)
+    rows, arms, commands = [], [], []
+    for arm in material.arms:
+        for run in arm.runs:
+            last = run.rows[-1] if run.rows else {}
+            value = last_value(run, material.metric)
+            end = (
+                f"{value:.4f}" if value is not None else "" if not any(material.metric in row for row in run.rows) else "not finite"
+            )
+            counts = [f"{last[key]:,}" if isinstance(last.get(key), int) else "" for key in ("update", "tokens")]
+            seconds = f"{last['seconds']:,.0f}" if isinstance(last.get("seconds"), int | float) else ""
+            rows.append([run.name, arm.label, _seeds(run), run.status, *counts, end, seconds])
+            arms.append(number[arm.label])
+            if run.meta.get("command"):
+                commands.append(shlex.join(run.meta["command"]))
+    headings = ["run", "arm", "seed", "status", "update", "tokens", material.metric, "seconds"]
+    caption = "Folders below outputs/, and what each ended with"
+    if not material.is_comparable:
+        caption += f"; values of {material.metric} cannot be compared, see the answer"
+    blocks: list[Block] = [Table(caption, headings, rows, words=(0, 1, 2, 3), arms=arms)]
+    if commands:
+        commands = list(dict.fromkeys(commands))
+        said = "Commands that made them" if len(commands) > 1 else "The command that made them"
+        blocks.append(Fold(said, [Lines(said, commands)]))
+    return [*blocks, Prose(["This report was made by:"]), Lines("The command of this report", [shlex.join(material.command)])]
+
+
+def _seeds(run: RunRecord) -> str:
+    own = {key: run.seeds[key] for key in SEEDS if key in run.seeds}
+    return (
+        run.seed_said
+        if len(set(own.values())) <= 1
+        else " ".join(f"{key.rpartition('.')[2]} {value}" for key, value in own.items())
+    )
+
+
+def _line_numbers(material: Material) -> dict[str, int]:
+    """Label of each arm -> number of its colour."""
+    return {material.arms[number].label: place for place, number in enumerate(order_of_colours(material))}
+
+
+def _lines(problems: Sequence[Problem]) -> list[str]:
+    return [_stopped(f"{subject} {rule}") for subject, rule in problems]
+
+
+def _stopped(text: str) -> str:
+    """A sentence with its full stop."""
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
