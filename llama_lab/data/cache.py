@@ -1,7 +1,7 @@
 """The folder that prepared data is kept in: where it is, what is in it, and how it is cleaned.
 
 `<root>/prepared/<name>/` is one prepared data set, complete as soon as it has that name; `<name>.lock` is held while it is being
-made in a draft, the hidden folder `.<name>.partial` beside it. `place` makes them.
+made in a draft, the hidden folder `.<name>.partial` beside it. `place` makes them. `<root>/compiled/` is what compilers keep.
 """
 
 import argparse
@@ -56,6 +56,11 @@ def prepared_root() -> Path:
     return cache_root() / "prepared"
 
 
+def compiled_root() -> Path:
+    """Folder of compiled models."""
+    return cache_root() / "compiled"
+
+
 @contextmanager
 def writing(subject: str | None = None, otherwise: str = ELSEWHERE) -> Iterator[None]:
     """Turn a place that cannot be written, or a full disk, into a ConfigError.
@@ -100,9 +105,9 @@ class Entry:
 
 def entries() -> list[Entry]:
     """Everything in the cache, last used first."""
-    root = prepared_root()
+    root, compiled = prepared_root(), compiled_root()
     found = []
-    for path in root.iterdir() if root.is_dir() else ():
+    for path in [*(root.iterdir() if root.is_dir() else ()), *([compiled] if compiled.is_dir() else [])]:
         with suppress(OSError):  # another process may be cleaning
             if path.is_dir():
                 mark = path / USED_FILE
@@ -245,7 +250,7 @@ def run_cache_command(args: list[str]) -> int:
         doomed = [entry for entry in found if entry.name == chosen.name]
         if not doomed:
             names = ", ".join(entry.name for entry in found) or "nothing"
-            print(f"There is no {chosen.name} in {prepared_root()}; there is {names}", file=sys.stderr)
+            print(f"There is no {chosen.name} in {cache_root()}; there is {names}", file=sys.stderr)
             return 2
     elif chosen.older_than is not None:
         doomed = [entry for entry in found if time.time() - entry.used > chosen.older_than * DAY_SECONDS]
@@ -255,7 +260,7 @@ def run_cache_command(args: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="llama-lab cache", description="Prepared data, kept so that it is prepared once.")
+    parser = argparse.ArgumentParser(prog="llama-lab cache", description="Prepared data and compiled models, kept so that they are made once.")
     actions = parser.add_subparsers(dest="action")
     parser.set_defaults(action="list")
     actions.add_parser("list", help="what is there, with its size and last use")
@@ -268,7 +273,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _print_list(found: list[Entry]) -> None:
-    print(f"{prepared_root()} (LLAMA_LAB_CACHE moves it)")
+    print(f"{cache_root()} (LLAMA_LAB_CACHE moves it)")
     width = max((len(entry.name) for entry in found), default=0)
     kinds = max((len(entry.kind) for entry in found), default=0)
     for entry in found:
@@ -288,6 +293,8 @@ def _clean(doomed: list[Entry]) -> int:
 
 def _kind(path: Path) -> str:
     """What the manifest says was prepared; an entry without one is not complete."""
+    if path == compiled_root():
+        return "compiled models"
     if path.name.startswith("."):
         return "unfinished"
     try:

@@ -9,6 +9,7 @@ from llama_lab.data.mixture import exposures
 from llama_lab.data.prepare import PreparedData
 from llama_lab.model.count import flops_per_token, parameters
 from llama_lab.training.console import Console
+from llama_lab.training.forecast import said
 from llama_lab.training.metrics import short_count, short_time
 from llama_lab.training.retention import beside_free, need
 from llama_lab.training.run_folder import RunFolder, extending_command, relative
@@ -25,7 +26,7 @@ def say_hello(run: RunConfig, folder: RunFolder, data: PreparedData, console: Co
     cost = tokens * flops_per_token(run.model, vocabulary, run.data.max_seq_len)
     processes = "1 process" if run.hardware.processes == 1 else f"{run.hardware.processes} processes"
     device = torch.cuda.get_device_name() if run.hardware.device is Device.cuda else run.hardware.device.value
-    compiled = ", compiled (the first update takes a while)" if run.hardware.compile is Compile.always else ""
+    compiled = ", compiled (the first update takes a while, once for this shape)" if run.hardware.compile is Compile.always else ""
     console.say(f"Run folder: {relative(folder.path)}", style="bold")
     console.say(f"Model: {size:,} parameters, context {run.data.max_seq_len}, vocabulary {vocabulary}")
     console.say(
@@ -36,6 +37,8 @@ def say_hello(run: RunConfig, folder: RunFolder, data: PreparedData, console: Co
         console.say(f"Data: {gives}{short_count(source.train.tokens)} tokens, {exposure.said}")
     console.say(f"Device: {processes} on {device}, {run.precision.value}, micro-batch {run.hardware.micro_batch}{compiled}")
     console.say(f"Checkpoints: {beside_free(need(run, vocabulary), folder.checkpoints)}")
+    if (foreseen := said(folder.meta().get("predicted", {}))) is not None:
+        console.say(f"Foreseen: {foreseen}")
 
 
 def say_results(run: RunConfig, folder: RunFolder, data: PreparedData, status: str, tracker: Tracker, console: Console) -> None:

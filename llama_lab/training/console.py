@@ -9,6 +9,9 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
+TRAINING = "training"
+
+
 class Console:
     """Prints lines on the terminal and into the run's train.log. Use it as a context, which shows the bar.
 
@@ -36,7 +39,7 @@ class Console:
             transient=True,
             disable=not (enabled and self._rich.is_terminal),
         )
-        self._task = self._bar.add_task("training", total=total)
+        self._task = self._bar.add_task(TRAINING, total=total)
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -65,3 +68,7 @@ class Console:
     def progress(self, update: int) -> None:
         """Move the bar to `update`."""
         self._bar.update(self._task, completed=update)
+
+    def phase(self, word: str) -> None:
+        """Say beside the bar, whose clock goes on, what is being done; empty: training."""
+        self._bar.update(self._task, description=word or TRAINING)

@@ -31,6 +31,7 @@ from llama_lab.training.checkpoint import (
     set_aside,
 )
 from llama_lab.training.clock import Clock
+from llama_lab.training.compiling import Compiling
 from llama_lab.training.console import Console
 from llama_lab.training.errors import Diverged, SaveFailed
 from llama_lab.training.feed import Feed
@@ -149,6 +150,7 @@ def train_run(
         )
     clock = Clock(state.seconds, worker)
     stopwatch = Stopwatch(worker, is_on=run.log.parts)
+    compiling = Compiling(run, data.tokenizer.vocab_size, worker, say=console.say, phase=console.phase)
     profiler = Profiler(run, folder.path, worker, console)
     guard = Guard(run, folder.path, model, worker, console.say, skipped=state.skipped)
 
@@ -161,7 +163,7 @@ def train_run(
         save(saver, model, optimizer, state, worker, guard, clock, unless=unless)
 
     with (
-        Updater(model, run, worker, stopwatch) as updater,
+        Updater(model, run, worker, stopwatch, compiling) as updater,
         Saver(run, folder, worker.device, console.say) as saver,
         Feed(stream, run, worker, first_update=state.update + 1, last_update=run.updates) as feed,
     ):

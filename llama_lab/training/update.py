@@ -11,6 +11,7 @@ from llama_lab.config.schema import Compile, Precision, Recompute, RunConfig
 from llama_lab.model.llama import Llama
 from llama_lab.model.products import WeightCopy, refresh
 from llama_lab.training.buckets import GradientBuckets
+from llama_lab.training.compiling import Compiling
 from llama_lab.training.copies import hang, slots, take_down
 from llama_lab.training.feed import Feed
 from llama_lab.training.optim import Optimizers
@@ -59,14 +60,23 @@ class Updater:
         model: with the weights to go on from.
         run: resolved.
         stopwatch: is told what is computed.
+        compiling: is told of the first update, in which a compiled model is compiled.
 
     Attributes:
         parameters: those that are trained, in the model's order.
     """
 
-    def __init__(self, model: Llama, run: RunConfig, worker: Worker, stopwatch: Stopwatch | None = None) -> None:
+    def __init__(
+        self,
+        model: Llama,
+        run: RunConfig,
+        worker: Worker,
+        stopwatch: Stopwatch | None = None,
+        compiling: Compiling | None = None,
+    ) -> None:
         self._model, self._run, self._worker = model, run, worker
         self._stopwatch = stopwatch or Stopwatch(worker, is_on=False)
+        self._compiling = compiling or Compiling(run, model.vocab_size, worker)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if worker.is_grouped:
             # Drawn from one seed, but perhaps by different processors.
@@ -86,9 +96,11 @@ class Updater:
             model.compile(dynamic=False)
 
     def __enter__(self) -> Self:
+        self._compiling.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._compiling.__exit__(kind, error, trace)
         if self._buckets is not None:
             self._buckets.release()
         take_down(self._places)
@@ -100,6 +112,7 @@ class Updater:
         Args:
             update: its number, which must be the one that `feed` gives next.
         """
+        self._compiling.begin()
         if self._run.model.dropout:
             torch.manual_seed(dropout_seed(self._run.seed.init, update, self._worker.place.rank))
         own = self._accumulate(feed)
@@ -122,6 +135,7 @@ class Updater:
         optimizer.zero_grad()
         refresh(self._copies)
         self._stopwatch.mark("optimizer")
+        self._compiling.end()
         return factor
 
     def _accumulate(self, feed: Feed) -> Accumulated:
