@@ -21,10 +21,16 @@ Examples:
   llama-lab train -m 'model.n_layers=range(2,9,2)'          the same with Hydra's range, choice and glob"""
 
 PLAN_HELP = """\
-usage: llama-lab plan [overrides...] [-m] [--config-dir DIR]
+usage: llama-lab plan [overrides...] [--probe] [-m] [--config-dir DIR]
 
-What `llama-lab train` would do with the same words, without starting it: size, compute, budget, files. Text is prepared and cached
-on the way, so that tokens and epochs are counted, not guessed."""
+What `llama-lab train` would do with the same words, without starting it: size, compute, memory, time, price, files; with -m of each
+run of a sweep and of all together. Text is prepared and cached on the way, so that tokens and epochs are counted, not guessed.
+
+  --probe           train ten updates first, to find out what the whole takes; it is remembered for such runs on this machine
+  -m, --multirun    a sweep, as llama-lab train -m would start it
+  --config-dir DIR  further options and presets
+
+budget.gpu_hour_price=2.5 says a price; budget.gpu_hours=8 lets nothing start that is foreseen to take more (docs/planning.md)."""
 
 PREPARE_HELP = """\
 usage: llama-lab prepare [overrides...] [--out DIR] [--config-dir DIR]

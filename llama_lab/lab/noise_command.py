@@ -94,13 +94,13 @@ def plan_runs(overrides: list[str], *, seeds: int, repeats: int, config_dir: Pat
         job.values = job.values | {"repeat": "0"}
     jobs += [_repeat(jobs[0], number) for number in range(1, repeats)]
     digest = hashlib.sha256("\n".join(sorted(job.folder.name for job in jobs)).encode()).hexdigest()[:8]
-    folder = jobs[0].folder.parent / "sweeps" / f"noise-{digest}"
+    folder, budget = jobs[0].folder.parent / "sweeps" / f"noise-{digest}", jobs[0].run.budget
     for number, job in enumerate(jobs, start=1):
         job.number = number
         job.run = as_member(job.run, folder)
     command = ["llama-lab", "noise", *overrides, "--seeds", str(seeds), "--repeats", str(repeats)]
     command += ["--config-dir", str(config_dir)] if config_dir is not None else []
-    return Sweep(jobs, folder, settings, fixed=overrides, command=command)
+    return Sweep(jobs, folder, settings, fixed=overrides, command=command, budget=budget)
 
 
 def _repeat(job: Job, number: int) -> Job:

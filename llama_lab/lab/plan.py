@@ -1,19 +1,25 @@
-"""What a run would take, said before it starts: size, compute, budget, and where its files would go. Torch-free."""
+"""What a run would take, said before it starts: size, compute, memory, time, price, and where its files would go. Torch-free."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llama_lab.config.compose import compose
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import run_folder
 from llama_lab.config.resolve import resolve
-from llama_lab.config.schema import AUTO, BpeConfig, BytesConfig, RunConfig, TokenizerConfig
+from llama_lab.config.schema import AUTO, BpeConfig, BudgetConfig, BytesConfig, Device, Launcher, RunConfig, TokenizerConfig
 from llama_lab.data.mixture import Exposure, exposures
 from llama_lab.data.prepare import PreparedData, prepare
 from llama_lab.data.tokenizer import BytesTokenizer
-from llama_lab.lab.sweep import expand
+from llama_lab.lab.sweep import Sweep, expand
+from llama_lab.lab.sweep.local import packing
 from llama_lab.lab.table import print_table
 from llama_lab.model.count import flops_per_token, parameters
+from llama_lab.training.forecast import FROM_SPEED, Forecast, foresee, kind_of
+from llama_lab.training.gpu_memory import gpu_memory
+from llama_lab.training.memory import expected_micro_batch, settle_micro_batch
+from llama_lab.training.metrics import short_time
 from llama_lab.training.retention import Need, beside_free, need
 from llama_lab.training.run_folder import RunFolder
 
@@ -30,6 +36,7 @@ class Plan:
         data: what it would train on; null if that cannot be had yet.
         problem: why it cannot be had; null if it can.
         exposures: what it would take from each source of the data.
+        forecast: what is foreseen of its time and memory; null without data.
     """
 
     run: RunConfig
@@ -37,6 +44,7 @@ class Plan:
     data: PreparedData | None
     problem: ConfigError | None
     exposures: list[Exposure] = field(default_factory=list)
+    forecast: Forecast | None = None
 
     @property
     def tokens(self) -> int:
@@ -73,28 +81,51 @@ class Plan:
         return RunFolder(self.folder).summary().get("status", "started") if self.folder.exists() else "new"
 
 
-def show(overrides: list[str], *, multirun: bool = False, config_dir: Path | None = None) -> None:
+def show(overrides: list[str], *, multirun: bool = False, config_dir: Path | None = None, probes: bool = False) -> None:
     """Print the plan of a run, or of each run of a sweep.
 
     Text is prepared and cached, as the run itself would do; where that fails, the problem is shown and the rest still is.
 
+    Args:
+        probes: whether some updates of each kind of run are trained first.
+
     Raises:
-        ConfigError: the run could not be started, for other reasons than its data.
+        ConfigError: the run could not be started, for other reasons than its data; or a probe failed.
     """
     sweep = expand(overrides, multirun=multirun, config_dir=config_dir)
     if sweep is None:
         run = resolve(compose(overrides, config_dir=config_dir))
-        plans = [_plan(run, run_folder(run))]
-        print_table("Plan", ("", ""), rows(plans[0]))
+        (plan,) = plans = _foreseen([_plan(run, run_folder(run))], probes=probes)
+        print_table("Plan", ("", ""), [*rows(plan), *_cost(plans, run.budget)])
     else:
-        plans = [_plan(job.run, job.folder) for job in sweep.jobs]
-        headings = [*sweep.jobs[0].values, "parameters", "updates", "tokens", "FLOPs", "status", "folder"]
-        lines = [[*job.values.values(), *_line(plan)] for job, plan in zip(sweep.jobs, plans, strict=True)]
-        print_table(f"Plan of {len(plans)} runs", headings, lines)
-        total = None if any(plan.flops is None for plan in plans) else sum(plan.flops or 0 for plan in plans)
-        print(f"In total: {_count(sum(plan.tokens for plan in plans))} tokens, {_power(total)} FLOPs")
+        _show_sweep(sweep, plans := _planned(sweep, probes=probes))
     for problem in dict.fromkeys(str(plan.problem) for plan in plans if plan.problem is not None):
         print(f"The data is not ready, so what depends on it is left out or as asked for. {problem}")
+
+
+def _planned(sweep: Sweep, *, probes: bool) -> list[Plan]:
+    plans = [_plan(job.run, job.folder) for job in sweep.jobs]
+    if sweep.settings.launcher is Launcher.slurm:
+        if probes:
+            rule = "would measure this machine, and sweep.launcher=slurm trains on others; plan without it, or probe on such a node"
+            raise ConfigError([("--probe", rule)], scope="this sweep")
+        return plans
+    return _foreseen(plans, probes=probes, threads=packing(sweep)[1])
+
+
+def _show_sweep(sweep: Sweep, plans: list[Plan]) -> None:
+    headings = [*sweep.jobs[0].values, "parameters", "updates", "tokens", "FLOPs", "peak GiB", "time", "status", "folder"]
+    lines = [[*job.values.values(), *_line(plan)] for job, plan in zip(sweep.jobs, plans, strict=True)]
+    print_table(f"Plan of {len(plans)} runs", headings, lines)
+    total = None if any(plan.flops is None for plan in plans) else sum(plan.flops or 0 for plan in plans)
+    print(f"In total: {_count(sum(plan.tokens for plan in plans))} tokens, {_power(total)} FLOPs")
+    at_once = None if sweep.settings.launcher is Launcher.slurm else packing(sweep)[0]
+    for what, how_much in _cost(plans, sweep.budget, at_once=at_once):
+        print(f"{what[0].upper()}{what[1:]}: {how_much}")
+    if sweep.to_come:
+        print(f"{sweep.to_come} more runs follow from what these show; they are not in these numbers")
+    if sweep.settings.halvings is not None:
+        print("Runs that are stopped early take less than this")
 
 
 def rows(plan: Plan) -> Rows:
@@ -116,14 +147,19 @@ def rows(plan: Plan) -> Rows:
         *_epochs(plan),
         ("windows an update", f"{batch} x {accumulated}"),
         ("device", f"{hardware.device.value}, {run.precision.value}"),
+        *_memory(plan),
         *_disk(plan),
         ("run folder", f"{plan.folder} ({plan.status})"),
+        *_truth(plan),
     ]
 
 
 def _line(plan: Plan) -> list[str]:
     counts = [_count(number) for number in (plan.parameters, plan.run.updates, plan.tokens)]
-    return [*counts, _power(plan.flops), plan.status, str(plan.folder)]
+    known = plan.forecast or Forecast(1)
+    peak = "" if known.peak_gib is None else f"{known.peak_gib:.2f}"
+    seconds = "" if known.seconds is None else short_time(known.seconds)
+    return [*counts, _power(plan.flops), peak, seconds, plan.status, str(plan.folder)]
 
 
 def _plan(run: RunConfig, folder: Path) -> Plan:
@@ -132,6 +168,85 @@ def _plan(run: RunConfig, folder: Path) -> Plan:
         return Plan(run, folder, data, None, exposures(run, data))
     except ConfigError as error:
         return Plan(run, folder, None, error)
+
+
+def _foreseen(plans: list[Plan], *, probes: bool, threads: int | None = None) -> list[Plan]:
+    """The plans with their forecasts; of runs that take alike, one is probed."""
+    found, probed = [], set()
+    for plan in plans:
+        if plan.data is None:
+            found.append(plan)
+            continue
+        run = expected_micro_batch(plan.run, plan.data)
+        if probes and (kind := kind_of(run, plan.data, threads=threads)) not in probed:
+            from llama_lab.lab.probe import probe
+
+            run = settle_micro_batch(plan.run, plan.data, print)
+            probe(run, plan.data, print, threads=threads)
+            probed |= {kind, kind_of(run, plan.data, threads=threads)}
+        found.append(replace(plan, forecast=foresee(run, plan.data, threads=threads)))
+    return found
+
+
+def _cost(plans: Sequence[Plan], budget: BudgetConfig, *, at_once: int | None = 1) -> Rows:
+    """What all runs together take: time, hours of GPUs, price, and whether that is within the budget.
+
+    Args:
+        at_once: how many run side by side; null if that is not known.
+    """
+    forecasts = [plan.forecast for plan in plans if plan.forecast is not None]
+    if not forecasts:
+        return []
+    if unknown := next((forecast.unknown for forecast in forecasts if forecast.seconds is None), ""):
+        over = f"; budget.gpu_hours={budget.gpu_hours:g} needs it" if budget.gpu_hours is not None else ""
+        return [("time", f"{unknown}: --probe measures ten updates{over}")]
+    seconds = sum(forecast.seconds or 0.0 for forecast in forecasts)
+    hours = sum(forecast.gpu_hours or 0.0 for forecast in forecasts)
+    sources = " and ".join(dict.fromkeys(forecast.seconds_from for forecast in forecasts))
+    beside = "; updates alone, without start, validation and samples" if FROM_SPEED in sources else ""
+    if at_once is None or len(plans) == 1:
+        found = [("time", f"{short_time(seconds)} (from {sources}{beside})")]
+    else:
+        wall = max(seconds / at_once, *(forecast.seconds or 0.0 for forecast in forecasts))
+        found = [("time", f"{short_time(wall)} with {at_once} at once, {short_time(seconds)} of runs (from {sources}{beside})")]
+    devices = "GPU hours" if plans[0].run.hardware.device is Device.cuda else "hours of processes"
+    allowed = ""
+    if budget.gpu_hours is not None:
+        limit = f"budget.gpu_hours={budget.gpu_hours:g}"
+        allowed = f", more than {limit}: train refuses it" if hours > budget.gpu_hours else f" of {limit}"
+    found.append((devices, f"{hours:.3g}{allowed}"))
+    if budget.gpu_hour_price is not None:
+        found.append(("price", f"{hours * budget.gpu_hour_price:,.2f} at {budget.gpu_hour_price:g} an hour"))
+    return found
+
+
+def _memory(plan: Plan) -> Rows:
+    """The peak, and what it is made of where a formula says so."""
+    if plan.forecast is None or plan.forecast.peak_gib is None:
+        return []
+    assert plan.data is not None
+    text = f"{plan.forecast.peak_gib:.2f} GiB at the peak (from {plan.forecast.peak_from})"
+    if plan.run.hardware.device is Device.cuda:
+        run = expected_micro_batch(plan.run, plan.data)
+        parts = gpu_memory(run, plan.data.tokenizer.vocab_size, run.micro_batch)
+        named = (("weights", parts.weights), ("gradients", parts.gradients), ("optimizer", parts.optimizer))
+        text += "; by the formula " + ", ".join(f"{name} {size / 2**30:.2f}" for name, size in named)
+        text += f", activations and the like {parts.passing / 2**30:.2f} {parts.moment}"
+    return [("memory", text)]
+
+
+def _truth(plan: Plan) -> Rows:
+    """What was foreseen of a run that is there, beside what became true."""
+    folder = RunFolder(plan.folder)
+    predicted, summary = folder.meta().get("predicted", {}), folder.summary()
+    if summary.get("status") != "finished":
+        return []
+    pairs = []
+    if (seconds := summary.get("wall_seconds")) is not None:
+        pairs.append(short_time(seconds) + (f", foreseen {short_time(predicted['seconds'])}" if "seconds" in predicted else ""))
+    if (peak := summary.get("memory/peak_gib")) is not None:
+        pairs.append(f"{peak:.2f} GiB" + (f", foreseen {predicted['peak_gib']:.2f}" if "peak_gib" in predicted else ""))
+    return [("took", "; ".join(pairs))] if pairs else []
 
 
 def _size(plan: Plan) -> Rows:

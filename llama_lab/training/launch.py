@@ -7,8 +7,10 @@ machine are spawned here. Under torchrun the processes exist already, and the fi
 import contextlib
 import multiprocessing
 import os
+import shlex
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -22,6 +24,7 @@ from llama_lab.config.schema import RunConfig, Window
 from llama_lab.data.prepare import PreparedData, prepare
 from llama_lab.training.board import Board, failure_of
 from llama_lab.training.errors import RankFailed
+from llama_lab.training.forecast import Forecast, foresee, keep_to_budget
 from llama_lab.training.memory import explained, settle_micro_batch
 from llama_lab.training.ranks import end_rank, run_ranks
 from llama_lab.training.retention import check_disk, need
@@ -89,9 +92,11 @@ def _lead(
                 _say(shorter)
             data = _prepare(run, _say)
             run = settle_micro_batch(run, data, _say)
+            forecast = _foreseen(run, data, command)
             folder = held.enter_context(open_run(run, path, origin=_origin(run, data, command)))
             if folder.finished:
                 return _already(folder, _say)
+            _note_forecast(folder, forecast)
             data.tokenizer.save(folder.path / "tokenizer.json")
         with _recording(folder):
             status = (_alone if run.hardware.processes == 1 else _spawn)(run, folder, data, load_observers, stop)
@@ -264,11 +269,14 @@ def _decide(
     refusal: Exception | None = None
     if worker.is_main:
         try:
+            forecast = None
             if not folder.finished or run.fresh:
                 run = settle_micro_batch(run, data, _say)
+                forecast = _foreseen(run, data, command)
             held.enter_context(open_run(run, folder.path, origin=_origin(run, data, command)))
             decision = ["finished" if folder.finished else run.micro_batch]
-            if not folder.finished:
+            if not folder.finished and forecast is not None:
+                _note_forecast(folder, forecast)
                 data.tokenizer.save(folder.path / "tokenizer.json")
                 Board.beside(folder.path).clear()
         except Exception as error:
@@ -283,13 +291,17 @@ def _decide(
 
 @contextlib.contextmanager
 def _recording(folder: RunFolder) -> Iterator[None]:
-    """Write into summary.json that the run is running, and that it failed if it does."""
+    """Write into summary.json that the run is running, that it failed if it does, and the seconds that its starts took in all."""
     folder.write_summary(status="running", error=None)
+    before, start = folder.summary().get("wall_seconds", 0.0), time.monotonic()
     try:
         yield
     except BaseException as error:
         folder.write_summary(status="failed", error=f"{type(error).__name__}: {error}"[:2000])
         raise
+    finally:
+        with contextlib.suppress(OSError):
+            folder.write_summary(wall_seconds=round(before + time.monotonic() - start, 3))
 
 
 def _already(folder: RunFolder, say: Callable[[str], None]) -> TrainResult:
@@ -313,6 +325,20 @@ def _result(folder: RunFolder, status: str) -> TrainResult:
 def _origin(run: RunConfig, data: PreparedData, command: list[str] | None) -> dict[str, Any]:
     fingerprints = {"data": data.fingerprint, "tokenizer": data.tokenizer.hash}
     return describe_origin(run, command=command, data=fingerprints, validation=data.validation_text)
+
+
+def _foreseen(run: RunConfig, data: PreparedData, command: list[str] | None) -> Forecast:
+    """What the run will take; refused where that is more than it may."""
+    forecast = foresee(run, data)
+    words = command[2:] if command is not None and command[1:2] == ["train"] else ["…"]
+    keep_to_budget(run.budget, [forecast], "this run", shlex.join(["llama-lab", "plan", "--probe", *words]).replace("'…'", "…"))
+    return forecast
+
+
+def _note_forecast(folder: RunFolder, forecast: Forecast) -> None:
+    """Keep what was foreseen before the first update, so that it can be held against what became true."""
+    if "predicted" not in folder.meta():
+        folder.write_meta(predicted=forecast.saved())
 
 
 def _say(text: str) -> None:

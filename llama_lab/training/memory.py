@@ -9,25 +9,23 @@ import hashlib
 import json
 import multiprocessing
 import os
-import secrets
 import sys
 import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from llama_lab.config import devices
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import science
 from llama_lab.config.schema import AUTO, RunConfig
-from llama_lab.data.cache import cache_root
 from llama_lab.data.prepare import PreparedData
 from llama_lab.training.errors import OutOfMemory
+from llama_lab.training.gpu_memory import gpu_memory
+from llama_lab.training.kept import keep, kept
 from llama_lab.training.ranks import end_with_parent
 from llama_lab.training.run_folder import package_version
 from llama_lab.training.stop import blocked_signals, ignore_signals
@@ -36,6 +34,8 @@ MARGIN = 0.05
 """Share of the free memory that is left over: for what other libraries take, for validation, for holes between tensors."""
 SIGNS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 NEARLY_ALL = 0.9
+FOUND = "micro-batches"
+"""Under which name the cache keeps what was found."""
 
 
 def settle_micro_batch(run: RunConfig, data: PreparedData, say: Callable[[str], None], *, local_rank: int = 0) -> RunConfig:
@@ -51,8 +51,8 @@ def settle_micro_batch(run: RunConfig, data: PreparedData, say: Callable[[str], 
     if run.hardware.micro_batch != AUTO:
         return run
     key, facts = _key(run, data)
-    found = _kept().get(key, {}).get("micro_batch")
-    if isinstance(found, int) and 1 <= found <= _share(run):
+    found = known_micro_batch(run, data)
+    if found is not None:
         say(f"hardware.micro_batch=auto: {found}, as found before for this model on this device")
     else:
         say("hardware.micro_batch=auto: trying what fits, in a process of its own …")
@@ -62,7 +62,28 @@ def settle_micro_batch(run: RunConfig, data: PreparedData, say: Callable[[str], 
         kept_or_not = "kept for the next time" if is_typical else f"not kept, for others use {1 - free:.0%} of the device now"
         say(f"hardware.micro_batch=auto: {found}, found in {time.monotonic() - start:.0f} s; {kept_or_not}")
         if is_typical:
-            _keep({**_kept(), key: {"micro_batch": found, "facts": facts}})
+            keep(FOUND, {**kept(FOUND), key: {"micro_batch": found, "facts": facts}})
+    return replace(run, hardware=replace(run.hardware, micro_batch=found))
+
+
+def known_micro_batch(run: RunConfig, data: PreparedData) -> int | None:
+    """What `hardware.micro_batch=auto` was found to be for such runs on this device; None if nobody has tried yet."""
+    key, _ = _key(run, data)
+    found = kept(FOUND).get(key, {}).get("micro_batch")
+    return found if isinstance(found, int) and 1 <= found <= share_of(run) else None
+
+
+def expected_micro_batch(run: RunConfig, data: PreparedData) -> RunConfig:
+    """The same run with `hardware.micro_batch=auto` replaced by what was found before, or else by what the formula says fits.
+
+    For plans alone: a run itself tries it.
+    """
+    if run.hardware.micro_batch != AUTO:
+        return run
+    found = known_micro_batch(run, data)
+    if found is None:
+        room, vocab_size = (1 - MARGIN) * devices.probe_cuda().bytes / 2**30, data.tokenizer.vocab_size
+        found = largest(sizes(share_of(run)), lambda size: gpu_memory(run, vocab_size, size).gib < room) or 1
     return replace(run, hardware=replace(run.hardware, micro_batch=found))
 
 
@@ -95,7 +116,7 @@ def explained(error: BaseException, run: RunConfig, device: Any, place: str) -> 
     """
     if not is_out_of_memory(error):
         return error
-    size = min(run.micro_batch, _share(run))
+    size = min(run.micro_batch, share_of(run))
     held = ""
     if device.type == "cuda":
         import torch
@@ -119,7 +140,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS))
 
 
-def _share(run: RunConfig) -> int:
+def share_of(run: RunConfig) -> int:
     """Windows of an update that the process with the most of them computes."""
     return -(-run.windows_per_update // (run.hardware.processes or 1))
 
@@ -170,7 +191,7 @@ def _search(answer: Any, run: RunConfig, data: PreparedData, local_rank: int) ->
             with join(run.hardware, place) as worker:
                 free, total = torch.cuda.mem_get_info(worker.device)
                 torch.cuda.set_per_process_memory_fraction((1 - MARGIN) * free / total, worker.device)
-                answer.send((largest(sizes(_share(run)), lambda size: _fits(run, data, worker, size)), free / total))
+                answer.send((largest(sizes(share_of(run)), lambda size: _fits(run, data, worker, size)), free / total))
     except BaseException:
         answer.send(traceback.format_exc().strip().splitlines()[-1])
 
@@ -202,7 +223,7 @@ def _tidied_up(run: RunConfig, data: PreparedData, worker: Any, size: int) -> in
     from llama_lab.training.update import Updater
 
     # Two micro-batches an update, where the share has two: the second meets the gradients of the first.
-    windows = min(2 * size, _share(run))
+    windows = min(2 * size, share_of(run))
     run = replace(
         run,
         data=replace(run.data, tokens_per_update=windows * run.data.max_seq_len),
@@ -232,7 +253,7 @@ def _key(run: RunConfig, data: PreparedData) -> tuple[str, dict[str, Any]]:
         "vocab_size": data.tokenizer.vocab_size,
         "max_seq_len": run.data.max_seq_len,
         "window": run.data.window.name,
-        "share": _share(run),
+        "share": share_of(run),
         "processes": run.hardware.processes,
         "compile": run.hardware.compile.name,
         "recompute": run.hardware.recompute.name,
@@ -245,30 +266,10 @@ def _key(run: RunConfig, data: PreparedData) -> tuple[str, dict[str, Any]]:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16], facts
 
 
-def _file() -> Path:
-    return cache_root() / "micro-batches.json"
-
-
-def _kept() -> dict[str, Any]:
-    with suppress(OSError, ValueError):
-        known = json.loads(_file().read_text(encoding="utf-8"))
-        return known if isinstance(known, dict) else {}
-    return {}
-
-
-def _keep(known: dict[str, Any]) -> None:
-    """Whoever writes last wins; what another process loses by that is found again."""
-    draft = _file().with_name(f".{_file().name}.{secrets.token_hex(4)}")
-    with suppress(OSError):
-        _file().parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(known, indent=1), encoding="utf-8")
-        os.replace(draft, _file())
-
-
 def _forget(run: RunConfig) -> None:
     """Drop what was found for runs like this one, since it did not fit after all."""
     model = science(run)["model"]
-    known = _kept()
-    kept = {key: entry for key, entry in known.items() if entry["facts"]["model"] != model}
-    if len(kept) < len(known):
-        _keep(kept)
+    known = kept(FOUND)
+    others = {key: entry for key, entry in known.items() if entry["facts"]["model"] != model}
+    if len(others) < len(known):
+        keep(FOUND, others)

@@ -18,6 +18,7 @@ from llama_lab.config.resolve import resolve
 from llama_lab.data.prepare import prepare
 from llama_lab.training import memory
 from llama_lab.training.errors import OutOfMemory
+from llama_lab.training.kept import keep, kept
 from llama_lab.training.metrics import read_rows
 
 from .conftest import tiny_overrides
@@ -77,7 +78,7 @@ def test_what_was_found_is_used_again_and_forgotten_once_it_did_not_fit(
     data = prepare(run.data, run.tokenizer, lambda text: None)
     open_run = replace(run, hardware=replace(run.hardware, micro_batch="auto"))
     key, facts = memory._key(open_run, data)
-    memory._keep({key: {"micro_batch": 5, "facts": facts}})
+    keep(memory.FOUND, {key: {"micro_batch": 5, "facts": facts}})
     said: list[str] = []
     assert memory.settle_micro_batch(open_run, data, said.append).micro_batch == 5
     assert said == ["hardware.micro_batch=auto: 5, as found before for this model on this device"]
@@ -85,9 +86,9 @@ def test_what_was_found_is_used_again_and_forgotten_once_it_did_not_fit(
     other = replace(open_run, hardware=replace(open_run.hardware, processes=2))
     assert memory._key(other, data)[0] != key
     memory._forget(run)
-    assert memory._kept() == {}
+    assert kept(memory.FOUND) == {}
     (tmp_path / "micro-batches.json").write_text("no json")
-    assert memory._kept() == {}
+    assert kept(memory.FOUND) == {}
 
 
 # A machine with little memory, as far as this process can tell. The limit counts what is mapped, the code of libraries included.

@@ -18,7 +18,7 @@ from llama_lab.config.identity import is_science, run_folder, slug_part
 from llama_lab.config.overrides import PRESET
 from llama_lab.config.paths import option_file
 from llama_lab.config.resolve import resolve
-from llama_lab.config.schema import AUTO, Device, Launcher, Precision, Problem, RunConfig, Search, SweepConfig
+from llama_lab.config.schema import AUTO, BudgetConfig, Device, Launcher, Precision, Problem, RunConfig, Search, SweepConfig
 from llama_lab.lab.sweep.halving import rung_problems
 from llama_lab.lab.sweep.space import Axis, Point, axis_problems, draw_points, grid, label, read_axis, repeated, without_seeds
 
@@ -115,6 +115,7 @@ class Sweep:
         fixed: overrides that every job has.
         bases: for a search, a job for each combination of options, from which later ones are made.
         command: what was typed.
+        budget: what all jobs together may take; no job has one of its own.
     """
 
     jobs: list[Job]
@@ -124,6 +125,7 @@ class Sweep:
     fixed: list[str] = field(default_factory=list)
     bases: list[Job] = field(default_factory=list)
     command: list[str] = field(default_factory=list)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
 
     @property
     def to_come(self) -> int:
@@ -171,7 +173,7 @@ def expand(overrides: list[str], *, multirun: bool, config_dir: Path | None = No
     jobs = build_jobs(fixed, _points(settings, axes), settings, config_dir)
     command = ["llama-lab", "train", *(["-m"] if multirun else []), *overrides]
     command += ["--config-dir", str(config_dir)] if config_dir is not None else []
-    sweep = Sweep(jobs, _sweep_folder(jobs, axes, settings), settings, axes, fixed, [], command)
+    sweep = Sweep(jobs, _sweep_folder(jobs, axes, settings), settings, axes, fixed, [], command, jobs[0].run.budget)
     if settings.search is Search.optuna:
         sweep.bases = _bases(sweep, config_dir)
     for job in (*sweep.jobs, *sweep.bases):
@@ -190,7 +192,8 @@ def describe(sweep: Sweep) -> str:
 
 
 def as_member(run: RunConfig, folder: Path) -> RunConfig:
-    """The same run with W&B told what it belongs to: the sweep as its group, and the study among its tags."""
+    """The same run as one of several: the budget is that of all, and W&B is told the sweep as its group, and the study as a tag."""
+    run = replace(run, budget=BudgetConfig())
     if run.wandb is None:
         return run
     tags = list(dict.fromkeys([*run.wandb.tags, run.name[:TAG_CHARACTERS]]))
@@ -319,7 +322,7 @@ def _axes(request: Request, config_dir: Path | None) -> tuple[list[str], list[Ax
         line = override.input_line or key
         if not override.is_sweep_override():
             fixed.append(override.input_line or "")
-        elif key.startswith("sweep."):
+        elif key.startswith(("sweep.", "budget.")):
             problems.append((line, f"is about the sweep as a whole and takes one value; for one list, type {key}=[a,b]"))
         else:
             axis = read_axis(override, config_dir)

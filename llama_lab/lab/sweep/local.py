@@ -90,17 +90,8 @@ class Local:
         runs = [job.run for job in sweep.jobs]
         self._running: list[Running] = []
         self._shared_by = sweep.settings.jobs_per_gpu
-        self._gpus = _gpus(runs)
-        self._threads, self._cores = os.environ.get(THREADS), devices.usable_cores()
-        widest = max(run.hardware.processes or 1 for run in runs)
-        total = len(sweep.jobs) + sweep.to_come
-        each = int(self._threads) if self._threads else 1
-        if self._gpus:
-            room = max(1, len(self._gpus) * self._shared_by // widest)
-        else:
-            room = max(1, min(total, self._cores // (each * widest)))
-        self._at_once = sweep.settings.at_once or min(room, total)
-        self._each = each if self._threads else max(1, self._cores // (self._at_once * widest))
+        self._gpus, self._cores = _gpus(runs), devices.usable_cores()
+        self._at_once, self._each = packing(sweep)
         self.says = f"{self._at_once} at once on {self._place()}, {self._each} thread{'s' if self._each > 1 else ''} each"
         self._context = self._prepared(runs)
 
@@ -161,6 +152,21 @@ class Local:
     def _free(self, run: RunConfig) -> list[str] | None:
         load = Counter(gpu for running in self._running for gpu in running.gpus)
         return choose_gpus(self._gpus, load, wanted=run.hardware.processes or 1, shared_by=self._shared_by)
+
+
+def packing(sweep: Sweep) -> tuple[int, int]:
+    """Jobs of a sweep that run side by side on this machine, and threads of the CPU that each process of them has."""
+    runs = [job.run for job in sweep.jobs]
+    gpus, cores, threads = _gpus(runs), devices.usable_cores(), os.environ.get(THREADS)
+    widest = max(run.hardware.processes or 1 for run in runs)
+    total = len(sweep.jobs) + sweep.to_come
+    each = int(threads) if threads else 1
+    if gpus:
+        room = max(1, len(gpus) * sweep.settings.jobs_per_gpu // widest)
+    else:
+        room = max(1, min(total, cores // (each * widest)))
+    at_once = sweep.settings.at_once or min(room, total)
+    return at_once, each if threads else max(1, cores // (at_once * widest))
 
 
 def choose_gpus(gpus: list[str], load: Counter[str], *, wanted: int, shared_by: int) -> list[str] | None:

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from llama_lab.config.schema import Search
 from llama_lab.lab.sweep import show
+from llama_lab.lab.sweep.budget import keep_sweep_to_budget
 from llama_lab.lab.sweep.expand import Job, Outcome, Sweep
 from llama_lab.lab.sweep.frozen import freeze, hold_sweep, job_folder, keep_config, keep_outcome, known_outcome
 from llama_lab.lab.sweep.halving import Candidate, Halving
@@ -69,8 +70,9 @@ def run(sweep: Sweep) -> int:
     """Run a sweep to its end and print what came of it; returns the exit code.
 
     Raises:
-        ConfigError: it is running already, or this machine lacks what it needs.
+        ConfigError: it is running already, it would take more than its budget, or this machine lacks what it needs.
     """
+    keep_sweep_to_budget(sweep)
     with hold_sweep(sweep.folder):
         freeze(sweep)
         return _Runner(sweep).run()

@@ -1,0 +1,237 @@
+"""What a run will take, said before it starts: seconds, hours of GPUs, peak memory. Torch-free.
+
+Seconds come from a probe (`lab.probe`), which has trained some updates of such a run on this machine and is kept in the cache; on a
+device whose speed docs/performance.md tells, from the FLOPs; elsewhere nobody knows. Memory comes from the same probe, and on a GPU
+from a formula (`gpu_memory`). A run writes what was foreseen into meta.json before its first update; summary.json says what became
+true: `wall_seconds` and `memory/peak_gib`.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from llama_lab.config import devices
+from llama_lab.config.errors import ConfigError
+from llama_lab.config.identity import plain_config, science
+from llama_lab.config.schema import BudgetConfig, Compile, Device, Precision, Recompute, RunConfig, Window
+from llama_lab.data.prepare import PreparedData
+from llama_lab.model.count import flops_per_token, parameters
+from llama_lab.training.gpu_memory import gpu_memory
+from llama_lab.training.kept import keep, kept
+from llama_lab.training.metrics import short_time
+from llama_lab.training.occasions import Occasions, occasions
+from llama_lab.training.run_folder import package_version
+
+PROBES = "probes"
+"""Under which name the cache keeps probes."""
+UTILISATION = {"H100 80GB HBM3": ((97.5e6, 0.485), (1.267e9, 0.583))}
+"""Share of the bf16 peak that training reaches, by a part of the GPU's name: (parameters, share) of models that were measured.
+Source: docs/performance.md, at 2,048 tokens a window and 16,384 or more a micro-batch, compiled, on one GPU."""
+MEASURED_NUMBERS, MEASURED_LENGTHS, MEASURED_POSITIONS = (80e6, 1.5e9), (1024, 4096), 16_384
+FROM_PROBE, FROM_SPEED, FROM_FORMULA = "a probe", "speeds measured on such a GPU", "a formula"
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What some updates of a run took. All but `peak_gib` are seconds.
+
+    Attributes:
+        start: everything that happens once: imports, processes, compiling, the last words.
+        update, validation, score, sample, save: each time one of these happens.
+        updates: how many were trained to find out.
+    """
+
+    start: float
+    update: float
+    validation: float
+    score: float
+    sample: float
+    save: float
+    peak_gib: float
+    updates: int
+
+    def seconds(self, times: Occasions) -> float:
+        """What a run takes in which all of this happens so often."""
+        found = self.start + times.updates * self.update + times.validations * self.validation + times.scores * self.score
+        return found + times.samples * self.sample + times.saves * self.save
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a run will take, each with where that is known from.
+
+    Attributes:
+        seconds: from the moment that its data is ready to its last word; null if nobody knows.
+        peak_gib: of a device's memory, or of the process's on a CPU, as `memory/peak_gib` will say; null likewise.
+        processes: of the run; on CUDA each has a GPU.
+        unknown: why there are no seconds.
+    """
+
+    processes: int
+    seconds: float | None = None
+    seconds_from: str = ""
+    peak_gib: float | None = None
+    peak_from: str = ""
+    unknown: str = ""
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """Hours of all devices together."""
+        return None if self.seconds is None else self.seconds * self.processes / 3600
+
+    def saved(self) -> dict[str, Any]:
+        """What meta.json keeps of it."""
+        found: dict[str, Any] = {}
+        if self.seconds is not None:
+            found |= {"seconds": round(self.seconds, 1), "seconds_from": self.seconds_from}
+        if self.peak_gib is not None:
+            found |= {"peak_gib": round(self.peak_gib, 3), "peak_from": self.peak_from}
+        return found
+
+
+def foresee(run: RunConfig, data: PreparedData, *, threads: int | None = None) -> Forecast:
+    """What a run will take on this machine.
+
+    Args:
+        run: resolved, with a micro-batch.
+        threads: of the CPU that each process will have; null: as many as one would have that started now.
+    """
+    known = Forecast(run.hardware.processes or 1)
+    vocab_size = data.tokenizer.vocab_size
+    if run.hardware.device is Device.cuda:
+        memory = gpu_memory(run, vocab_size, run.micro_batch)
+        known = replace(known, peak_gib=memory.gib, peak_from=FROM_FORMULA)
+    if (probe := known_probe(run, data, threads=threads)) is not None:
+        seconds = probe.seconds(occasions(run, vocab_size))
+        return replace(known, seconds=seconds, seconds_from=FROM_PROBE, peak_gib=probe.peak_gib, peak_from=FROM_PROBE)
+    share = _utilisation(run, vocab_size)
+    if share is None:
+        return replace(known, unknown=_unknown(run))
+    flops = run.updates * run.data.tokens_per_update * flops_per_token(run.model, vocab_size, run.data.max_seq_len)
+    return replace(known, seconds=flops / share, seconds_from=FROM_SPEED)
+
+
+def kind_of(run: RunConfig, data: PreparedData, *, threads: int | None = None) -> str:
+    """The same for runs that take the same for each thing that they do: one probe serves them all."""
+    return _key(run, data, threads)[0]
+
+
+def known_probe(run: RunConfig, data: PreparedData, *, threads: int | None = None) -> Probe | None:
+    """What was measured of such runs on this machine."""
+    key, _ = _key(run, data, threads)
+    try:
+        return Probe(**kept(PROBES)[key]["probe"])
+    except (KeyError, TypeError):  # none, or one of another version
+        return None
+
+
+def keep_probe(run: RunConfig, data: PreparedData, probe: Probe, *, threads: int | None = None) -> None:
+    """Keep what was measured for the next time."""
+    key, facts = _key(run, data, threads)
+    keep(PROBES, {**kept(PROBES), key: {"probe": asdict(probe), "facts": facts}})
+
+
+def keep_to_budget(
+    budget: BudgetConfig, forecasts: Sequence[Forecast], subject: str, command: str, *, jobs: int | None = None
+) -> None:
+    """Refuse what is foreseen to take more than it may, and what nobody can foresee.
+
+    Args:
+        forecasts: of everything that is to be started.
+        subject: what that is, in words.
+        command: what measures it, as typed.
+        jobs: how many there will be in the end, if more than are known; the others are taken to be like these.
+
+    Raises:
+        ConfigError: it is too much, or not known.
+    """
+    if budget.gpu_hours is None or not forecasts:
+        return
+    setting = f"budget.gpu_hours={budget.gpu_hours:g}"
+    if unknown := next((forecast.unknown for forecast in forecasts if forecast.gpu_hours is None), ""):
+        rule = f"cannot be kept to: {unknown}. {command} measures it in ten updates, which is remembered; null allows any"
+        raise ConfigError([(setting, rule)], scope=subject)
+    hours = sum(forecast.gpu_hours or 0.0 for forecast in forecasts) * (jobs or len(forecasts)) / len(forecasts)
+    if hours > budget.gpu_hours:
+        source = " and ".join(sorted({forecast.seconds_from for forecast in forecasts}))
+        rule = f"is less than the {hours:.3g} hours foreseen, from {source}; lower training_tokens to "
+        rule += f"{100 * budget.gpu_hours / hours:.0f} % or less, or raise the budget"
+        raise ConfigError([(setting, rule)], scope=subject)
+
+
+def said(predicted: dict[str, Any]) -> str | None:
+    """What meta.json keeps of a forecast, in words; null if nothing was known."""
+    parts = []
+    if "seconds" in predicted:
+        parts.append(f"about {short_time(predicted['seconds'])} in all (from {predicted['seconds_from']})")
+    if "peak_gib" in predicted:
+        parts.append(f"{predicted['peak_gib']:.2f} GiB of memory (from {predicted['peak_from']})")
+    return ", ".join(parts) or None
+
+
+def validated_tokens(run: RunConfig, data: PreparedData) -> int:
+    """Tokens that one validation predicts, to a window's."""
+    if run.eval is None:
+        return 0
+    limit = run.eval.max_tokens
+    held_out = [source.val.tokens for source in data.sources if source.val is not None]
+    return sum(tokens if limit is None else min(limit, tokens) for tokens in held_out)
+
+
+def _utilisation(run: RunConfig, vocab_size: int) -> float | None:
+    """Operations a second that training is known to reach on this device with such a model; None if nobody has measured it."""
+    hardware, cuda = run.hardware, devices.probe_cuda()
+    measured = next((points for part, points in UTILISATION.items() if part in cuda.name), None)
+    peak = devices.bf16_peak_flops(cuda.name)
+    if hardware.device is not Device.cuda or measured is None or peak is None or hardware.processes != 1:
+        return None
+    if run.precision is not Precision.bf16 or hardware.compile is not Compile.always or hardware.recompute is not Recompute.none:
+        return None
+    if hardware.deterministic or run.data.window is not Window.contiguous:
+        return None
+    numbers, length = parameters(run.model, vocab_size), run.data.max_seq_len
+    at_once = min(run.micro_batch, run.windows_per_update) * length
+    within = MEASURED_NUMBERS[0] <= numbers <= MEASURED_NUMBERS[1] and MEASURED_LENGTHS[0] <= length <= MEASURED_LENGTHS[1]
+    if not within or at_once < MEASURED_POSITIONS:
+        return None
+    (small, low), (large, high) = measured
+    between = min(max((numbers - small) / (large - small), 0.0), 1.0)
+    return peak * (low + (high - low) * between)
+
+
+def _unknown(run: RunConfig) -> str:
+    """Why nobody knows how long a run takes."""
+    if run.hardware.device is Device.cuda:
+        return f"how fast such a model trains on {devices.probe_cuda().name or 'this GPU'} is not known without a probe"
+    return f"how fast {'this CPU' if run.hardware.device is Device.cpu else 'this GPU'} trains is not known without a probe"
+
+
+def _key(run: RunConfig, data: PreparedData, threads: int | None) -> tuple[str, dict[str, Any]]:
+    """Name of a probe in the cache, and everything that it depends on."""
+    decisive, whole, cuda = science(run), plain_config(run), devices.probe_cuda()
+    is_cuda = run.hardware.device is Device.cuda
+    unspaced = {"first_tokens", "growth"}
+    facts = {
+        "model": decisive["model"],
+        "optim": decisive["optim"]["type"],
+        "precision": decisive["precision"],
+        "vocab_size": data.tokenizer.vocab_size,
+        "max_seq_len": run.data.max_seq_len,
+        "tokens_per_update": run.data.tokens_per_update,
+        "window": run.data.window.name,
+        "sources": len(data.sources),
+        "hardware": {name: value for name, value in whole["hardware"].items() if name != "timeout_seconds"},
+        "parts": run.log.parts,
+        "validated": validated_tokens(run, data),
+        "tasks": [] if run.eval is None else run.eval.tasks,
+        "sample": whole["sample"] and {name: value for name, value in whole["sample"].items() if name not in unspaced},
+        "tracker": run.wandb is not None,
+        "device": cuda.name if is_cuda else devices.cpu_name(),
+        "threads": None if is_cuda else threads or int(os.environ.get("OMP_NUM_THREADS") or devices.usable_cores()),
+        "torch": package_version("torch"),
+        "llama_lab": package_version("llama_lab"),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16], facts
