@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from llama_lab.lab.statistics import LEVEL, Design, lower_ends
 
@@ -75,7 +75,7 @@ def seeds_needed(effect: float, noise: float, *, paired: bool) -> int | None:
         return power_at(size, Design(seeds, seeds, paired)) >= POWER
 
     # Known noise would take so many; the search begins a little below.
-    least = (1 if paired else 2) * ((stats.norm.ppf(1 - LEVEL / 2) + stats.norm.ppf(POWER)) / size) ** 2
+    least = (1 if paired else 2) * ((special.ndtri(1 - LEVEL / 2) + special.ndtri(POWER)) / size) ** 2
     if least > MOST_SEEDS:
         return None
     seeds = max(2, math.floor(least) - 1)
@@ -94,9 +94,9 @@ def need(effect: float, noise: float, design: Design) -> Need:
         noise: the standard deviation that was seen, with the degrees of freedom of `design`.
     """
     freedom = design.degrees_of_freedom
-    middle = noise * math.sqrt(freedom / stats.chi2.ppf(0.5, freedom))
+    middle = noise * math.sqrt(freedom / special.chdtri(freedom, 0.5))
     error = noise * math.sqrt(1 / design.a if design.paired else 1 / design.a + 1 / design.b)
-    reach = float(stats.t.ppf(0.9, freedom)) * error
+    reach = float(special.stdtrit(freedom, 0.9)) * error
     nearest, furthest = max(0.0, abs(effect) - reach), abs(effect) + reach
     return Need(
         seeds=seeds_needed(effect, middle, paired=design.paired),
@@ -121,4 +121,4 @@ def _shuffled(design: Design) -> np.ndarray:
     freedom = design.degrees_of_freedom
     error = math.sqrt(1 / design.a if design.paired else 1 / design.a + 1 / design.b)
     sd = np.sqrt(draw.chisquare(freedom, DRAWS) / freedom)
-    return error * (draw.standard_normal(DRAWS) + stats.t.ppf(1 - LEVEL / 2, freedom) * sd)
+    return error * (draw.standard_normal(DRAWS) + special.stdtrit(freedom, 1 - LEVEL / 2) * sd)

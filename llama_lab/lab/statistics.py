@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 LEVEL = 0.05
 """Chance of calling equal arms different that a verdict takes, and of an interval to miss."""
@@ -189,7 +189,7 @@ def corrected(p: list[float], t_p: list[float]) -> list[float]:
 
 def noise_interval(sd: float, degrees_of_freedom: int, level: float = LEVEL) -> tuple[float, float]:
     """Interval of a standard deviation that was estimated from normal noise."""
-    low, high = stats.chi2.ppf([1 - level / 2, level / 2], degrees_of_freedom)
+    low, high = special.chdtri(degrees_of_freedom, [level / 2, 1 - level / 2])
     return sd * math.sqrt(degrees_of_freedom / low), sd * math.sqrt(degrees_of_freedom / high)
 
 
@@ -321,14 +321,14 @@ def _t_parts(values: np.ndarray, design: Design, *, pooled: bool) -> tuple[np.nd
 
 def _t_lower(values: np.ndarray, design: Design, level: float, *, pooled: bool) -> np.ndarray:
     effect, error, freedom = _t_parts(values, design, pooled=pooled)
-    return effect - stats.t.ppf(1 - level / 2, freedom) * error
+    return effect - special.stdtrit(freedom, 1 - level / 2) * error
 
 
 def _t_p_values(values: np.ndarray, design: Design, *, pooled: bool) -> np.ndarray:
     effect, error, freedom = _t_parts(values, design, pooled=pooled)
     with np.errstate(invalid="ignore", divide="ignore"):
         t = np.where(effect == 0, 0.0, np.abs(effect) / error)
-    return 2 * stats.t.sf(t, freedom)
+    return 2 * special.stdtr(freedom, -t)
 
 
 def _t_p(values: np.ndarray, design: Design) -> float:

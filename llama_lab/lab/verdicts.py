@@ -3,6 +3,8 @@
 import math
 import statistics
 
+from scipy import special
+
 from llama_lab.lab.arms import Arm
 from llama_lab.lab.compare import BETTER, SAME, UNDECIDED, UNKNOWN, WORSE, Comparison, Study, time_to_loss
 from llama_lab.lab.noise import find_floor
@@ -152,10 +154,8 @@ def _single(study: Study, one: Comparison) -> str:
     scatter = None if floor is None else floor.of(study.metric)
     if scatter is None or study.place is not None:
         return said + ". Two seeds an arm are the least, five are usual; llama-lab noise measures what one seed hides"
-    from scipy import stats
-
     runs = 1 / len(one.baseline.runs) + 1 / len(one.arm.runs)
-    bound = float(stats.t.ppf(1 - LEVEL / 2, scatter.degrees_of_freedom)) * scatter.sd * math.sqrt(runs)
+    bound = float(special.stdtrit(scatter.degrees_of_freedom, 1 - LEVEL / 2)) * scatter.sd * math.sqrt(runs)
     place = "inside" if abs(one.difference) < bound else "beyond"
     return f"{said}. The noise floor of this config lets such runs differ by {bound:.2g} in 95 of 100 cases; this is {place} it"
 

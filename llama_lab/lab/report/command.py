@@ -50,6 +50,16 @@ def run_report_command(words: list[str]) -> int:
     return 0
 
 
+def report_sweep(folder: Path) -> Path:
+    """Write the page of a sweep beside its summary.csv, and return its path. Markdown and picture are left to `llama-lab report`.
+
+    Raises:
+        ConfigError: there is nothing to report yet.
+    """
+    material = gather([str(folder)], Asked(), ["llama-lab", "report", relative(folder)])
+    return write_report(material, folder, page_only=True)[1][0]
+
+
 def write_report(material: Material, folder: Path, *, page_only: bool = False) -> tuple[list[Section], list[Path]]:
     """Write the files of a report.
 

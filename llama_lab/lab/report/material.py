@@ -32,6 +32,7 @@ class SweepPoints:
         objective: the metric that ranks them.
         higher_is_better: how it is read.
         missing: (job, what became of it) where there is no run to look at.
+        is_log: of keys drawn from an interval, whether evenly over its logarithm.
     """
 
     folder: Path
@@ -40,6 +41,7 @@ class SweepPoints:
     objective: str
     higher_is_better: bool
     missing: list[Problem]
+    is_log: dict[str, bool]
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,8 @@ def _read_sweep(words: Sequence[str]) -> SweepPoints | None:
             missing.append((f"job {job['number']} ({said})", f"left no run: {_status(folder, job['number'])}"))
     keys = [axis["key"] for axis in known["axes"] if axis["key"] not in SEEDS]
     settings = known["settings"]
-    return SweepPoints(folder, keys, values, settings["objective"], settings["direction"] == "maximize", missing)
+    logs = {axis["key"]: axis["is_log"] for axis in known["axes"] if not axis["choices"]}
+    return SweepPoints(folder, keys, values, settings["objective"], settings["direction"] == "maximize", missing, logs)
 
 
 def _status(folder: Path, number: int) -> str:

@@ -71,7 +71,8 @@ def parallel_figure(material: Material) -> Figure | None:
         return None
     sign = -1 if material.higher_is_better else 1
     points.sort(key=lambda point: (sign * point.result, point.name))
-    axes = [_axis(key, [point.values[key] for point in points]) for key in keys]
+    logs = {} if material.sweep is None else material.sweep.is_log
+    axes = [_axis(key, [point.values[key] for point in points], logs.get(key)) for key in keys]
     results = [point.result for point in points]
     axes.append(Axis(material.metric, padded(min(results), max(results))))
     best = max(1, math.ceil(BEST_SHARE * len(points)))
@@ -91,7 +92,7 @@ def parallel_figure(material: Material) -> Figure | None:
     caption = f"Each line is a run. Thick: the {lower} {material.metric}; blue: the best {best} of {len(points)}; grey: the others."
     return Figure(
         f'<figure class="parallel"><figcaption>{escaped(caption)}</figcaption><div class="scroll" tabindex="0" role="region" '
-        f'aria-label="Values of the runs"><div class="coordinates" style="min-width:{6.5 * len(axes)}rem">'
+        f'aria-label="Values of the runs"><div class="coordinates" style="min-width:{8.5 * len(axes)}rem">'
         f'<svg viewBox="0 0 {width} {HEIGHT}" preserveAspectRatio="none" role="img" aria-labelledby="parallel-t parallel-d">'
         f'<title id="parallel-t">{escaped(said)}</title><desc id="parallel-d">{escaped(described)}</desc>'
         f'<path class="grid" d="{grid}"/>{"".join(lines)}</svg>{_written(axes)}</div></div>'
@@ -132,12 +133,14 @@ def _keys(material: Material, points: Sequence[Point]) -> list[str]:
     return [key for key in differing if key not in SEEDS][:MOST_KEYS]
 
 
-def _axis(key: str, values: Sequence[str | float]) -> Axis:
+def _axis(key: str, values: Sequence[str | float], is_log: bool | None) -> Axis:
+    """An axis for values that were drawn evenly or over a logarithm; null: nobody said which."""
     numbers = [value for value in values if isinstance(value, float) and math.isfinite(value)]
     if len(numbers) < len(values):
         return Axis(key, None, sorted({shown(value) for value in values}))
     # Factors of four and more are what people try on a logarithmic scale.
-    return Axis(key, spanned(min(numbers), max(numbers), steep=4.0))
+    steep = {None: 4.0, True: 1.0, False: math.inf}[is_log]
+    return Axis(key, spanned(min(numbers), max(numbers), steep=steep))
 
 
 def _written(axes: Sequence[Axis]) -> str:
@@ -147,7 +150,7 @@ def _written(axes: Sequence[Axis]) -> str:
         left = f"left:{100 * number / (len(axes) - 1):.2f}%"
         side = " last" if number == len(axes) - 1 else " first" if number == 0 else ""
         log = " (log)" if axis.scale is not None and axis.scale.is_log else ""
-        found.append(f'<span class="key{side}" style="{left}">{escaped(axis.key)}{log}</span>')
+        found.append(f'<span class="key{side}" style="{left}">{escaped(axis.key.rpartition(".")[2])}{log}</span>')
         for place, text in axis.ticks():
             found.append(f'<span class="at{side}" style="{left};top:{100 * (1 - place):.2f}%">{escaped(text)}</span>')
     return "".join(found)

@@ -31,9 +31,8 @@ def sample_blocks(material: Material) -> list[Block]:
     updates = sorted(set.intersection(*({row["update"] for row in rows} for *_, rows in chosen)))
     if not updates:
         return [Prose(["The arms wrote no samples after the same update, so none stand side by side."], "note")]
-    said = f"Of {', '.join(run.name for _, _, run, _ in chosen)}."
-    if len(chosen) < len(arms):
-        said = f"Of {len(chosen)} of {len(arms)} arms. {said}"
+    of = f"{len(chosen)} of the {len(arms)} arms" if len(chosen) < len(arms) else "each arm"
+    said = f"From a run of {of}, {'with the same seed' if seed is not None else 'of different seeds'}."
     earlier = list(dict.fromkeys((updates[0], updates[len(updates) // 2])))
     blocks: list[Block] = [Prose([f"After update {updates[-1]:,}. {said}"]), *_side_by_side(chosen, updates[-1])]
     return blocks + [

@@ -36,9 +36,9 @@ def all_sections(material: Material, drawn: Sequence[Drawn]) -> list[Section]:
     """Every section that has something to say, in reading order."""
     found = [
         Section("answer", "Answer", _answer(material)),
+        Section("sweep", "What was tried", _sweep(material)),
         Section("verdicts", "Verdicts", _verdicts(material)),
         Section("curves", "Curves", _curves(material, drawn)),
-        Section("sweep", "What was tried", _sweep(material)),
         Section("config", "What differs", _config(material)),
         Section("samples", "Samples", sample_blocks(material)),
         Section("cost", "Cost", cost_table(material)),
@@ -154,6 +154,8 @@ def _verdicts(material: Material) -> list[Block]:
         words=(0, 5),
         arms=[number[one.arm.label] for one in study.comparisons],
     )
+    if all(one.verdict == UNKNOWN for one in study.comparisons) and len(study.comparisons) > MOST_SENTENCES:
+        return [Fold(f"Differences of {len(study.arms)} single runs, of which nothing can be said", [against, arms])]
     blocks: list[Block] = []
     if (figure := difference_figure(study)) is not None:
         blocks.append(figure)
@@ -259,7 +261,7 @@ def _sweep(material: Material) -> list[Block]:
         arms.append(number[arm.label])
     words = [column for column, key in enumerate(keys, start=1) if not all(_is_number(row[column]) for row in rows)]
     table = Table(
-        f"What was tried, by the last {material.metric}, the best first; an order by single runs is mostly chance",
+        f"What was tried, by the last {material.metric}, the best first",
         ["rank", *keys, "runs", material.metric, "status"],
         rows,
         words=(*words, len(keys) + 3),

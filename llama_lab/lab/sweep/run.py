@@ -337,6 +337,8 @@ class _Runner:
         print()
         show.print_results(sweep)
         print(f"\nThe same as a file: {relative(sweep.folder / 'summary.csv')}")
+        if not self._stop.count:
+            show.write_report(sweep)
         if any(list(job.folder.glob("wandb/offline-run-*")) for job in sweep.jobs if job.run.wandb is not None):
             print(f"To send the offline runs to W&B: llama-lab track {relative(sweep.folder)}")
         failed = sum(job.outcome.failed for job in sweep.jobs)

@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import Direction
 from llama_lab.lab.sweep.expand import Job, Sweep
 from llama_lab.lab.table import print_table
@@ -33,6 +34,8 @@ COLUMNS = {
 # Where there is no terminal, one line says how far the sweep is, so often.
 SAID_SECONDS = 60.0
 SHOWN_JOBS = 30
+# Reading a config takes a twentieth of a second; a report is worth seconds after a sweep, not minutes.
+REPORTED_JOBS = 200
 
 
 class Board:
@@ -164,6 +167,24 @@ def print_results(sweep: Sweep) -> None:
             f"{objective_heading(sweep)} over the seeds", [*points[0][0], "runs", "mean", "deviation"], [row for _, row in points]
         )
         print("Whether such a difference is more than chance: llama-lab compare")
+
+
+def write_report(sweep: Sweep) -> None:
+    """Write the sweep's page and say where it is. A sweep that ran does not fail because its report did."""
+    started = [job for job in sweep.jobs if job.outcome.tokens]
+    command = f"llama-lab report {relative(sweep.folder)}"
+    if not started:
+        return
+    if len(started) > REPORTED_JOBS:
+        print(f"A report on so many jobs takes its time: {command}")
+        return
+    try:
+        from llama_lab.lab.report.command import report_sweep
+
+        print(f"The report: {relative(report_sweep(sweep.folder))} ({command} adds Markdown and a picture)")
+    except Exception as error:
+        problems = error.problems if isinstance(error, ConfigError) else [(type(error).__name__, str(error))]
+        print(f"There is no report: {' '.join(problems[0])}; {command} tries again")
 
 
 def shown_value(key: str, value: Any) -> str:
