@@ -1,8 +1,8 @@
-"""The wait before the first update of a compiled run: what is compiled is kept for later runs, and made once for runs side by side.
+"""The wait before the first update of a compiled run: what is compiled is kept for later runs, and made once for several at a time.
 
-torch keeps what it compiles in files, by default in a folder that is gone after a restart. Here they lie in the cache folder, unless
-TORCHINDUCTOR_CACHE_DIR or TRITON_CACHE_DIR say otherwise. Of several runs of one shape that start together, as a sweep's do, the first
-compiles and the others wait for it: they would all do the same work at once, on the same cores.
+torch keeps what it compiles in files, by default in a folder that is gone after a restart. Here they lie in the cache folder,
+unless TORCHINDUCTOR_CACHE_DIR or TRITON_CACHE_DIR say otherwise. Of several runs of one shape that start together, as a sweep's do,
+the first compiles and the others wait for it: they would all do the same work at once, on the same cores.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from torch._functorch import config as functorch_config
 
 from llama_lab.config.identity import plain_config, science
 from llama_lab.config.schema import Compile, RunConfig
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 VARIABLES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 """Environment variable that says where a compiler keeps its files -> folder below the cache's own."""
+CACHE_FUNCTIONS = "autograd_cache_allow_custom_autograd_functions"
+"""torch's switch for keeping the traced forward and backward of models with autograd functions of their own, off by default. Without
+it only the kernels are kept, and each start traces anew. What such a function does is part of the trace, and so of its key."""
 LONGEST_WAIT_SECONDS = 600.0
 BETWEEN_LOOKS_SECONDS = 0.2
 SLOW_SECONDS = 1.0
@@ -59,20 +63,22 @@ class Compiling:
         self._locks = self._is_due and worker.is_main
         self._key = _key(run, vocab_size, worker) if self._locks else ""
         self._lock: filelock.BaseFileLock | None = None
-        self._set: list[str] = []
+        self._undo = contextlib.ExitStack()
         self._start = 0.0
 
     def __enter__(self) -> Self:
         if self._is_due:
-            self._set = [name for name in VARIABLES if name not in os.environ]
-            for name in self._set:
-                os.environ[name] = str(compiled_root() / VARIABLES[name])
+            for name, folder in VARIABLES.items():
+                if name not in os.environ:
+                    os.environ[name] = str(compiled_root() / folder)
+                    self._undo.callback(os.environ.pop, name, None)
+            if hasattr(functorch_config, CACHE_FUNCTIONS):
+                self._undo.enter_context(functorch_config.patch(CACHE_FUNCTIONS, True))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._release()
-        for name in self._set:
-            os.environ.pop(name, None)
+        self._undo.close()
 
     def begin(self) -> None:
         """Say that an update begins; does something for the first alone."""
@@ -104,7 +110,7 @@ class Compiling:
         return compiled_root() / "shapes" / self._key
 
     def _wait(self) -> None:
-        """Hold the lock of this shape, or wait until whoever holds it is done. A cache that cannot be locked is no reason to stop."""
+        """Hold the lock of this shape, or wait for whoever holds it. A cache that cannot be locked is no reason to stop."""
         with contextlib.suppress(OSError):
             self._mark.parent.mkdir(parents=True, exist_ok=True)
             self._lock = lock_file(self._mark.with_suffix(".lock"))

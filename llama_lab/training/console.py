@@ -8,7 +8,6 @@ from typing import Self
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-
 TRAINING = "training"
 
 
