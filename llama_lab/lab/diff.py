@@ -4,6 +4,7 @@ Each difference says whether it can move the loss curve. What cannot (names, log
 """
 
 import difflib
+import filecmp
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -117,7 +118,10 @@ def _fed(a: RunRecord, b: RunRecord) -> Iterator[Difference]:
     """The first update in which two runs were fed something else."""
     if a.folder is None or b.folder is None:
         return
-    hashes = [{row["update"]: row["hash"] for row in read_rows(run.folder / "batches.jsonl")} for run in (a, b) if run.folder]
+    paths = [folder / "batches.jsonl" for folder in (a.folder, b.folder)]
+    if all(path.is_file() for path in paths) and filecmp.cmp(*paths, shallow=False):
+        return
+    hashes = [{row["update"]: row["hash"] for row in read_rows(path)} for path in paths]
     common = sorted(hashes[0].keys() & hashes[1].keys())
     other = next((update for update in common if hashes[0][update] != hashes[1][update]), None)
     if other is not None:

@@ -11,7 +11,7 @@ from llama_lab.lab.records import AXES
 from llama_lab.lab.report.blocks import Figure
 from llama_lab.lab.report.chart import COLOURS, COLUMNS, SMALL_COLUMNS, Panel, Scale, padded, spanned
 from llama_lab.lab.report.material import Material, brief_labels
-from llama_lab.lab.report.series import Series, arm_series
+from llama_lab.lab.report.series import Series, arm_series, points_of
 from llama_lab.lab.report.text import escaped
 from llama_lab.lab.verdicts import AXIS_UNITS
 
@@ -58,8 +58,10 @@ def drawn_metrics(material: Material) -> list[Drawn]:
     found = []
     for metric in dict.fromkeys((material.metric, "train/loss", *SMALL)):
         by_axis: dict[str, Curves] = {}
+        points = [[points_of(run, metric) for run in arm.runs] for arm in material.arms]
         for axis in known_axes(material):
-            curves = [(place[number], arm_series(arm, metric, axis, price)) for number, arm in enumerate(material.arms)]
+            arms = enumerate(zip(material.arms, points, strict=True))
+            curves = [(place[number], arm_series(arm.runs, found, axis, price)) for number, (arm, found) in arms]
             if kept := [(number, series) for number, series in curves if series is not None]:
                 # Those in front are drawn last.
                 by_axis[axis] = sorted(kept, key=lambda curve: -curve[0])

@@ -3,12 +3,12 @@
 Nothing is smoothed. Where a run has no finite number, there is a gap.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_lab.lab.arms import Arm
 from llama_lab.lab.records import RunRecord
 
 Floats = NDArray[np.float64]
@@ -44,14 +44,39 @@ class Series:
         return Series(self.places[part], self.middle[part], self.low[part], self.high[part], self.seeds, self.lost)
 
 
-def arm_series(arm: Arm, metric: str, axis: str, price: float) -> Series | None:
+@dataclass(frozen=True)
+class Points:
+    """What a run measured of one metric.
+
+    Attributes:
+        tokens, seconds: where.
+        values: NaN for what is no finite number.
+    """
+
+    tokens: Floats
+    seconds: Floats
+    values: Floats
+
+
+def points_of(run: RunRecord, metric: str) -> Points | None:
+    """A metric's points; None without one that is a finite number."""
+    rows = [(row["tokens"], row.get("seconds"), row[metric]) for row in run.rows if metric in row and "tokens" in row]
+    if not rows:
+        return None
+    tokens, seconds, values = np.array(rows, dtype=np.float64).T
+    return Points(tokens, seconds, np.where(np.isfinite(values), values, np.nan)) if np.isfinite(values).any() else None
+
+
+def arm_series(runs: Sequence[RunRecord], points: Sequence[Points | None], axis: str, price: float) -> Series | None:
     """An arm's curve, as far as all of its seeds have come that have one; None if none of them has.
 
     Args:
+        points: of each run.
         axis: one of `AXES`.
         price: of a device for an hour.
     """
-    curves = [curve for run in arm.runs if (curve := _points(run, metric, axis, price)) is not None]
+    pairs = [(run, found) for run, found in zip(runs, points, strict=True) if found is not None]
+    curves = [curve for run, found in pairs if (curve := _along(found, axis, run, price)) is not None]
     if not curves:
         return None
     first = curves[0][0]
@@ -105,16 +130,21 @@ def _columns(places: Floats, width: float) -> NDArray[np.int64]:
     return np.flatnonzero(np.diff(column, prepend=-1.0))
 
 
-def _points(run: RunRecord, metric: str, axis: str, price: float) -> tuple[Floats, Floats] | None:
-    """(places, values) of a run, places rising; values that are no finite numbers are NaN. None without any that is."""
-    found = run.curve(metric, axis, price)
-    places = np.array([place for place, _ in found], dtype=np.float64)
-    values = np.array([np.nan if value is None else value for _, value in found], dtype=np.float64)
-    kept = np.isfinite(places) & (places > 0)
-    places, values = places[kept], values[kept]
-    rising = np.flatnonzero(np.diff(places, prepend=0.0) > 0)
-    places, values = places[rising], np.where(np.isfinite(values[rising]), values[rising], np.nan)
-    return (places, values) if np.isfinite(values).any() else None
+def _along(points: Points, axis: str, run: RunRecord, price: float) -> tuple[Floats, Floats] | None:
+    """(places, values) along an axis, places rising and above 0; None where there are none."""
+    match axis:
+        case "tokens":
+            places = points.tokens
+        case "flops":
+            places = points.tokens * run.flops_per_token
+        case "seconds":
+            places = points.seconds
+        case _:
+            places = points.seconds * (price * run.processes / 3600)
+    kept = np.flatnonzero(np.isfinite(places) & (places > 0))
+    kept = kept[np.diff(places[kept], prepend=0.0) > 0]
+    values = points.values[kept]
+    return (places[kept], values) if np.isfinite(values).any() else None
 
 
 def _lost(places: Floats, values: Floats) -> float | None:
