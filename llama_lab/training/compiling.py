@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 VARIABLES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 """Environment variable that says where a compiler keeps its files -> folder below the cache's own."""
 CACHE_FUNCTIONS = "autograd_cache_allow_custom_autograd_functions"
-"""torch's switch for keeping the traced forward and backward of models with autograd functions of their own, off by default. Without
-it only the kernels are kept, and each start traces anew. What such a function does is part of the trace, and so of its key."""
+"""torch's switch, off by default, for keeping the traced forward and backward of models with autograd functions of their own.
+Without it only kernels are kept, and each start traces anew. What such a function does is part of the trace, and so of its key."""
 LONGEST_WAIT_SECONDS = 600.0
 BETWEEN_LOOKS_SECONDS = 0.2
 SLOW_SECONDS = 1.0
@@ -140,7 +140,7 @@ def _key(run: RunConfig, vocab_size: int, worker: Worker) -> str:
         "max_seq_len": run.data.max_seq_len,
         "window": run.data.window.name,
         "precision": decisive["precision"],
-        "optim": decisive["optim"]["type"],
+        "optim": [decisive["optim"]["type"], run.optim.state_dtype.name],
         "hardware": plain_config(run)["hardware"],
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(worker.device) if worker.device.type == "cuda" else worker.device.type,

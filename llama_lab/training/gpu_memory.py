@@ -9,7 +9,7 @@ model's width, f that of the feed-forward layer, q and k the channels of queries
 
 from dataclasses import dataclass
 
-from llama_lab.config.schema import Compile, ModelConfig, MuonConfig, Precision, Recompute, RunConfig, Window
+from llama_lab.config.schema import Compile, ModelConfig, MuonConfig, Precision, Recompute, RunConfig, StateDtype, Window
 from llama_lab.model.count import ffn_dim, parameters
 
 FP32, BF16, FP8 = 4, 2, 1
@@ -61,6 +61,8 @@ def gpu_memory(run: RunConfig, vocab_size: int, micro_batch: int) -> GpuMemory:
     kept = positions * model.n_layers * layer.kept
     if run.data.window is Window.packed:
         kept += positions * run.data.max_seq_len * (FP32 if is_wide else BF16)  # the mask of all layers
+    if model.dropout:
+        kept += positions * model.dim
     has_buckets = processes > 1 or not is_wide
     # What backward makes beside: of a model with copies the embedding's gradient alone, as a table of inputs.
     made = FP32 * (numbers if is_wide else embedding)
@@ -105,7 +107,8 @@ class _Layer:
         attention = w * (heads + d) + FP32 * model.n_heads
         if model.qk_norm:
             attention += w * (d + kv) + FP32 * (d + kv) * model.n_heads // d
-        dropped = 2 * d if model.dropout else 0  # a byte of mask for each channel that a branch adds
+        # A byte of mask for each channel that a branch adds; compiled, masks are drawn again but for the last.
+        dropped = 2 * d if model.dropout and not compiled else 0
         feed = norm + w * 2 * f
         if is_wide:
             # Autograd's own products keep their inputs: silu(gate) * up too, and without a compiler silu(gate) as well.
@@ -151,10 +154,11 @@ def _copies(run: RunConfig, numbers: int, embedding: int) -> int:
 
 def _states(run: RunConfig, numbers: int, embedding: int) -> int:
     """Bytes of the optimizer's states: two moments, of which Muon keeps one for the matrices inside the blocks."""
+    size = FP32 if run.optim.state_dtype is StateDtype.fp32 else BF16
     if not isinstance(run.optim, MuonConfig):
-        return 2 * FP32 * numbers
+        return 2 * size * numbers
     outside = embedding * (1 if run.model.tie_embeddings else 2)
-    return FP32 * (numbers - outside) + 2 * FP32 * outside
+    return size * (numbers - outside) + 2 * size * outside
 
 
 def _step(run: RunConfig) -> int:
@@ -169,8 +173,9 @@ def _step(run: RunConfig) -> int:
     largest = 0
     for (rows, columns), count in shapes.items():
         stack, squares = count * rows * columns, count * min(rows, columns) ** 2
-        # Gradients that are stepped along or not, directions, both in float32; then the iteration's three stacks and two squares.
-        largest = max(largest, stack * (2 * FP32 + 3 * w) + squares * 2 * w)
+        # The iteration's three stacks and two squares; not compiled, gradients and directions in float32 are there beside them.
+        beside = 0 if run.hardware.compile is Compile.always else 2 * FP32
+        largest = max(largest, stack * (3 * w + beside) + squares * 2 * w)
     return largest
 
 

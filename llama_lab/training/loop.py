@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llama_lab.config.devices import bf16_peak_flops
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.schema import EvalConfig, Precision, RunConfig, SampleConfig
+from llama_lab.config.schema import Compile, EvalConfig, Precision, RunConfig, SampleConfig
 from llama_lab.data.prepare import PreparedData
 from llama_lab.data.stream import MixedStream, training_stream
 from llama_lab.data.tokenizer import Tokenizer
@@ -215,7 +215,8 @@ def build(run: RunConfig, data: PreparedData, worker: Worker) -> tuple[Llama, Op
     model = Llama(run.model, vocab_size=data.tokenizer.vocab_size, max_seq_len=run.data.max_seq_len)
     model.initialise(torch.Generator().manual_seed(run.seed.init))
     model.to(worker.device)
-    return model, build_optimizer(model, run.optim, worker.device.type, run.precision)
+    compiles = run.hardware.compile is Compile.always
+    return model, build_optimizer(model, run.optim, worker.device.type, run.precision, compiles=compiles)
 
 
 def resume(run: RunConfig, folder: RunFolder, model: Llama, optimizer: Optimizers, worker: Worker, console: Console) -> State:

@@ -21,7 +21,7 @@ from typing import Any
 from llama_lab.config import devices
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import science
-from llama_lab.config.schema import AUTO, RunConfig
+from llama_lab.config.schema import AUTO, Compile, RunConfig
 from llama_lab.data.prepare import PreparedData
 from llama_lab.training.errors import OutOfMemory
 from llama_lab.training.gpu_memory import gpu_memory
@@ -232,7 +232,8 @@ def _tidied_up(run: RunConfig, data: PreparedData, worker: Any, size: int) -> in
     model = Llama(run.model, vocab_size=data.tokenizer.vocab_size, max_seq_len=run.data.max_seq_len)
     model.initialise(torch.Generator().manual_seed(0))
     model.to(worker.device)
-    optimizer = build_optimizer(model, run.optim, worker.device.type, run.precision)
+    compiles = run.hardware.compile is Compile.always
+    optimizer = build_optimizer(model, run.optim, worker.device.type, run.precision, compiles=compiles)
     before, stream = 0, training_stream(run, data)
     with Updater(model, run, worker) as updater, Feed(stream, run, worker, first_update=1, last_update=2) as feed:
         for update in (1, 2):
@@ -248,7 +249,7 @@ def _key(run: RunConfig, data: PreparedData) -> tuple[str, dict[str, Any]]:
     decisive, cuda = science(run), devices.probe_cuda()
     facts = {
         "model": decisive["model"],
-        "optim": decisive["optim"]["type"],
+        "optim": [decisive["optim"]["type"], run.optim.state_dtype.name],
         "precision": decisive["precision"],
         "vocab_size": data.tokenizer.vocab_size,
         "max_seq_len": run.data.max_seq_len,

@@ -5,12 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llama_lab.config.schema import AdamWConfig, MuonConfig, OptimConfig, Precision
+from llama_lab.config.schema import AdamWConfig, MuonConfig, OptimConfig, Precision, StateDtype
+from llama_lab.training.moments import NarrowAdamW
 from llama_lab.training.muon import StackedMuon
 
 # Kinds of device where the host need not know whether a step is made: on a CPU it knows anyway, and for MPS the fused kernel makes
 # every step that it is given.
 DECIDING_DEVICES = ("cuda",)
+_DTYPES = {StateDtype.fp32: torch.float32, StateDtype.bf16: torch.bfloat16}
 
 
 class AdamW(torch.optim.AdamW):
@@ -50,7 +52,7 @@ class Optimizers:
                 case AdamW():
                     part.found_inf = None if unless is None else unless.float()
                     part.step()
-                case StackedMuon():
+                case StackedMuon() | NarrowAdamW():
                     part.step(unless=unless)
                 case _:
                     raise TypeError(f"{type(part).__name__} cannot leave out a step")
@@ -85,7 +87,9 @@ class Optimizers:
                 group.update(settings)
 
 
-def build_optimizer(model: nn.Module, optim: OptimConfig, device_type: str, precision: Precision) -> Optimizers:
+def build_optimizer(
+    model: nn.Module, optim: OptimConfig, device_type: str, precision: Precision, *, compiles: bool = False
+) -> Optimizers:
     """The optimizer that the config asks for, over all of the model's parameters, in the model's order.
 
     Muon takes the matrices inside the blocks. Embedding and output projection are lookups by token rather than maps between
@@ -95,6 +99,7 @@ def build_optimizer(model: nn.Module, optim: OptimConfig, device_type: str, prec
     Args:
         device_type: where the parameters are; AdamW is one fused kernel on devices that have it.
         precision: of the run, which Muon's iteration follows.
+        compiles: whether steps that are not one kernel anyway go through torch.compile.
 
     Source: Muon: Keller Jordan, "Muon: An optimizer for hidden layers" (2024); the scaling, 0.2 sqrt(max(rows, columns)), is that
     of Muon is Scalable for LLM Training, arXiv:2502.16982, section 2.2.
@@ -107,23 +112,27 @@ def build_optimizer(model: nn.Module, optim: OptimConfig, device_type: str, prec
             muon = StackedMuon(
                 hidden,
                 dtype=torch.float32 if precision is Precision.fp32 else torch.bfloat16,
+                state_dtype=_DTYPES[optim.state_dtype],
+                compiles=compiles,
                 lr=optim.max_lr,
                 weight_decay=optim.weight_decay,
                 momentum=optim.momentum,
                 nesterov=True,
                 adjust_lr_fn="match_rms_adamw",
             )
-            return Optimizers({"muon": muon, "adamw": _adamw(rest, optim, optim.adamw_max_lr, device_type)})
+            return Optimizers({"muon": muon, "adamw": _adamw(rest, optim, optim.adamw_max_lr, device_type, compiles)})
         case AdamWConfig():
-            return Optimizers({"adamw": _adamw(list(model.parameters()), optim, optim.max_lr, device_type)})
+            return Optimizers({"adamw": _adamw(list(model.parameters()), optim, optim.max_lr, device_type, compiles)})
     raise TypeError(f"no optimizer is known for {type(optim).__name__}")
 
 
-def _adamw(parameters: list[Tensor], optim: AdamWConfig, max_lr: float, device_type: str) -> AdamW:
+def _adamw(parameters: list[Tensor], optim: AdamWConfig, max_lr: float, device_type: str, compiles: bool) -> AdamW | NarrowAdamW:
     """AdamW with decay on what has two or more dimensions."""
     groups = [
         {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": optim.weight_decay},
         {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
     ]
-    fused = device_type in ("cuda", "cpu", "mps")
-    return AdamW(groups, lr=max_lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=fused)
+    settings: dict[str, Any] = {"lr": max_lr, "betas": (optim.beta1, optim.beta2), "eps": optim.eps}
+    if optim.state_dtype is not StateDtype.fp32:
+        return NarrowAdamW(groups, dtype=_DTYPES[optim.state_dtype], compiles=compiles, **settings)
+    return AdamW(groups, fused=device_type in ("cuda", "cpu", "mps"), **settings)

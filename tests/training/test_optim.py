@@ -1,17 +1,21 @@
 """Which parameter is updated how, and that a saved optimizer goes on as if it had never stopped."""
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from llama_lab.config.schema import AdamWConfig, ModelConfig, MuonConfig, OptimConfig, Precision
+from llama_lab.config.schema import AdamWConfig, ModelConfig, MuonConfig, OptimConfig, Precision, StateDtype
 from llama_lab.model.llama import Llama
+from llama_lab.training.moments import NarrowAdamW
+from llama_lab.training.muon import StackedMuon
 from llama_lab.training.optim import build_optimizer
 
 ADAMW: dict[str, Any] = {"max_lr": 0.01, "weight_decay": 0.1, "max_grad_norm": 1.0, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8}
 CONFIGS = {"adamw": AdamWConfig(**ADAMW), "muon": MuonConfig(**ADAMW, momentum=0.9, adamw_max_lr=0.003)}
+NARROW = {f"{name} bf16": replace(config, state_dtype=StateDtype.bf16) for name, config in CONFIGS.items()}
 
 
 def small_llama(seed: int = 0) -> Llama:
@@ -35,7 +39,7 @@ def small_llama(seed: int = 0) -> Llama:
 
 
 def backward(model: Llama, step: int) -> None:
-    tokens = torch.randint(31, (2, 8), generator=torch.Generator().manual_seed(step))
+    tokens = torch.randint(31, (2, 8), generator=torch.Generator().manual_seed(step)).to(model.embedding.weight.device)
     (model(tokens, tokens.roll(-1, 1)) / tokens.numel()).backward()
 
 
@@ -112,13 +116,14 @@ def test_the_factor_scales_every_peak_without_drift(name):
     assert rates == [peak * 0.3 for peak in peaks]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", CONFIGS | NARROW)
 def test_a_saved_optimizer_goes_on_bitwise(name):
+    config = (CONFIGS | NARROW)[name]
     straight = small_llama()
-    train(straight, build_optimizer(straight, CONFIGS[name], "cpu", Precision.fp32), range(6))
+    train(straight, build_optimizer(straight, config, "cpu", Precision.fp32), range(6))
 
     stopped = small_llama()
-    optimizer = build_optimizer(stopped, CONFIGS[name], "cpu", Precision.fp32)
+    optimizer = build_optimizer(stopped, config, "cpu", Precision.fp32)
     train(stopped, optimizer, range(3))
     file = io.BytesIO()
     torch.save({"model": stopped.state_dict(), "optimizer": optimizer.state_dict()}, file)
@@ -126,11 +131,77 @@ def test_a_saved_optimizer_goes_on_bitwise(name):
     saved = torch.load(file, weights_only=True)
     resumed = small_llama(seed=1)
     resumed.load_state_dict(saved["model"])
-    optimizer = build_optimizer(resumed, CONFIGS[name], "cpu", Precision.fp32)
+    optimizer = build_optimizer(resumed, config, "cpu", Precision.fp32)
     optimizer.load_state_dict(saved["optimizer"])
     train(resumed, optimizer, range(3, 6))
     for one, other in zip(straight.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
+    narrow = torch.bfloat16 if name in NARROW else torch.float32
+    assert {dtype for part in optimizer.parts.values() for dtype in moments(part)} == {narrow}
+
+
+def moments(optimizer: torch.optim.Optimizer) -> set[torch.dtype]:
+    """In what an optimizer keeps what has the shape of a parameter."""
+    return {value.dtype for state in optimizer.state.values() for name, value in state.items() if name != "step"}
+
+
+@pytest.mark.parametrize("compiles", [False, pytest.param(True, marks=pytest.mark.gpu)])
+def test_adamw_of_our_own_makes_the_steps_of_torch(compiles: bool):
+    device = "cuda" if compiles else "cpu"
+    model, plain = small_llama().to(device), small_llama().to(device)
+    settings: dict[str, Any] = {"lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-8}
+    groups = [{"params": list(model.parameters()), "weight_decay": 0.1}]
+    ours = NarrowAdamW(groups, dtype=torch.float32, compiles=compiles, **settings)
+    reference = torch.optim.AdamW(plain.parameters(), weight_decay=0.1, **settings)
+    for step in range(5):
+        for rate in (*ours.param_groups, *reference.param_groups):
+            rate["lr"] = 0.01 / (1 + step)
+        backward(model, step)
+        for own, other in zip(model.parameters(), plain.parameters(), strict=True):
+            other.grad = None if own.grad is None else own.grad.clone()
+        ours.step()
+        reference.step()
+        ours.zero_grad()
+        for own, other in zip(model.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("compiles", [False, pytest.param(True, marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("name", NARROW)
+def test_moments_in_bf16_move_weights_almost_as_before(name: str, compiles: bool):
+    """And a step that is left out changes nothing at all."""
+    device = "cuda" if compiles else "cpu"
+    narrow, wide, start = (small_llama().to(device) for _ in range(3))
+    optimizers = [
+        build_optimizer(narrow, NARROW[name], device, Precision.fp32, compiles=compiles),
+        build_optimizer(wide, CONFIGS[name.split()[0]], device, Precision.fp32, compiles=compiles),
+    ]
+    for step in range(6):
+        backward(wide, step)
+        for own, other in zip(narrow.parameters(), wide.parameters(), strict=True):
+            own.grad = None if other.grad is None else other.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step(unless=torch.tensor(False, device=device))
+            optimizer.zero_grad()
+    for (key, own), other, first in zip(narrow.named_parameters(), wide.parameters(), start.parameters(), strict=True):
+        assert 0 < (own - other).norm() < 0.05 * (other - first).norm(), key
+    before = [parameter.detach().clone() for parameter in narrow.parameters()]
+    states = [value.clone() for part in optimizers[0].parts.values() for state in part.state.values() for value in state.values()]
+    for parameter in narrow.parameters():
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    for part in optimizers[0].parts.values():
+        assert isinstance(part, NarrowAdamW | StackedMuon)
+        part.step(unless=torch.tensor(True, device=device))
+    assert all(torch.equal(*pair) for pair in zip(before, narrow.parameters(), strict=True))
+    after = [value for part in optimizers[0].parts.values() for state in part.state.values() for value in state.values()]
+    assert all(torch.equal(*pair) for pair in zip(states, after, strict=True))
+
+
+def test_decays_that_bf16_could_not_follow_are_refused():
+    settings: dict[str, Any] = ADAMW | {"beta2": 0.999, "momentum": 0.995, "adamw_max_lr": 0.003}
+    slow = MuonConfig(**settings | {"state_dtype": StateDtype.bf16})
+    assert [subject for subject, _ in slow.problems("optim")] == ["optim.beta2=0.999", "optim.momentum=0.995"]
+    assert MuonConfig(**settings).problems("optim") == []
 
 
 def test_a_resumed_run_follows_its_own_config_rather_than_the_saved_one():

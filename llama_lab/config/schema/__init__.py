@@ -23,7 +23,7 @@ from llama_lab.config.schema.fields import AUTO, BEFORE, EXAMPLE, WORDS, Problem
 from llama_lab.config.schema.hardware import Compile, Device, HardwareConfig, Recompute
 from llama_lab.config.schema.model import ModelConfig, RopeScaling
 from llama_lab.config.schema.observe import EvalConfig, LogConfig, SampleConfig, TrackerMode, WandbConfig
-from llama_lab.config.schema.optim import AdamWConfig, MuonConfig, OptimConfig
+from llama_lab.config.schema.optim import AdamWConfig, MuonConfig, OptimConfig, StateDtype
 from llama_lab.config.schema.run import GROUPS, SHAPES, Origin, Precision, RunConfig, SeedConfig
 from llama_lab.config.schema.safety import CheckpointConfig, GuardConfig
 from llama_lab.config.schema.schedule import ConstantConfig, CosineConfig, LinearConfig, ScheduleConfig, WsdConfig
@@ -78,6 +78,7 @@ __all__ = [
     "SeedConfig",
     "ShardsConfig",
     "SlurmConfig",
+    "StateDtype",
     "SweepConfig",
     "TextConfig",
     "TokenizerConfig",

@@ -2,10 +2,21 @@
 
 import math
 from dataclasses import dataclass
+from enum import Enum
 
 from omegaconf import MISSING
 
-from llama_lab.config.schema.fields import Problem, broken, positive
+from llama_lab.config.schema.fields import Problem, broken, later, positive
+
+HIGHEST_BF16_DECAY = 0.99
+"""bfloat16 has 8 binary digits: a mean that moves by less than 1 % a step would often not move at all."""
+
+
+class StateDtype(Enum):
+    """Dtype in which an optimizer keeps its moments between two steps; it computes in fp32 either way."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -18,6 +29,8 @@ class OptimConfig:
     """Decoupled decay of matrices (embeddings included); vectors such as norm gains are never decayed. At least 0."""
     max_grad_norm: float | None = MISSING
     """Global L2 norm that gradients are clipped to. Above 0; null: not clipped, only measured."""
+    state_dtype: StateDtype = later(StateDtype.fp32)
+    """bf16 halves the memory and the disk of the moments. It is science: the curve is another one."""
 
     def problems(self, at: str) -> list[Problem]:
         """What is wrong with this node alone; `at` is its key path."""
@@ -49,7 +62,14 @@ class AdamWConfig(OptimConfig):
             ("beta1", 0 <= self.beta1 < 1, "is outside [0, 1); try 0.9"),
             ("beta2", 0 <= self.beta2 < 1, "is outside [0, 1); try 0.95"),
             ("eps", positive(self.eps), "is not above 0; try 1e-8"),
+            *self._too_slow("beta1", "beta2"),
         )
+
+    def _too_slow(self, *names: str) -> list[tuple[str, bool, str]]:
+        """Rules for decays of moments that bf16 could not follow."""
+        rule = f"is above {HIGHEST_BF16_DECAY}, too slow a mean for optim.state_dtype=bf16; try 0.95, or optim.state_dtype=fp32"
+        fits = self.state_dtype is StateDtype.fp32
+        return [(name, fits or not HIGHEST_BF16_DECAY < getattr(self, name) < 1, rule) for name in names]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -68,4 +88,5 @@ class MuonConfig(AdamWConfig):
             self,
             ("momentum", 0 <= self.momentum < 1, "is outside [0, 1); try 0.95"),
             ("adamw_max_lr", positive(self.adamw_max_lr), "is not above 0; try 0.003"),
+            *self._too_slow("momentum"),
         )
