@@ -216,7 +216,7 @@ def _key(run: RunConfig, data: PreparedData, threads: int | None) -> tuple[str, 
     unspaced = {"first_tokens", "growth"}
     facts = {
         "model": decisive["model"],
-        "optim": decisive["optim"]["type"],
+        "optim": [decisive["optim"]["type"], decisive["optim"].get("state_dtype")],
         "precision": decisive["precision"],
         "vocab_size": data.tokenizer.vocab_size,
         "max_seq_len": run.data.max_seq_len,
