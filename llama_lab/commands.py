@@ -151,6 +151,18 @@ def _report(words: list[str]) -> int:
     return run_report_command(words)
 
 
+def _runs(words: list[str]) -> int:
+    from llama_lab.lab.runs_command import run_runs_command
+
+    return run_runs_command(words)
+
+
+def _watch(words: list[str]) -> int:
+    from llama_lab.lab.watch import run_watch_command
+
+    return run_watch_command(words)
+
+
 def _diff(words: list[str]) -> int:
     from llama_lab.lab.diff_command import run_diff_command
 
@@ -244,6 +256,7 @@ COMPARE_WORDS = [
     "--help",
 ]
 REPORT_WORDS = ["--out", "--title", *COMPARE_WORDS]
+RUNS_WORDS = ["--sort", "--columns", "--json", "--csv", "--help"]
 NOISE_WORDS = ["--seeds", "--repeats", "--cfg", "--config-dir", "--help"]
 VERIFY_WORDS = ["--updates", "--update", "--data", "--help"]
 CHECKPOINT_WORDS = ["--update", "--device", "--precision"]
@@ -264,6 +277,8 @@ COMMANDS = {
     "fork": Command("go on from a checkpoint of a run with other values", FLAGS["fork"], _fork),
     "generate": Command("continue texts with a trained run", GENERATE_WORDS, _generate),
     "evaluate": Command("measure a trained run on texts and tasks", EVALUATE_WORDS, _evaluate),
+    "runs": Command("list runs, filtered and sorted by anything they say", RUNS_WORDS, _runs),
+    "watch": Command("follow runs while they train", ["--once", "--every", "--help"], _watch),
     "compare": Command("which config is better, and how sure that is", COMPARE_WORDS, _compare),
     "report": Command("one page with verdicts, curves, samples and costs of runs", REPORT_WORDS, _report),
     "bench": Command("measure how fast configs train here", ["--updates", "--out", "--multirun", "--help"], _bench),

@@ -1,0 +1,201 @@
+"""Runs at a glance: what their small files say, read so that a thousand of them take a second.
+
+A config is read line by line, as we write it, and not as YAML: its values stay text until somebody compares them.
+"""
+
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llama_lab.config.errors import ConfigError
+from llama_lab.config.schema import Problem
+from llama_lab.training.run_folder import relative
+
+LINE = re.compile(r"^( *)([\w.]+):(?: (.*))?$")
+FILES = ("summary.json", "metrics.jsonl", "train.log", "config.yaml")
+# A process whose number is taken by another one since would look alive; nothing has been written for so long then.
+QUIET_SECONDS = 300.0
+DEAD, RUNNING = "dead", "running"
+
+
+@dataclass(frozen=True)
+class Glance:
+    """A run as its files show it from outside.
+
+    Attributes:
+        folder: absolute.
+        name: study and run id.
+        status: what it says of itself; `dead` where it says that it runs and no process of it does.
+        config: value as written, by key path; the option of a group by the group's name.
+        summary: last values.
+        touched: when something was written last, in seconds since the epoch.
+        holder: who trains it, as its lock says.
+    """
+
+    folder: Path
+    name: str
+    status: str
+    config: dict[str, str]
+    summary: dict[str, Any]
+    touched: float
+    holder: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def total_tokens(self) -> int | None:
+        """Tokens of all whole updates; None if the config does not say."""
+        try:
+            budget, update = int(self.config["training_tokens"]), int(self.config["data.tokens_per_update"])
+        except (KeyError, ValueError):
+            return None
+        return budget // update * update
+
+
+def find_folders(words: Iterable[str]) -> list[Path]:
+    """Run folders that words name, each once: runs, folders of runs or of studies, patterns, sweeps; no words: all in outputs/.
+
+    Raises:
+        ConfigError: a word names nothing.
+    """
+    found: dict[Path, None] = {}
+    problems: list[Problem] = []
+    listed = list(words)
+    for word in listed or [str(outputs_folder())]:
+        folders = _named(word)
+        if not folders and listed:
+            problems.append((word, "names no run; name a run's folder, a folder of runs, a sweep, or a pattern of these"))
+        found |= dict.fromkeys(folders)
+    if problems:
+        raise ConfigError(problems, scope="this request")
+    return list(found)
+
+
+def outputs_folder() -> Path:
+    """Where runs are."""
+    return Path(os.environ.get("LLAMA_LAB_OUTPUTS") or "outputs").expanduser().absolute()
+
+
+def look_at(folder: Path, now: float | None = None) -> Glance:
+    """A run at a glance.
+
+    Args:
+        now: seconds since the epoch.
+
+    Raises:
+        ConfigError: its files cannot be read, with what is wrong.
+    """
+    try:
+        config = _read_config((folder / "config.yaml").read_text(encoding="utf-8"))
+        summary = _read_object(folder / "summary.json")
+        touched = max((folder / name).stat().st_mtime for name in FILES if (folder / name).is_file())
+    except FileNotFoundError:
+        raise _broken(folder, "has no config.yaml") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise _broken(folder, f"cannot be read: {error}") from None
+    except ValueError as error:
+        raise _broken(folder, f"has a damaged summary.json: {error}") from None
+    if "training_tokens" not in config:
+        raise _broken(folder, "has a config.yaml that is none of ours: training_tokens is not in it")
+    status = summary.get("status", "started")
+    holder = _holder(folder) if status in (RUNNING, "started") else {}
+    if status == RUNNING and not is_alive(holder, touched, now or time.time()):
+        status = DEAD
+    return Glance(folder, f"{folder.parent.name}/{folder.name}", status, config, summary, touched, holder)
+
+
+def is_alive(holder: dict[str, Any], touched: float, now: float) -> bool:
+    """Whether the process that a lock names is there, as far as that can be told from here.
+
+    Args:
+        touched: when the run was written last.
+    """
+    if not holder:
+        return False
+    if holder.get("host") != socket.gethostname():
+        return now - touched < QUIET_SECONDS
+    if os.name != "posix":  # where asking after a process by a signal would end it
+        return now - touched < QUIET_SECONDS
+    try:
+        os.kill(int(holder["process"]), 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, KeyError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def _named(word: str) -> list[Path]:
+    path = Path(word).expanduser().absolute()
+    if path.is_dir():
+        return _inside(path)
+    if path.name == "summary.csv" and path.is_file():
+        return _inside(path.parent)
+    try:
+        matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+    except (ValueError, NotImplementedError):
+        return []
+    return [run for match in matches if match.is_dir() for run in _inside(match)]
+
+
+def _inside(path: Path) -> list[Path]:
+    """Runs of a folder: itself, those of a sweep, those in it, those one folder further down."""
+    if (path / "config.yaml").is_file():
+        return [path]
+    if (path / "sweep.json").is_file():
+        jobs = json.loads((path / "sweep.json").read_text(encoding="utf-8"))["jobs"]
+        folders = [Path(os.path.normpath(path / job["folder"])) for job in jobs]
+        return [folder for folder in folders if folder.is_dir()]
+    # A folder with rows or a summary and no config is a run that was damaged, and named as such.
+    files = [entry for depth in ("*", "*/*") for name in FILES[:2] + FILES[3:] for entry in path.glob(f"{depth}/{name}")]
+    return sorted({entry.parent for entry in files if not _is_aside(entry.parent)})
+
+
+def _is_aside(folder: Path) -> bool:
+    """Whether a run was moved aside for a fresh start."""
+    return re.search(r"\.\d+$", folder.name) is not None and folder.with_name(re.sub(r"\.\d+$", "", folder.name)).is_dir()
+
+
+def _read_config(text: str) -> dict[str, str]:
+    """Values by key path; where they came from, by group: the option that was chosen."""
+    found: dict[str, str] = {}
+    path: list[tuple[int, str]] = []
+    for line in text.splitlines():
+        match = LINE.match(line)
+        if match is None:
+            continue
+        indent = len(match[1])
+        while path and path[-1][0] >= indent:
+            path.pop()
+        key = ".".join([name for _, name in path] + [match[2]])
+        if match[3] is None:
+            path.append((indent, match[2]))
+        elif key.startswith("origin.choices."):
+            found[match[2]] = match[3]
+        elif not key.startswith("origin."):
+            found[key] = match[3]
+    return found
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError("it holds no object")
+    return found
+
+
+def _holder(folder: Path) -> dict[str, Any]:
+    try:
+        return _read_object(folder.parent / ".locks" / f"{folder.name}.json")
+    except (OSError, ValueError):
+        return {}
+
+
+def _broken(folder: Path, rule: str) -> ConfigError:
+    return ConfigError([(relative(folder), rule)], scope="this run")
