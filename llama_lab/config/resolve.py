@@ -10,7 +10,12 @@ from llama_lab.config.schema import AUTO, Compile, Device, Precision, Problem, R
 from llama_lab.config.validate import too_many_processes
 
 CPU_MICRO_BATCH_TOKENS = 4096
-GPU_MICRO_BATCH_TOKENS = 16384
+UNKNOWN_MICRO_BATCH_TOKENS = 16384
+"""Where the memory of the device is not known."""
+GPU_MICRO_BATCH_TOKENS = 65536
+GPU_NUMBERS_PER_BYTE = 3 * 2**28 / 80e9
+"""Tokens x channels x blocks at once for each byte of a GPU's memory, in bf16. At 80 GB that leaves room for the weights and states
+of 1.3 billion parameters: 16,384 tokens of seed_1b took 48 GiB in all, 65,536 of llama_97m 18 GiB."""
 
 
 def resolve(run: RunConfig) -> RunConfig:
@@ -32,7 +37,8 @@ def resolve(run: RunConfig) -> RunConfig:
     processes, more = _processes(run, device, cuda)
     found += more
     precision = _precision(run, device, cuda, found)
-    micro_batch = _micro_batch(run, device, processes, found)
+    found += too_many_processes(run, processes)
+    micro_batch = _micro_batch(run, processes, tokens_at_once(run, device, cuda, precision))
     if found:
         raise ConfigError(found)
     compiles = run.hardware.compile is Compile.always
@@ -98,14 +104,22 @@ def _precision(run: RunConfig, device: Device, cuda: devices.Cuda, found: list[P
     return run.precision
 
 
-def _micro_batch(run: RunConfig, device: Device, processes: int, found: list[Problem]) -> int | str:
-    """Windows at once: as typed, else a process's share in as few passes of even size as the device's budget of tokens allows."""
-    found += too_many_processes(run, processes)
+def _micro_batch(run: RunConfig, processes: int, tokens: int | None) -> int | str:
+    """Windows at once: as typed, else a process's share in as few passes of even size as keep to so many tokens; None: tried out."""
     asked = run.hardware.micro_batch
-    if asked is not None and (asked != AUTO or device is Device.cuda):
+    if tokens is None or asked not in (None, AUTO):
         return asked
     share = -(-run.windows_per_update // processes)
-    budget = CPU_MICRO_BATCH_TOKENS if device is Device.cpu else GPU_MICRO_BATCH_TOKENS
-    limit = max(1, budget // run.data.max_seq_len)
+    limit = max(1, tokens // run.data.max_seq_len)
     passes = -(-share // limit)
     return -(-share // passes)
+
+
+def tokens_at_once(run: RunConfig, device: Device, cuda: devices.Cuda, precision: Precision) -> int | None:
+    """Tokens in a micro-batch that nobody has chosen; None where the device is to be asked."""
+    if device is Device.cuda and run.hardware.micro_batch == AUTO:
+        return None
+    if device is not Device.cuda or not cuda.bytes:
+        return CPU_MICRO_BATCH_TOKENS if device is Device.cpu else UNKNOWN_MICRO_BATCH_TOKENS
+    numbers = cuda.bytes * GPU_NUMBERS_PER_BYTE / (2 if precision is Precision.fp32 else 1)
+    return min(GPU_MICRO_BATCH_TOKENS, int(numbers / (run.model.dim * run.model.n_layers)))

@@ -10,7 +10,7 @@ import pytest
 from llama_lab.config import devices
 from llama_lab.config.compose import compose
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.resolve import resolve
+from llama_lab.config.resolve import resolve, tokens_at_once
 from llama_lab.config.schema import Compile, Device, Precision, RunConfig
 
 HAS_CUDA = devices.probe_cuda().devices > 0
@@ -62,6 +62,25 @@ def test_the_run_that_was_given_stays_as_it_is() -> None:
 )
 def test_the_micro_batch_makes_the_fewest_even_passes_that_fit(words: list[str], micro_batch: int) -> None:
     assert on_cpu(*words).hardware.micro_batch == micro_batch
+
+
+@pytest.mark.parametrize(
+    ("model", "gigabytes", "precision", "tokens"),
+    [
+        ("llama_3m", 80, Precision.bf16, 65_536),
+        ("llama_97m", 80, Precision.bf16, 65_536),
+        ("llama_97m", 24, Precision.bf16, 26_214),
+        ("seed_1b", 80, Precision.bf16, 16_384),
+        ("seed_1b", 80, Precision.fp32, 8_192),
+        ("seed_1b", 141, Precision.bf16, 28_876),
+        ("llama_97m", 0, Precision.bf16, 16_384),
+    ],
+)
+def test_on_a_gpu_memory_and_the_model_decide_how_many_tokens_pass_at_once(model, gigabytes, precision, tokens) -> None:
+    gpu = devices.Cuda(devices=1, has_bf16=True, bytes=gigabytes * 10**9)
+    run = compose([f"model={model}"])
+    assert tokens_at_once(run, Device.cuda, gpu, precision) == tokens
+    assert tokens_at_once(compose([f"model={model}", "hardware.micro_batch=auto"]), Device.cuda, gpu, precision) is None
 
 
 @on_linux

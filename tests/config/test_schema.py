@@ -58,9 +58,9 @@ def test_each_node_can_say_what_is_wrong_with_it() -> None:
 def test_no_field_has_a_number_in_the_schema() -> None:
     """Numbers live in conf/: a default here would hide a value that an option forgot."""
     for kind in NODE_TYPES:
-        assert {
-            item.name for item in fields(kind) if item.default is not MISSING and schema.BEFORE not in item.metadata
-        } <= {"origin"}
+        assert {item.name for item in fields(kind) if item.default is not MISSING and schema.BEFORE not in item.metadata} <= {
+            "origin"
+        }
 
 
 def test_every_key_of_the_composed_run_is_a_known_field() -> None:
