@@ -105,7 +105,11 @@ def _precision(run: RunConfig, device: Device, cuda: devices.Cuda, found: list[P
 
 
 def _micro_batch(run: RunConfig, processes: int, tokens: int | None) -> int | str:
-    """Windows at once: as typed, else a process's share in as few passes of even size as keep to so many tokens; None: tried out."""
+    """Windows at once: as typed, else a process's share in the fewest passes of even size that keep to so many tokens.
+
+    Args:
+        tokens: None: that is found by trying, when the run starts.
+    """
     asked = run.hardware.micro_batch
     if tokens is None or asked not in (None, AUTO):
         return asked

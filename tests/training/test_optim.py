@@ -208,7 +208,7 @@ def test_a_resumed_run_follows_its_own_config_rather_than_the_saved_one():
     model = small_llama()
     optimizer = build_optimizer(model, CONFIGS["adamw"], "cpu", Precision.fp32)
     train(model, optimizer, range(2))
-    changed = build_optimizer(model, AdamWConfig(**(ADAMW | {"max_lr": 0.5, "weight_decay": 0.3})), "cpu", Precision.fp32)
+    changed = build_optimizer(model, replace(CONFIGS["adamw"], max_lr=0.5, weight_decay=0.3), "cpu", Precision.fp32)
     changed.load_state_dict(optimizer.state_dict())
     changed.set_lr_factor(0.5)
     matrices, vectors = changed.parts["adamw"].param_groups
