@@ -260,7 +260,8 @@ def run_cache_command(args: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="llama-lab cache", description="Prepared data and compiled models, kept so that they are made once.")
+    kept = "Prepared data and compiled models, kept so that they are made once."
+    parser = argparse.ArgumentParser(prog="llama-lab cache", description=kept)
     actions = parser.add_subparsers(dest="action")
     parser.set_defaults(action="list")
     actions.add_parser("list", help="what is there, with its size and last use")
