@@ -322,7 +322,9 @@ def _axes(request: Request, config_dir: Path | None) -> tuple[list[str], list[Ax
         line = override.input_line or key
         if not override.is_sweep_override():
             fixed.append(override.input_line or "")
-        elif key.startswith(("sweep.", "budget.")):
+        elif key.startswith("budget."):
+            problems.append((line, f"is about the sweep as a whole and takes one value, such as {key}=2"))
+        elif key.startswith("sweep."):
             problems.append((line, f"is about the sweep as a whole and takes one value; for one list, type {key}=[a,b]"))
         else:
             axis = read_axis(override, config_dir)
