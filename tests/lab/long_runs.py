@@ -27,7 +27,7 @@ def rows_of(draw: random.Random, points: int, final: float, tokens_per_update: i
         speed = {"speed/tokens_per_second": draw.gauss(40_000, 1_500), "speed/data_wait": 1e-3, "memory/peak_gib": 0.4}
         yield axes | {"train/loss": loss, "train/perplexity": math.exp(loss)} | more | speed | {"train/spike": 0}
         if update % 20 == 0:
-            smooth = final * share**-0.12 + 0.1
+            smooth = final * share**-0.12 + 0.1 + draw.gauss(0, 0.005)
             yield axes | {"val/loss": smooth, "val/perplexity": math.exp(smooth), "val/bits_per_byte": smooth / math.log(2)}
 
 

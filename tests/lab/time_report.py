@@ -2,8 +2,8 @@
 
     python tests/lab/time_report.py --runs 50 --points 2000
 
-The runs are one after another of different configs, which is harder than seeds of a few. 10 s and 5 MB are allowed, from the command
-to its end; exit code 1 says that one is exceeded. With --seeds 5 they are ten arms of five seeds.
+Every run has a config of its own, which is harder than seeds of a few. 10 s and 5 MB are allowed, from the command to its end; exit
+code 1 says that one is exceeded. With --seeds 5 they are ten arms of five seeds.
 """
 
 import argparse

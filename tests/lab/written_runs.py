@@ -78,7 +78,8 @@ def write_run(
     batches = [{"update": update, "hash": f"{run.seed.data:08x}{update:08x}"} for update in range(1, last + 1)]
     (folder / "batches.jsonl").write_text("".join(json.dumps(row) + "\n" for row in batches), encoding="utf-8")
     said = status or ("finished" if last == run.updates else "preempted")
-    (folder / "summary.json").write_text(json.dumps({"status": said, "update": last}), encoding="utf-8")
+    summary = {"status": said, **(rows[-1] if rows else {}), "update": last}
+    (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     (folder / "meta.json").write_text(json.dumps(META | meta), encoding="utf-8")
     BytesTokenizer().save(folder / "tokenizer.json")
     return folder

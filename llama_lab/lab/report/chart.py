@@ -105,7 +105,8 @@ class Panel:
         described += f"{', logarithmic' if self.y.is_log else ''}. Last values: {ends}{more}."
         grid = "".join(f"M0 {_down(self.y.at(tick))}h{WIDTH}" for tick in self.y.ticks(5))
         drawn = [
-            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" role="img" aria-labelledby="{name}-t {name}-d">',
+            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" role="img" '
+            f'aria-labelledby="{name}-t" aria-describedby="{name}-d">',
             f'<title id="{name}-t">{escaped(said)}</title><desc id="{name}-d">{escaped(described)}</desc>',
             f'<path class="grid" d="{grid}"/>',
             *(self._band(arm, series) for arm, series in curves),

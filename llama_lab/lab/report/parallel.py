@@ -93,7 +93,8 @@ def parallel_figure(material: Material) -> Figure | None:
     return Figure(
         f'<figure class="parallel"><figcaption>{escaped(caption)}</figcaption><div class="scroll" tabindex="0" role="region" '
         f'aria-label="Values of the runs"><div class="coordinates" style="min-width:{8.5 * len(axes)}rem">'
-        f'<svg viewBox="0 0 {width} {HEIGHT}" preserveAspectRatio="none" role="img" aria-labelledby="parallel-t parallel-d">'
+        f'<svg viewBox="0 0 {width} {HEIGHT}" preserveAspectRatio="none" role="img" '
+        'aria-labelledby="parallel-t" aria-describedby="parallel-d">'
         f'<title id="parallel-t">{escaped(said)}</title><desc id="parallel-d">{escaped(described)}</desc>'
         f'<path class="grid" d="{grid}"/>{"".join(lines)}</svg>{_written(axes)}</div></div>'
         '<p class="readout" aria-live="polite"></p></figure>'

@@ -1,0 +1,126 @@
+"""`llama-lab runs` on folders of runs that nobody trained."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from llama_lab.cli import main
+from llama_lab.lab.listing import DEAD, find_folders, look_at
+
+from .written_runs import Make
+
+Output = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def study(make: Make, outputs: Path) -> Path:
+    """Two learning rates of two seeds, and a run that was stopped."""
+    for lr, end in ((1e-3, 2.0), (2e-3, 1.9)):
+        for seed in (0, 1):
+            make(seed, end, lr)
+    make(2, 2.2, 4e-3, last=12)
+    return outputs / "tiny"
+
+
+def listed(capsys: Output, *words: str) -> list[dict[str, object]]:
+    assert main(["runs", *words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_runs_are_listed_with_what_they_say(study: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(study.parent.parent)
+    assert main(["runs"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("5 runs\n")
+    assert shown.count("outputs/tiny/") == 5
+    assert {"finished", "preempted", "100", "60", "10,240", "2.4366", "llama_3m"} <= set(shown.split())
+
+
+def test_keys_of_configs_and_metrics_filter_and_sort(study: Path, capsys: Output):
+    rows = listed(capsys, str(study), "optim.max_lr=0.002,4e-3", "--sort", "val/loss", "--columns", "optim.max_lr,val/loss,optim")
+    assert [row["optim.max_lr"] for row in rows] == [2e-3, 2e-3, 4e-3]
+    assert {row["optim"] for row in rows} == {"muon"}
+    assert len(listed(capsys, str(study), "val/loss<1.95")) == 2
+    assert len(listed(capsys, str(study), "status!=finished", "seed.init>=2")) == 1
+    assert len(listed(capsys, str(study), "model=llama_*", "status=finished")) == 4
+    losses = [row["val/loss"] for row in listed(capsys, str(study), "--sort=-val/loss", "--columns", "+seed.init")]
+    assert losses == sorted(losses, key=lambda loss: -float(str(loss)))
+
+
+def test_csv_is_what_a_spreadsheet_reads(study: Path, capsys: Output):
+    assert main(["runs", str(study), "--csv", "--columns", "run,tokens"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert sorted({int(row["tokens"]) for row in rows}) == [6144, 10240]
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["max_lr=1"], "did you mean optim.max_lr?"),
+        (["--sort", "val/los"], "--sort val/los is about a key that no run has; did you mean val/loss?"),
+        (["--columns", "frobnicate,run"], "--columns frobnicate is about a key that no run has"),
+        (["nowhere"], "nowhere names no run"),
+    ],
+)
+def test_mistakes_are_answered(words: list[str], hint: str, study: Path, capsys: Output):
+    assert main(["runs", str(study), *words]) == 2
+    assert hint in capsys.readouterr().err
+
+
+def test_broken_folders_are_named_and_the_others_listed(study: Path, capsys: Output):
+    first, second, third, *_ = sorted(path for path in study.iterdir() if path.name != ".locks")
+    (first / "summary.json").write_text("{", encoding="utf-8")
+    (second / "config.yaml").unlink()
+    (third / "config.yaml").write_text("a: 1\n", encoding="utf-8")
+    assert main(["runs", str(study)]) == 1
+    shown = capsys.readouterr()
+    assert shown.out.startswith("2 runs")
+    assert f"{first.name} has a damaged summary.json" in shown.err
+    assert f"{second.name} has no config.yaml" in shown.err
+    assert f"{third.name} has a config.yaml that is none of ours" in shown.err
+
+
+def test_a_run_that_was_moved_aside_is_not_listed_and_one_without_process_is_dead(study: Path, make: Make):
+    folder = make(7, status="running")
+    shutil.copytree(folder, folder.with_name(f"{folder.name}.1"))
+    assert folder.with_name(f"{folder.name}.1") not in find_folders([str(study)])
+    assert look_at(folder).status == DEAD
+    locks = study / ".locks"
+    locks.mkdir()
+    holder = {"process": os.getpid(), "host": socket.gethostname(), "since": "now"}
+    (locks / f"{folder.name}.json").write_text(json.dumps(holder), encoding="utf-8")
+    assert look_at(folder).status == "running"
+    (locks / f"{folder.name}.json").write_text(json.dumps(holder | {"host": "elsewhere"}), encoding="utf-8")
+    assert look_at(folder).status == "running"
+    assert look_at(folder, now=time.time() + 3600).status == DEAD
+
+
+def test_a_thousand_runs_are_listed_in_two_seconds_without_torch(make: Make, llama_lab, outputs: Path):
+    first = make()
+    for number in range(999):
+        folder = first.with_name(f"run-{number}")
+        folder.mkdir()
+        for name in ("config.yaml", "summary.json", "metrics.jsonl"):
+            os.link(first / name, folder / name)
+    best = 99.0
+    for _ in range(3):  # a busy machine is given three chances
+        started = time.process_time() + os.times().children_user
+        done = llama_lab("runs", PYTHONPROFILEIMPORTTIME="1")
+        best = min(best, time.process_time() + os.times().children_user - started)
+        if best < 2:
+            break
+    assert done.stdout.startswith("1000 runs")
+    assert " torch\n" not in done.stderr
+    assert best < 2
+
+
+def test_nothing_there_says_what_makes_a_run(outputs: Path, capsys: Output):
+    assert main(["runs"]) == 0
+    assert "There is no run in" in capsys.readouterr().out
