@@ -46,6 +46,9 @@ class Tokenizer:
     Attributes:
         vocab_size: one more than the largest id.
         eos_id: the token that stands between documents.
+        bos_id: what its own template puts before a text; None: nothing, as in those trained here. Data is prepared without it.
+        start_id: what a text that begins is given to the model with: `eos_id`, which ends the document before, unless the model
+            is known to have learned otherwise.
         special_ids: the tokens that text is never encoded to, by name.
         hash: SHA-256 of the content as canonical JSON, so that neither white space nor the library's version moves it.
 
@@ -74,6 +77,9 @@ class Tokenizer:
         self.vocab_size = max(vocabulary.values()) + 1
         self.special_ids = {token["content"]: token["id"] for token in parsed.get("added_tokens", []) if token.get("special")}
         self.eos_id = vocabulary[found]
+        self.start_id = self.eos_id
+        first = next(_template_beginnings(parsed.get("post_processor")), None)
+        self.bos_id = None if first is None else vocabulary.get(first)
         self._piece_chars = PIECE_CHARS if _is_cuttable(parsed) else None
 
     @property
@@ -235,6 +241,16 @@ def load_tokenizer(path: Path, subject: str | None = None) -> Tokenizer:
         raise ConfigError([(subject, str(error))], scope="the tokenizer") from error
     plain = BytesTokenizer()
     return plain if plain.hash == tokenizer.hash else tokenizer
+
+
+def _template_beginnings(processor: Any) -> Iterator[str]:
+    """Special tokens that a post-processor puts before a text."""
+    match processor:
+        case {"type": "Sequence", "processors": list(parts)}:
+            for part in parts:
+                yield from _template_beginnings(part)
+        case {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": str(name)}}, *_]}:
+            yield name
 
 
 def _is_cuttable(parsed: Any) -> bool:

@@ -11,12 +11,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import tokenizers
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import ModelConfig, Problem
@@ -66,11 +62,8 @@ def special_ids(tokenizer: Tokenizer) -> SpecialIds:
     What the tokenizer itself puts before a text is its beginning; if it puts nothing, as those trained here, that is the token
     which ends the document before.
     """
-    parsed = json.loads(tokenizer.content)
-    first = next(_template_beginnings(parsed.get("post_processor")), None)
-    bos = tokenizers.Tokenizer.from_str(tokenizer.content).token_to_id(first) if first is not None else None
     pad = next((tokenizer.special_ids[name] for name in PAD_NAMES if name in tokenizer.special_ids), None)
-    return SpecialIds(tokenizer.eos_id if bos is None else bos, tokenizer.eos_id, pad)
+    return SpecialIds(tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id, tokenizer.eos_id, pad)
 
 
 def open_folder(path: Path) -> ForeignModel:
@@ -117,16 +110,6 @@ def _weight_files(path: Path, found: list[Problem]) -> tuple[Path, ...]:
             return tuple(path / part for part in parts)
     found.append((str(path), f"holds no weights; looked for {', '.join(WEIGHTS)}, and the same with .index.json"))
     return ()
-
-
-def _template_beginnings(processor: Any) -> Iterator[str]:
-    """Special tokens that a post-processor puts before a text."""
-    match processor:
-        case {"type": "Sequence", "processors": list(parts)}:
-            for part in parts:
-                yield from _template_beginnings(part)
-        case {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": str(name)}}, *_]}:
-            yield name
 
 
 def _refused(found: list[Problem], path: Path | None = None) -> ConfigError:

@@ -177,7 +177,7 @@ def _read(model: Llama, tokenizer: Tokenizer, prompts: Sequence[Prompt], options
     found: list[Problem] = []
     ids, limits = [], []
     for prompt in prompts:
-        one = [tokenizer.eos_id, *tokenizer.encode(prompt)] if isinstance(prompt, str) else [int(number) for number in prompt]
+        one = [tokenizer.start_id, *tokenizer.encode(prompt)] if isinstance(prompt, str) else [int(number) for number in prompt]
         problem = _problem(model, prompt, one, options)
         if problem is not None:
             found.append((f"the prompt {_shown(prompt)}", problem))

@@ -40,6 +40,9 @@ class LoadedRun:
         self.run: RunConfig = load_config(folder / "config.yaml")
         self.tokenizer: Tokenizer = load_tokenizer(folder / "tokenizer.json")
         self.update, self.tokens = chosen.update, chosen.tokens
+        if not self.update and self.tokenizer.bos_id is not None:
+            # Nothing was trained here: an imported model reads texts as its own tokenizer begins them.
+            self.tokenizer.start_id = self.tokenizer.bos_id
         self.model = Llama(self.run.model, vocab_size=self.tokenizer.vocab_size, max_seq_len=self.run.data.max_seq_len)
         try:
             self.model.load_state_dict(load_weights(chosen))

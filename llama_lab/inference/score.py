@@ -140,7 +140,7 @@ def _encoded(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[lis
     context, continuation = context[: len(context) - spaces], context[len(context) - spaces :] + continuation
     if not context:
         ids = tokenizer.encode(continuation)
-        return [tokenizer.eos_id, *ids], len(ids)
+        return [tokenizer.start_id, *ids], len(ids)
     ids = tokenizer.encode(context + continuation)
     return ids, len(ids) - len(tokenizer.encode(context))
 

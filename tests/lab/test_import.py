@@ -86,6 +86,23 @@ def newest(folder: Path) -> dict[str, torch.Tensor]:
     return load_weights(list_checkpoints(folder / "checkpoints")[-1])
 
 
+def test_an_import_begins_texts_as_its_own_tokenizer_does(tmp_path: Path):
+    """Until it is trained here, where documents are joined by the token that ends them."""
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    folder = make_folder(tmp_path / "foreign", **FOLDERS["llama 3"])
+    ours = load(import_run(folder, ["data.tokens_per_update=4096"], training=False))
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    words = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    given = words("the model", return_tensors="pt")
+    assert given["input_ids"][0, 0] == words.convert_tokens_to_ids("<|begin_of_text|>") == ours.tokenizer.start_id
+    continued = theirs.generate(
+        given["input_ids"], max_new_tokens=8, do_sample=False, eos_token_id=ours.tokenizer.eos_id, pad_token_id=0
+    )
+    expected = words.decode(continued[0, given["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert ours.generate("the model", max_new_tokens=8, temperature=0) == expected != ""
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_an_import_of_an_export_has_the_same_weights(name: str, shaped_runs: dict[str, Path], tmp_path: Path):
     export(shaped_runs[name], tmp_path / name, target="hf")
