@@ -21,7 +21,7 @@ from llama_lab.lab.report.chart import COLOURS, Scale, short, spread
 from llama_lab.lab.report.command import report_sweep, write_report
 from llama_lab.lab.report.material import Asked, gather
 from llama_lab.lab.report.picture import STYLES
-from llama_lab.lab.report.series import range_by_column, sound_parts, thinned
+from llama_lab.lab.report.series import Series, in_columns, sound_parts
 
 from .long_runs import write_long_run
 from .written_runs import Make
@@ -208,20 +208,21 @@ def test_points_of_a_sweep_are_lines(untrained: RunConfig, tmp_path: Path):
     assert "Thick: the lowest val/loss" in figure
 
 
-def test_thinning_keeps_ends_and_extremes_and_never_bridges_a_gap():
+def test_columns_hold_every_value_and_never_bridge_a_gap():
     draw = np.random.default_rng(0)
     places = np.sort(draw.random(5000))
     values = draw.normal(size=5000)
     values[1234], values[4321] = 9.0, -9.0
-    kept = thinned(places, values, 0.01)
-    assert {0, 1234, 4321, 4999} <= set(kept.tolist())
-    assert kept.size <= 2 * 100 + 4
-    where, low, high = range_by_column(places, values - 1, values + 1, 0.01)
-    assert where.size <= 101
-    assert (low.min(), high.max()) == (-10.0, 10.0)
+    shown = in_columns(places, Series(places, values, values - 1, values + 1, 2, None), slice(0, 5000), 0.01)
+    assert shown.is_thinned and shown.places.size <= 101
+    assert (shown.places[0], shown.places[-1]) == (places[0], places[-1])
+    assert (shown.low.min(), shown.high.max()) == (-10.0, 10.0)
+    counts = np.histogram(places, places[0] + 0.01 * np.arange(102))[0]
+    assert shown.middle @ counts[counts > 0] == pytest.approx(values.sum())
+    few = Series(places[:3], values[:3], values[:3], values[:3], 1, None)
+    assert in_columns(few.places, few, slice(0, 3), 1e-9).middle.tolist() == values[:3].tolist()
     gaps = np.array([np.nan, 1.0, 2.0, np.nan, np.nan, 3.0])
     assert [(part.start, part.stop) for part in sound_parts(gaps)] == [(1, 3), (5, 6)]
-    assert thinned(np.arange(3.0), np.arange(3.0), 0.1).tolist() == [0, 1, 2]
 
 
 def test_labels_stand_apart_and_close_to_their_lines():

@@ -103,6 +103,7 @@ def test_a_failed_job_stops_no_other_and_is_tried_again_from_frozen_configs(make
     assert said.index(f"File exists: '{blocked}'") < said.index("[2/2] seed.init=1: finished"), "the error is shown at once"
     assert "1 of 2 jobs failed; the same command, or llama-lab sweep" in said
     assert "bits/byte" in said
+    assert f"The report: {sweep.folder / 'report.html'}" in said and (sweep.folder / "report.html").is_file()
     finished = {job.folder: _state(RunFolder(job.folder)) for job in sweep.jobs[1:]}
 
     blocked.unlink()

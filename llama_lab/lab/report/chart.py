@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llama_lab.lab.report.series import Floats, Series, range_by_column, sound_parts, thinned
+from llama_lab.lab.report.series import Floats, Series, in_columns, sound_parts
 from llama_lab.lab.report.text import escaped
 
 WIDTH, HEIGHT = 5600, 3000
 """Of the drawing's own coordinates."""
-COLUMNS, SMALL_COLUMNS = 280, 120
+COLUMNS, SMALL_COLUMNS = 140, 70
 COLOURS = 8
 """Arms that have a colour and a dash pattern of their own; page.css has them."""
 LABEL_PIXELS, PLOT_PIXELS = 17.0, 300.0
@@ -109,8 +109,7 @@ class Panel:
             f'aria-labelledby="{name}-t" aria-describedby="{name}-d">',
             f'<title id="{name}-t">{escaped(said)}</title><desc id="{name}-d">{escaped(described)}</desc>',
             f'<path class="grid" d="{grid}"/>',
-            *(self._band(arm, series) for arm, series in curves),
-            *(self._line(arm, series) for arm, series in curves),
+            *(self._curve(arm, series) for arm, series in curves),
             "</svg>",
         ]
         scales = f'data-x="{self.x.low!r} {self.x.high!r} {int(self.x.is_log)}" '
@@ -123,24 +122,18 @@ class Panel:
             f"{''.join(drawn)}{''.join(marks)}</div></div>"
         )
 
-    def _line(self, arm: int, series: Series) -> str:
-        x, y = self.x.place(series.places), self.y.place(series.middle)
-        path = ""
-        for part in sound_parts(series.middle):
-            kept = thinned(x[part], series.middle[part], 1 / self.columns)
-            path += _path(x[part][kept], y[part][kept])
-        return f'<path class="line {_class(arm)}" data-arm="{arm}" d="{path}"/>' if path else ""
-
-    def _band(self, arm: int, series: Series) -> str:
-        if series.seeds < 2 or arm >= COLOURS:
-            return ""
+    def _curve(self, arm: int, series: Series) -> str:
+        """Line and band of an arm, the band first so that the line lies on it."""
         x = self.x.place(series.places)
-        path = ""
+        line = band = ""
         for part in sound_parts(series.middle):
-            places, low, high = range_by_column(x[part], series.low[part], series.high[part], 2 / self.columns)
-            around = np.concatenate([self.y.place(high), self.y.place(low)[::-1]])
-            path += _path(np.concatenate([places, places[::-1]]), around) + "z"
-        return f'<path class="band {_class(arm)}" d="{path}"/>' if path else ""
+            shown = in_columns(x, series, part, 1 / self.columns)
+            line += _path(shown.places, self.y.place(shown.middle))
+            if arm < COLOURS and (series.seeds > 1 or shown.is_thinned):
+                around = np.concatenate([self.y.place(shown.high), self.y.place(shown.low)[::-1]])
+                band += _path(np.concatenate([shown.places, shown.places[::-1]]), around) + "z"
+        drawn = f'<path class="band {_class(arm)}" d="{band}"/>' if band else ""
+        return drawn + (f'<path class="line {_class(arm)}" data-arm="{arm}" d="{line}"/>' if line else "")
 
     def _ticks(self) -> list[str]:
         down = [

@@ -19,6 +19,8 @@ SMALL = ("train/lr", "train/grad_norm", "speed/tokens_per_second")
 LATE = 0.5
 """Share of an axis after which the second picture begins."""
 LATE_POINTS = 3
+FEW = 3
+"""Arms whose bands lie over each other and are still told apart."""
 UNITS = AXIS_UNITS | {"cost": "price"}
 
 Curves = list[tuple[int, Series]]
@@ -79,13 +81,14 @@ def names_of(material: Material) -> tuple[list[str], list[str]]:
 def curve_figure(drawn: Drawn, names: Sequence[str], brief: Sequence[str], *, higher_is_better: bool) -> Figure:
     """A metric along every axis: all of it, and the later half close up."""
     is_small = drawn.metric in SMALL
+    many = " many" if len(names) > FEW else ""
     parts = []
     for axis, curves in drawn.by_axis.items():
         name = f"{drawn.metric.replace('/', '-')}-{axis}"
         panels = [] if is_small else _panels(drawn.metric, axis, curves, brief, higher_is_better=higher_is_better)
         panels = panels or [_whole(drawn.metric, axis, curves, () if is_small else brief, small=is_small)]
         pictures = "".join(panel.draw(curves, f"{name}-{number}", names) for number, panel in enumerate(panels))
-        parts.append(f'<div class="along along-{axis}"><div class="panels">{pictures}</div></div>')
+        parts.append(f'<div class="along along-{axis}"><div class="panels{many}">{pictures}</div></div>')
     kind = "chart small" if is_small else "chart"
     return Figure(
         f'<figure class="{kind}"><figcaption><h3>{escaped(drawn.metric)}</h3></figcaption>{"".join(parts)}'

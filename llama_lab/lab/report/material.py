@@ -173,6 +173,8 @@ def brief_labels(arms: Sequence[Arm]) -> list[str]:
 
 
 def _brief(key: str, value: Any) -> str:
+    if isinstance(value, float):
+        value = float(f"{value:.4g}")
     return shown(value) if "." not in key and isinstance(value, str) else f"{key.rpartition('.')[2]}={shown(value)}"
 
 

@@ -93,7 +93,7 @@ def _said(study: Study, material: Material) -> list[Block]:
     lines = [_stopped(sentence(study, one)) for one in found]
     shown_lines = [line for line, one in zip(lines, found, strict=True) if one.verdict == BETTER][:MOST_SENTENCES]
     return [
-        Prose([_counted(study, found), *_leader(study, material), *shown_lines], "answer"),
+        Prose([_counted(study, found), *shown_lines, *_leader(study, material)], "answer"),
         Fold(f"All {len(lines)} comparisons in words", [Prose(lines)]),
     ]
 
@@ -118,7 +118,9 @@ def _counted(study: Study, found: Sequence[Comparison]) -> str:
 
 
 def _leader(study: Study, material: Material) -> list[str]:
-    """Which arm looks best; that it does is no verdict."""
+    """Which arm looks best where that is not decided; that it does is no verdict."""
+    if not any(one.verdict in (UNDECIDED, UNKNOWN) for one in study.comparisons):
+        return []
     ends = {arm.label: sum(values) / len(values) for arm in study.arms if (values := study.of(arm))}
     best = min(ends, key=lambda label: (-ends[label] if material.higher_is_better else ends[label], label))
     most = "Highest" if material.higher_is_better else "Lowest"
@@ -174,8 +176,8 @@ def _curves(material: Material, drawn: Sequence[Drawn]) -> list[Block]:
     if not drawn:
         return [Prose(["There are no curves: the runs have no rows of metrics, or come from a table of last values."], "note")]
     said = [
-        "The line is the mean of an arm's seeds, the band reaches from the lowest to the highest of them. Nothing is smoothed; "
-        f"where a curve has more points than a picture shows, the lowest and the highest of each of {COLUMNS} columns are drawn."
+        "The line is the mean of an arm's seeds, the band reaches from the lowest to the highest of them. Where a curve has more points "
+        f"than a picture shows, the line is the mean of each of up to {COLUMNS} columns, and the band holds every value in it."
     ]
     if len(names) > COLOURS:
         lower = "highest" if higher else "lowest"

@@ -1,6 +1,6 @@
-"""Curves of arms: the mean of their seeds with the range around it, and as many points of it as a picture can show.
+"""Curves of arms: the mean of their seeds with the range around it, in as many columns as a picture can show.
 
-Nothing is smoothed. Where a run has no finite number, there is a gap.
+Where a run has no finite number, there is a gap.
 """
 
 from collections.abc import Sequence
@@ -98,30 +98,39 @@ def sound_parts(values: Floats) -> list[slice]:
     return [slice(int(start), int(end)) for start, end in zip(edges[::2], edges[1::2], strict=True)]
 
 
-def thinned(places: Floats, values: Floats, width: float) -> NDArray[np.int64]:
-    """Indices of the points that a picture can show: the ends, and of each column the lowest and the highest value.
+@dataclass(frozen=True)
+class Columns:
+    """A stretch of a curve as a picture shows it.
+
+    Attributes:
+        places, middle: of the line: the points, or the mean of each column where there are more than two points a column.
+        low, high: of everything in the column, over all seeds.
+        is_thinned: whether they are columns.
+    """
+
+    places: Floats
+    middle: Floats
+    low: Floats
+    high: Floats
+    is_thinned: bool
+
+
+def in_columns(places: Floats, series: Series, part: slice, width: float) -> Columns:
+    """What a picture can show of a stretch without gaps.
 
     Args:
-        places: as they are drawn, rising: logarithms, if the axis is logarithmic.
-        values: without gaps.
+        places: of the whole series, as they are drawn, rising: logarithms, if the axis is logarithmic.
         width: of a column.
     """
+    places, middle, low, high = places[part], series.middle[part], series.low[part], series.high[part]
     starts = _columns(places, width)
     if places.size <= 2 * starts.size:
-        return np.arange(places.size)
-    kept = {0, places.size - 1}
-    for start, end in zip(starts, np.append(starts[1:], places.size), strict=True):
-        part = values[start:end]
-        kept.update((int(start + part.argmin()), int(start + part.argmax())))
-    return np.array(sorted(kept))
-
-
-def range_by_column(places: Floats, low: Floats, high: Floats, width: float) -> tuple[Floats, Floats, Floats]:
-    """(places, lowest, highest), one of each for a column; as they are where there are fewer points than columns."""
-    starts = _columns(places, width)
-    if places.size <= 2 * starts.size:
-        return places, low, high
-    return places[starts], np.minimum.reduceat(low, starts), np.maximum.reduceat(high, starts)
+        return Columns(places, middle, low, high, False)
+    counts = np.diff(np.append(starts, places.size))
+    means = [np.add.reduceat(values, starts) / counts for values in (places, middle)]
+    # The line begins and ends where the curve does.
+    means[0][[0, -1]] = places[[0, -1]]
+    return Columns(means[0], means[1], np.minimum.reduceat(low, starts), np.maximum.reduceat(high, starts), True)
 
 
 def _columns(places: Floats, width: float) -> NDArray[np.int64]:
