@@ -12,7 +12,7 @@ from llama_lab.config.schema import RunConfig
 if TYPE_CHECKING:
     from llama_lab.inference.load import LoadedRun
     from llama_lab.training.launch import TrainResult
-    from llama_lab.training.loop import Observers
+    from llama_lab.training.observing import Observers
 
 __all__ = ["compose", "load", "train"]
 

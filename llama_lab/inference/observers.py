@@ -14,8 +14,8 @@ from llama_lab.inference.options import Sampling
 from llama_lab.inference.score import score_task
 from llama_lab.inference.tasks import load_tasks
 from llama_lab.model.llama import Llama
-from llama_lab.training.loop import Observers
 from llama_lab.training.metrics import Sample
+from llama_lab.training.observing import Observers
 from llama_lab.training.worker import Worker
 
 

@@ -25,7 +25,7 @@ from llama_lab.training.checkpoint import (
     list_incomplete,
     verify_checkpoint,
 )
-from llama_lab.training.loop import validation_due
+from llama_lab.training.due import validation_due
 from llama_lab.training.metrics import perplexity
 from llama_lab.training.run_folder import RunFolder, changes_since, relative
 from llama_lab.training.schedule import lr_factor

@@ -63,7 +63,7 @@ def launch(
 
     Args:
         run: composed and valid.
-        load_observers: gives the `loop.Observers`; called in every worker, so that it may import torch, and pickled by name.
+        load_observers: gives the `observing.Observers`; called in every worker, so that it may import torch, and pickled by name.
         handle_signals: whether SIGTERM, SIGINT and SIGUSR1 end the run politely. False leaves the process's handlers alone.
         command: what was typed, kept in meta.json.
         extra_slug: what a sweep adds to the folder's name.

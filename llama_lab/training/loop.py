@@ -6,19 +6,16 @@ samples are computed from the number, and only weights, optimizer states and the
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from llama_lab.config.devices import bf16_peak_flops
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.schema import Compile, EvalConfig, Precision, RunConfig, SampleConfig
+from llama_lab.config.schema import Compile, Precision, RunConfig
 from llama_lab.data.prepare import PreparedData
 from llama_lab.data.stream import MixedStream, training_stream
-from llama_lab.data.tokenizer import Tokenizer
 from llama_lab.model.count import flops_per_token
 from llama_lab.model.llama import Llama
 from llama_lab.training.checkpoint import (
@@ -33,40 +30,23 @@ from llama_lab.training.checkpoint import (
 from llama_lab.training.clock import Clock
 from llama_lab.training.compiling import Compiling
 from llama_lab.training.console import Console
+from llama_lab.training.due import due
 from llama_lab.training.errors import Diverged, SaveFailed
 from llama_lab.training.feed import Feed
 from llama_lab.training.guard import Guard
-from llama_lab.training.metrics import Metrics, Sample, cut_back
+from llama_lab.training.metrics import Metrics, cut_back
+from llama_lab.training.observing import Observers, axes, observe
 from llama_lab.training.optim import Optimizers, build_optimizer
 from llama_lab.training.profiler import Profiler
 from llama_lab.training.retention import checkpoint_bytes, checkpoint_due
 from llama_lab.training.run_folder import RunFolder
 from llama_lab.training.saver import Saver
-from llama_lab.training.stop import Stop, Stopped
+from llama_lab.training.stop import Stop
 from llama_lab.training.stopwatch import Stopwatch
 from llama_lab.training.tracker import Tracker
 from llama_lab.training.update import Gradients, Updater
 from llama_lab.training.watchdog import Watchdog
 from llama_lab.training.worker import Worker
-
-
-@dataclass(frozen=True, slots=True)
-class Observers:
-    """What the loop calls to look at the model, handed in by a package above this one.
-
-    Each is given a function last, which it calls between two steps of its work and which says whether a stop was asked for. It then
-    raises `Stopped`; `evaluate` does so on all ranks if any rank has to.
-
-    Attributes:
-        evaluate: (model, data, run, worker, stopped) -> an object with `loss_nats`, `bits_per_byte` (infinite if bytes are unknown)
-            and `sources`, such an object by name for each source of a mixture.
-        score: (model, tokenizer, run, worker, stopped) -> for each task of the run, by its name, values by name. On all ranks.
-        sample: (model, tokenizer, node, seed, stopped) -> a sample for each prompt of the node, and for one drawn from its sets.
-    """
-
-    evaluate: Callable[[Llama, PreparedData, RunConfig, Worker, Callable[[], bool]], Any]
-    score: Callable[[Llama, Tokenizer, RunConfig, Worker, Callable[[], bool]], dict[str, dict[str, float]]]
-    sample: Callable[[Llama, Tokenizer, SampleConfig, int, Callable[[], bool]], list[Sample]]
 
 
 @dataclass(slots=True)
@@ -342,96 +322,3 @@ def end_saving(saver: Saver, worker: Worker, metrics: Metrics | None) -> None:
         failure = f"rows of the run could not be written ({error}); once there is room, the same command makes them again"
     if (failure := worker.heard(failure)) is not None:
         raise SaveFailed(failure)
-
-
-def observe(
-    run: RunConfig,
-    model: Llama,
-    data: PreparedData,
-    observers: Observers,
-    worker: Worker,
-    metrics: Metrics | None,
-    clock: Clock,
-    update: int,
-    watchdog: Watchdog,
-    stop: Stop,
-) -> bool:
-    """Validate and sample where they are due after `update`. Neither changes anything that training depends on.
-
-    Returns:
-        Whether nothing is left to do. False on all ranks alike: a stop was asked for in between, and what it cut short left no row.
-    """
-
-    def stopped() -> bool:
-        watchdog.alive()
-        return stop.requested()
-
-    validates = validation_due(run.eval, update, run.updates) and data.val_tokens > 0
-    samples = run.sample is not None and samples_due(run.sample, run, update)
-    scores = scores_due(run.eval, update, run.updates)
-    if not validates and not samples and not scores:
-        # And the device is not waited for: the host prepares the next update while it computes this one.
-        return True
-    with clock.excluded():
-        if validates:
-            watchdog.at(f"the validation after update {update}")
-            try:
-                result = observers.evaluate(model, data, run, worker, stopped)
-            except Stopped:
-                return False
-            if metrics is not None:
-                own = {name: (part.loss_nats, part.bits_per_byte) for name, part in result.sources.items()}
-                place = axes(run, update, clock)
-                metrics.validation(place, loss=result.loss_nats, bits_per_byte=result.bits_per_byte, sources=own)
-        if scores:
-            watchdog.at(f"the tasks after update {update}")
-            try:
-                found = observers.score(model, data.tokenizer, run, worker, stopped)
-            except Stopped:
-                return False
-            if metrics is not None:
-                metrics.scores(axes(run, update, clock), found)
-        if run.sample is None or not samples:
-            return True
-        watchdog.at(f"the samples after update {update}")
-        cut_short = False
-        if metrics is not None:
-            seed = run.seed.sampling + update
-            try:
-                texts = observers.sample(model, data.tokenizer, run.sample, seed, stopped)
-                metrics.samples(axes(run, update, clock), texts, seed=seed)
-            except Stopped:
-                cut_short = True
-        return not worker.agree(cut_short)
-
-
-def axes(run: RunConfig, update: int, clock: Clock) -> dict[str, Any]:
-    """The three x-axes of a row."""
-    return {"update": update, "tokens": update * run.data.tokens_per_update, "seconds": round(clock.seconds(), 3)}
-
-
-def due(update: int, every: int | None) -> bool:
-    """Whether something that happens every so many updates happens after this one."""
-    return every is not None and update % every == 0
-
-
-def validation_due(node: EvalConfig | None, update: int, updates: int) -> bool:
-    """Whether the model is validated after this update: at its interval and at the end."""
-    return node is not None and (update == updates or due(update, node.every_updates))
-
-
-def scores_due(node: EvalConfig | None, update: int, updates: int) -> bool:
-    """Whether the model is scored on tasks after this update: at their interval and at the end."""
-    return node is not None and bool(node.tasks) and (update == updates or due(update, node.tasks_every_updates))
-
-
-def samples_due(node: SampleConfig, run: RunConfig, update: int) -> bool:
-    """Whether samples are drawn after this update: at `first_tokens`, then after intervals that grow, and at the end."""
-
-    def marks(tokens: int) -> int:
-        """Samples up to `tokens`: the largest n with first (1 + growth + … + growth^(n-1)) at most `tokens`."""
-        intervals = tokens / node.first_tokens
-        return int(intervals if node.growth == 1 else math.log1p(intervals * (node.growth - 1)) / math.log(node.growth))
-
-    size = run.data.tokens_per_update
-    return marks(update * size) > marks((update - 1) * size) or update == run.updates

@@ -14,7 +14,7 @@ from llama_lab.config.compose import compose
 from llama_lab.inference.observers import OBSERVERS
 from llama_lab.training.errors import RunFailed
 from llama_lab.training.launch import launch
-from llama_lab.training.loop import Observers
+from llama_lab.training.observing import Observers
 
 
 def plant(fault: str, model: Any) -> Callable[[], None]:

@@ -203,7 +203,6 @@ def test_decays_that_bf16_could_not_follow_are_refused():
     assert replace(slow, state_dtype=StateDtype.fp32).problems("optim") == []
 
 
-
 def test_a_resumed_run_follows_its_own_config_rather_than_the_saved_one():
     model = small_llama()
     optimizer = build_optimizer(model, CONFIGS["adamw"], "cpu", Precision.fp32)

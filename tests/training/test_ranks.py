@@ -26,7 +26,7 @@ FAULTY = """
 import sys, threading
 from llama_lab import compose
 from llama_lab.training.launch import launch
-from llama_lab.training.loop import Observers
+from llama_lab.training.observing import Observers
 
 def fails(model, data, run, worker, stopped):
     if worker.place.rank == run.hardware.processes - 1:
