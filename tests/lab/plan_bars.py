@@ -42,6 +42,7 @@ MEMORY = {
     "wide, 1 window, muon": f"{SHALLOW} model.dim=2048 model.n_heads=16 hardware.micro_batch=1 optim=muon",
     "vocabulary of 32,768, tied": f"{SHALLOW} model.tie_embeddings=true hardware.micro_batch=8 tokenizer.vocab_size=32768",
     "recompute=selective": f"{SHALLOW} hardware.micro_batch=32 hardware.recompute=selective optim=adamw",
+    "moments in bf16": f"{SHALLOW} hardware.micro_batch=4 optim=adamw optim.state_dtype=bf16",
     "recompute=full": f"{SHALLOW} hardware.micro_batch=32 hardware.recompute=full optim=adamw",
     "fp32": f"{SHALLOW} hardware.micro_batch=8 precision=fp32 optim=adamw",
     "fp8": f"{SHALLOW} hardware.micro_batch=16 precision=fp8 optim=adamw",

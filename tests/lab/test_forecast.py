@@ -2,9 +2,10 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def known(run: RunConfig) -> tuple[RunConfig, PreparedData]:
     return run, prepare(run.data, run.tokenizer, lambda said: None)
 
 
-def on_gpu(*words: str, micro_batch: int, precision: str = "bf16", **hardware: object) -> RunConfig:
+def on_gpu(*words: str, micro_batch: int, precision: str = "bf16", **hardware: Any) -> RunConfig:
     """A run as it would be on a CUDA device."""
     batch = ["data.max_seq_len=2048", "data.tokens_per_update=131072", "training_tokens=100_000_000"]
     run = compose([*words, *batch, "schedule.warmup_updates=1"])
@@ -93,12 +94,12 @@ def test_what_stays_is_what_the_parts_hold(optim: str, precision: str, tied: boo
     assert found.optimizer == pytest.approx(_bytes(states), rel=0.005)
 
 
-def _bytes(tensors: list[torch.Tensor]) -> int:
+def _bytes(tensors: Sequence[torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def test_memory_follows_what_is_kept():
-    def gib(*words: str, micro_batch: int = 16, **more: object) -> float:
+    def gib(*words: str, micro_batch: int = 16, **more: Any) -> float:
         run = on_gpu("model=llama_97m", "optim=adamw", *words, micro_batch=micro_batch, **more)
         return gpu_memory(run, 8192, micro_batch).gib
 
@@ -209,9 +210,7 @@ def test_a_budget_refuses_what_is_over_and_what_nobody_knows():
     hour = Forecast(2, seconds=1800, seconds_from="a probe")
     keep_to_budget(BudgetConfig(), [Forecast(1, unknown="nobody knows")], "this run", "plan")
     keep_to_budget(BudgetConfig(gpu_hours=2), [hour, hour], "this sweep", "plan")
-    with pytest.raises(
-        ConfigError, match=r"gpu_hours=1.5 is less than the 2 hours foreseen, from a probe; lower .* to 75 %"
-    ):
+    with pytest.raises(ConfigError, match=r"gpu_hours=1.5 is less than the 2 hours foreseen, from a probe; lower .* to 75 %"):
         keep_to_budget(BudgetConfig(gpu_hours=1.5), [hour, hour], "this sweep", "plan")
     with pytest.raises(ConfigError, match="the 10 hours"):  # eight more like these
         keep_to_budget(BudgetConfig(gpu_hours=1.5), [hour, hour], "this sweep", "plan", jobs=10)
