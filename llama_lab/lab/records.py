@@ -9,6 +9,7 @@ import csv
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -42,6 +43,7 @@ class RunRecord:
         folder: null if it comes from a CSV.
         run: its config; null if it comes from a CSV.
         meta: where it came from.
+        line: of its CSV; empty if it has a folder.
     """
 
     name: str
@@ -52,6 +54,7 @@ class RunRecord:
     folder: Path | None = None
     run: RunConfig | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+    line: str = ""
 
     @property
     def is_finished(self) -> bool:
@@ -145,7 +148,13 @@ def load_records(words: Iterable[str]) -> list[RunRecord]:
             problems += error.problems
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)), scope="this request")
-    return [*found.values(), *others]
+    return [*found.values(), *_told_apart(others)]
+
+
+def _told_apart(runs: list[RunRecord]) -> list[RunRecord]:
+    """Runs of tables under different names: W&B lets several have the same, and values are kept by name."""
+    names = Counter(run.name for run in runs)
+    return [run if names[run.name] == 1 else replace(run, name=f"{run.name} ({run.line})") for run in runs]
 
 
 def load_record(folder: Path) -> RunRecord:
@@ -341,7 +350,8 @@ def _of_line(line: dict[str, str], number: int, path: Path) -> RunRecord:
             values[column] = value
     state = (line.get("State") or "finished").lower()
     name = line.get("Name") or f"{path.name} line {number + 1}"
-    return RunRecord(name=name, values=values, seeds=seeds, status=state, rows=[{k: v for k, v in row.items() if v != ""}])
+    rows = [{key: value for key, value in row.items() if value != ""}]
+    return RunRecord(name=name, values=values, seeds=seeds, status=state, rows=rows, line=f"{path} line {number + 1}")
 
 
 def _is_seed(column: str) -> bool:

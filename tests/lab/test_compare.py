@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,15 @@ def test_equal_places_are_compared_along_every_axis(make: Make, capsys: Output):
     assert "ends at 10240, before tokens=1e+06; all runs have come to 10240" in refusal(*words, at="tokens", place=1e6)
     assert main(["compare", *words, "--at", "watts"]) == 2
     assert "there are tokens, flops, seconds, cost" in capsys.readouterr().err
+
+
+def test_runs_of_a_table_that_share_a_name_are_two_runs(tmp_path: Path, capsys: Output):
+    lines = ["Name,State,optim,seed.init,val/loss", "a,finished,muon,0,2.5", "a,finished,muon,1,2.6"]
+    lines += ["a,finished,adamw,0,2.9", "a,finished,adamw,1,2.95"]
+    (tmp_path / "runs.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert main(["compare", str(tmp_path / "runs.csv")]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"optim=muon +2 +2.5500 ", shown) and re.search(r"optim=adamw +2 +2.9250 ", shown)
 
 
 def test_time_to_loss_gives_the_multiplier_that_was_planted(make: Make, capsys: Output):

@@ -130,9 +130,13 @@ def test_runs_without_metrics_are_named_and_have_no_curve(make: Make):
 
 def test_one_config_and_one_run_have_nothing_to_be_compared_with(make: Make):
     folder = make(0, 2.0)
-    assert "One run: val/loss 2.0000, finished. One seed does not say how far another would end." in answer(folder.parent)
+    assert "One finished run: val/loss 2.0000. One seed does not say how far another would end." in answer(folder.parent)
     make(1, 2.1)
-    assert "One config with 2 seeds: val/loss 2.0000 to 2.1000." in answer(folder.parent)
+    assert "One config with 2 finished seeds: val/loss 2.0000 to 2.1000." in answer(folder.parent)
+    make(2, 9.0, last=8)
+    text = answer(folder.parent)
+    assert "One config with 2 finished seeds: val/loss 2.0000 to 2.1000." in text
+    assert "is not finished (preempted, update 8 of 20)" in text
 
 
 def test_gaps_stay_gaps_and_are_said(make: Make):
@@ -158,6 +162,14 @@ def test_a_run_in_two_places_is_refused(make: Make, tmp_path: Path, capsys: Outp
     assert "one run in two places; name one of them" in capsys.readouterr().err
     assert main(["report", str(tmp_path / "nowhere")]) == 2
     assert "names no folder or CSV file" in capsys.readouterr().err
+    make(5, lr=2e-3)
+    for flag, hint in (
+        ("--metric=val/los", "did you mean val/loss?"),
+        ("--at=cost", "--price 2.5"),
+        ("--baseline=zzz", "of no arm"),
+    ):
+        assert main(["report", str(folder.parent), "--out", str(tmp_path / "none"), flag]) == 2
+        assert hint in capsys.readouterr().err
     (tmp_path / "file").touch()
     make(1)
     assert main(["report", str(folder.parent), "--out", str(tmp_path / "file" / "x")]) == 2

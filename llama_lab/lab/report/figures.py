@@ -60,7 +60,8 @@ def drawn_metrics(material: Material) -> list[Drawn]:
     found = []
     for metric in dict.fromkeys((material.metric, "train/loss", *SMALL)):
         by_axis: dict[str, Curves] = {}
-        points = [[points_of(run, metric) for run in arm.runs] for arm in material.arms]
+        # A table of runs has last values, which are no curve.
+        points = [[None if run.folder is None else points_of(run, metric) for run in arm.runs] for arm in material.arms]
         for axis in known_axes(material):
             arms = enumerate(zip(material.arms, points, strict=True))
             curves = [(place[number], arm_series(arm.runs, found, axis, price)) for number, (arm, found) in arms]

@@ -117,6 +117,8 @@ def gather(words: Sequence[str], asked: Asked, command: Sequence[str]) -> Materi
     sweep = _read_sweep(words)
     records = _short_names(load_records(words) if sweep is None else _records_of(sweep))
     question = asked.question if sweep is None else _question_of(sweep, asked.question, records)
+    if question.price is None:
+        question = replace(question, price=_recorded_price(records))
     arms = baseline_first(group_arms(records, asked.ignore), asked.baseline)
     metric, problems = _metric(arms, question)
     study, refused, times, times_refused = None, problems, None, []
@@ -125,6 +127,9 @@ def gather(words: Sequence[str], asked: Asked, command: Sequence[str]) -> Materi
             study = compare_arms(arms, question)
         except ConfigError as error:
             refused = error.problems
+    if any(subject.startswith("--") or subject == "cost" for subject, _ in refused):
+        # What was typed is wrong, not the runs.
+        raise ConfigError(refused, scope="this report")
     if study is not None and asked.is_timed:
         try:
             times = times_to_loss(study, asked.to_loss)
@@ -242,6 +247,12 @@ def _question_of(sweep: SweepPoints, question: Question, records: list[RunRecord
     if higher is None and (metric or LOSS) == sweep.objective:
         higher = sweep.higher_is_better
     return replace(question, metric=metric, higher_is_better=higher, finished_only=question.finished_only or question.at is None)
+
+
+def _recorded_price(records: list[RunRecord]) -> float | None:
+    """The price of a GPU for an hour, where all runs were given the same."""
+    prices = {None if record.run is None else record.run.budget.gpu_hour_price for record in records}
+    return prices.pop() if len(prices) == 1 else None
 
 
 def _short_names(records: list[RunRecord]) -> list[RunRecord]:

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 
 from llama_lab.config.schema import Problem, shown
-from llama_lab.lab.arms import Arm
+from llama_lab.lab.arms import Arm, unfinished_runs
 from llama_lab.lab.compare import BETTER, SAME, UNDECIDED, UNKNOWN, WORSE, Comparison, Study
 from llama_lab.lab.diff import CONFIG, differences
 from llama_lab.lab.records import SEEDS, RunRecord
@@ -63,16 +63,8 @@ def _answer(material: Material) -> list[Block]:
 
 def _without_verdict(material: Material) -> list[Block]:
     """What is said where nothing is compared."""
-    runs = material.runs
     if material.is_comparable and len(material.arms) == 1:
-        values = [value for run in runs if (value := last_value(run, material.metric)) is not None]
-        if not values:
-            return [Prose([f"No verdict: no run of this config ended with a finite {material.metric}."], "wrong")]
-        if len(values) == 1:
-            said = f"One run: {material.metric} {values[0]:.4f}, {runs[0].status}. One seed does not say how far another would end."
-        else:
-            said = f"One config with {len(values)} seeds: {material.metric} {min(values):.4f} to {max(values):.4f}."
-        return [Prose([said, "There is no other config to compare it with."], "answer")]
+        return _one_config(material)
     lines = _lines(material.refused)
     blocks: list[Block] = [Prose(["No verdict: these runs cannot be compared as they are."], "answer")]
     if not material.is_comparable:
@@ -83,6 +75,22 @@ def _without_verdict(material: Material) -> list[Block]:
     if len(lines) > MOST_SENTENCES:
         blocks.append(Fold(f"{len(lines) - MOST_SENTENCES} more reasons", [Prose(lines[MOST_SENTENCES:], "wrong")]))
     return blocks
+
+
+def _one_config(material: Material) -> list[Block]:
+    """What is said of seeds alone: of those that are trained to their end."""
+    metric, runs = material.metric, [run for run in material.runs if run.is_finished or run.folder is None]
+    values = [value for run in runs if (value := last_value(run, metric)) is not None]
+    if not values:
+        said = f"No run of this config is finished with a finite {metric}."
+    elif len(values) == 1:
+        said = f"One finished run: {metric} {values[0]:.4f}. One seed does not say how far another would end."
+    else:
+        said = f"One config with {len(values)} finished seeds: {metric} {min(values):.4f} to {max(values):.4f}."
+    blocks: list[Block] = [Prose([said, "There is no other config to compare it with."], "answer")]
+    left = _lines(unfinished_runs(material.runs))
+    left += [f"{run.name} ended with no finite {metric}." for run in runs if last_value(run, metric) is None]
+    return [*blocks, Prose(left, "wrong")] if left else blocks
 
 
 def _said(study: Study, material: Material) -> list[Block]:
@@ -176,8 +184,8 @@ def _curves(material: Material, drawn: Sequence[Drawn]) -> list[Block]:
     if not drawn:
         return [Prose(["There are no curves: the runs have no rows of metrics, or come from a table of last values."], "note")]
     said = [
-        "The line is the mean of an arm's seeds, the band reaches from the lowest to the highest of them. Where a curve has more points "
-        f"than a picture shows, the line is the mean of each of up to {COLUMNS} columns, and the band holds every value in it."
+        "The line is the mean of an arm's seeds, the band reaches from the lowest to the highest of them. Where a curve has more "
+        f"points than a picture shows, the line is the mean of each of {COLUMNS} columns, and the band holds every value in it."
     ]
     if len(names) > COLOURS:
         lower = "highest" if higher else "lowest"
