@@ -241,8 +241,8 @@ def _short_seeds(material: Material) -> list[str]:
 def _values_table(material: Material, drawn: Drawn, names: Sequence[str]) -> Table:
     """The first metric at a few places: what the picture shows, for those who do not see it."""
     axis, curves = next(iter(drawn.by_axis.items()))
-    end = min(float(series.places[-1]) for _, series in curves)
-    wanted = [end * share for share in (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)]
+    start, end = max(float(series.places[0]) for _, series in curves), min(float(series.places[-1]) for _, series in curves)
+    wanted = [end * share for share in (0.05, 0.1, 0.25, 0.5, 0.75, 1.0) if end * share >= start] or [end]
     rows = []
     for arm, series in sorted(curves, key=lambda curve: curve[0]):
         nearest = [int(abs(series.places - place).argmin()) for place in wanted]
