@@ -18,7 +18,7 @@ from typing import Any
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import SCIENCE, load_config, science
-from llama_lab.config.schema import Origin, Problem, RunConfig
+from llama_lab.config.schema import Origin, Problem, RunConfig, SeedConfig
 from llama_lab.training.metrics import read_rows
 from llama_lab.training.run_folder import RunFolder, relative
 
@@ -26,7 +26,8 @@ SEEDS = ("seed.init", "seed.data", "seed.sampling")
 AXES = ("tokens", "flops", "seconds", "cost")
 # What W&B itself puts into its table of runs.
 WANDB_COLUMNS = ("ID", "Name", "State", "Notes", "User", "Tags", "Created", "Runtime", "Sweep", "Group", "Job Type", "Description")
-NUMBER_LINE = re.compile(r"^( *)(\w+): (-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)$", re.MULTILINE)
+SEED_NODE = re.compile(r"^seed:\n  init: (?P<init>\d+)\n  data: (?P<data>\d+)\n  sampling: (?P<sampling>\d+)\n", re.MULTILINE)
+SHAPES_NODE = re.compile(r"^  shapes:\n(?:    .*\n)+", re.MULTILINE)
 OURS = {item.name for item in fields(RunConfig)}
 
 
@@ -185,58 +186,22 @@ def load_record(folder: Path) -> RunRecord:
     )
 
 
-# Reading a config takes a twentieth of a second, and the runs of a study have the same but for a few numbers: text with its numbers
-# taken out -> those numbers, and the config that was read.
-_READ: dict[str, tuple[list[str], RunConfig]] = {}
+# Reading a config takes a twentieth of a second, and a study has many that differ in nothing but their seeds: what decides a config
+# beside them -> the config.
+_READ: dict[tuple[str, str], RunConfig] = {}
 
 
 def _load_config(path: Path) -> RunConfig:
     """The config in a file, without where it came from."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    rest, _, _ = text.partition("\norigin:\n")
-    key = NUMBER_LINE.sub(r"\1\2: #", rest)
-    numbers = [found[3] for found in NUMBER_LINE.finditer(rest)]
-    if key in _READ and (run := _with_numbers(rest, numbers, *_READ[key])) is not None:
-        return run
-    run = replace(load_config(path), origin=Origin())
-    _READ[key] = (numbers, run)
-    return run
-
-
-def _with_numbers(text: str, numbers: list[str], known: list[str], run: RunConfig) -> RunConfig | None:
-    """A config with other numbers than one that was read; None where it is not certain which numbers of it they are."""
-    for found, before, now in zip(NUMBER_LINE.finditer(text), known, numbers, strict=True):
-        if before != now:
-            changed = _with_number(run, _key_path(text, found), before, now)
-            if changed is None:
-                return None
-            run = changed
-    return run
-
-
-def _key_path(text: str, line: re.Match[str]) -> list[str]:
-    """The key of a line of YAML below those that it belongs to."""
-    path, indent = [line[2]], len(line[1])
-    for above in reversed(text[: line.start()].splitlines()):
-        own = len(above) - len(above.lstrip())
-        if own < indent and above.rstrip().endswith(":"):
-            path.insert(0, above.strip(" :"))
-            indent = own
-        if not indent:
-            break
-    return path
-
-
-def _with_number(node: Any, path: list[str], before: str, now: str) -> Any:
-    """A part of a config with one number in it replaced by another of its kind; None if it does not hold that number there."""
-    value = getattr(node, path[0], None)
-    if len(path) > 1:
-        changed = _with_number(value, path[1:], before, now)
-    elif type(value) not in (int, float) or value != float(before) or (type(value) is int and not now.lstrip("-").isdecimal()):
-        changed = None
-    else:
-        changed = int(now) if type(value) is int else float(now)
-    return None if changed is None else replace(node, **{path[0]: changed})
+    values, _, origin = text.partition("\norigin:\n")
+    seeds, shapes = SEED_NODE.search(values), SHAPES_NODE.search(origin)
+    if seeds is None or shapes is None:
+        return replace(load_config(path), origin=Origin())
+    key = (values[: seeds.start()] + values[seeds.end() :], shapes[0])
+    if key not in _READ:
+        _READ[key] = replace(load_config(path), origin=Origin())
+    return replace(_READ[key], seed=SeedConfig(**{name: int(value) for name, value in seeds.groupdict().items()}))
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

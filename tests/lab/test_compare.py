@@ -11,6 +11,7 @@ import pytest
 from llama_lab.cli import main
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import load_config
+from llama_lab.config.schema import ConstantConfig, CosineConfig, LinearConfig
 from llama_lab.lab.arms import group_arms
 from llama_lab.lab.compare import Question, Study, compare_arms, time_to_loss
 from llama_lab.lab.curves import crossing, value_at
@@ -54,6 +55,17 @@ def test_runs_that_differ_only_in_seed_are_an_arm_and_pairs_share_a_seed(make: M
     said = sentence(found, one)
     assert said.startswith("max_lr=0.002 is better than max_lr=0.001: val/loss 0.0")
     assert "5 pairs of equal seeds" in said and "95 %" in said
+
+
+def test_options_that_have_the_same_fields_are_arms_of_their_own(make: Make):
+    for seed in range(2):
+        for number, kind in enumerate((CosineConfig, LinearConfig, ConstantConfig)):
+            folder = make(seed, 2 + number + NOISE[seed], schedule=kind(warmup_updates=2, min_lr=0.0))
+    arms = group_arms(load_records([str(folder.parent)]))
+    assert [(arm.label, len(arm.runs)) for arm in arms] == [(f"schedule={name}", 2) for name in ("constant", "cosine", "linear")]
+    for record in load_records([str(folder.parent)]):
+        kept = load_config(folder.parent / Path(record.name).name / "config.yaml")
+        assert (record.run, record.run.seed) == (kept, kept.seed)
 
 
 def test_undecided_says_how_many_seeds_would_decide(make: Make):

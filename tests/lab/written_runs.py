@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llama_lab.config.identity import run_folder, to_yaml
-from llama_lab.config.schema import RunConfig, SeedConfig
+from llama_lab.config.schema import RunConfig, ScheduleConfig, SeedConfig
 from llama_lab.data.tokenizer import BytesTokenizer
 
 UPDATES, TOKENS = 20, 512
@@ -46,6 +46,7 @@ def write_run(
     last: int = UPDATES,
     name: str = "tiny",
     training_tokens: int | None = None,
+    schedule: ScheduleConfig | None = None,
     folder: Path | None = None,
     status: str | None = None,
     **meta: object,
@@ -65,6 +66,7 @@ def write_run(
         seed=replace(base.seed, init=seed, data=seed if data_seed is None else data_seed),
         optim=replace(base.optim, max_lr=lr),
         training_tokens=training_tokens or base.training_tokens,
+        schedule=schedule or base.schedule,
     )
     folder = folder or run_folder(run)
     folder.mkdir(parents=True)
