@@ -219,11 +219,16 @@ def _plain_node(node: DictConfig) -> Any:
 
 def _base_values(config: DictConfig) -> dict[str, Any]:
     """Every value of the science as the choices give it; null where they leave it to the user."""
-    tree = {
-        name: OmegaConf.to_container(config[name], enum_to_str=True) if OmegaConf.is_config(config[name]) else config[name]
-        for name in SCIENCE
-    }
+    tree = {name: _container(config[name]) if OmegaConf.is_config(config[name]) else config[name] for name in SCIENCE}
     return {key: None if value == MISSING else value for key, value in values(tree).items()}
+
+
+def _container(node: DictConfig) -> Any:
+    """A node as plain types, with what stands for another value replaced by it, unless that one is left to the user."""
+    try:
+        return OmegaConf.to_container(node, enum_to_str=True, resolve=True)
+    except OmegaConfBaseException:
+        return OmegaConf.to_container(node, enum_to_str=True)
 
 
 def _choices(config: DictConfig) -> dict[str, str]:

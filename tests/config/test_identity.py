@@ -99,6 +99,16 @@ def test_ten_ids_are_frozen() -> None:
     assert [run_id(run) for run in variants()] == FROZEN
 
 
+def test_a_value_that_follows_another_is_named_where_it_moved(tmp_path: Path) -> None:
+    folder = tmp_path / "experiment"
+    folder.mkdir()
+    (folder / "paired.yaml").write_text("# @package _global_\nseed:\n  data: ${seed.init}\n", encoding="utf-8")
+    words = ["experiment=paired", "precision=fp32", "hardware=cpu"]
+    names = [run_id(resolve(compose([*words, f"seed.init={seed}"], config_dir=tmp_path))) for seed in (0, 2)]
+    assert "seed" not in names[0]
+    assert "seed.init-2-seed.data-2" in names[1]
+
+
 def test_hardware_and_what_only_watches_are_no_science() -> None:
     run = written_out()
     other = replace(
