@@ -63,7 +63,7 @@ def _fork(words: list[str]) -> int:
         said = f"{len(named)} are named: {' '.join(named)}" if named else "none is named"
         raise UsageError(f"llama-lab fork takes one run's folder, outputs/<name>/<run id>; {said}")
     overrides = [word for word in arguments.overrides if word != named[0]]
-    from llama_lab.lab import fork
+    from llama_lab.lab.repeat import fork
 
     if arguments.show_config:
         fork.show(Path(named[0]), overrides, update=arguments.update, config_dir=arguments.config_dir)
@@ -80,13 +80,13 @@ def _sweep(words: list[str]) -> int:
 
 
 def _track(words: list[str]) -> int:
-    from llama_lab.lab.track import run_track_command
+    from llama_lab.lab.runs.track import run_track_command
 
     return run_track_command(words)
 
 
 def _verify(words: list[str]) -> int:
-    from llama_lab.lab.verify import run_verify_command
+    from llama_lab.lab.repeat.verify import run_verify_command
 
     return run_verify_command(words)
 
@@ -107,7 +107,7 @@ def _import(words: list[str]) -> int:
         said = f"{len(named)} are named: {' '.join(named)}" if named else "none is named"
         raise UsageError(f"llama-lab import takes one folder of a Hugging Face model; {said}")
     overrides = [word for word in arguments.overrides if word != named[0]]
-    from llama_lab.lab import import_run
+    from llama_lab.lab.transfer import import_run
 
     if arguments.show_config:
         import_run.show(Path(named[0]), overrides, config_dir=arguments.config_dir)
@@ -122,25 +122,25 @@ def _import(words: list[str]) -> int:
 
 
 def _export(words: list[str]) -> int:
-    from llama_lab.lab.export import run_export_command
+    from llama_lab.lab.transfer.export import run_export_command
 
     return run_export_command(words)
 
 
 def _generate(words: list[str]) -> int:
-    from llama_lab.lab.generate_command import run_generate_command
+    from llama_lab.lab.ask.generate import run_generate_command
 
     return run_generate_command(words)
 
 
 def _evaluate(words: list[str]) -> int:
-    from llama_lab.lab.evaluate_command import run_evaluate_command
+    from llama_lab.lab.ask.evaluate import run_evaluate_command
 
     return run_evaluate_command(words)
 
 
 def _compare(words: list[str]) -> int:
-    from llama_lab.lab.compare_command import run_compare_command
+    from llama_lab.lab.compare.command import run_compare_command
 
     return run_compare_command(words)
 
@@ -152,31 +152,31 @@ def _report(words: list[str]) -> int:
 
 
 def _runs(words: list[str]) -> int:
-    from llama_lab.lab.runs_command import run_runs_command
+    from llama_lab.lab.runs.command import run_runs_command
 
     return run_runs_command(words)
 
 
 def _watch(words: list[str]) -> int:
-    from llama_lab.lab.watch import run_watch_command
+    from llama_lab.lab.runs.watch import run_watch_command
 
     return run_watch_command(words)
 
 
 def _diff(words: list[str]) -> int:
-    from llama_lab.lab.diff_command import run_diff_command
+    from llama_lab.lab.compare.diff_command import run_diff_command
 
     return run_diff_command(words)
 
 
 def _noise(words: list[str]) -> int:
-    from llama_lab.lab.noise_command import run_noise_command
+    from llama_lab.lab.compare.noise_command import run_noise_command
 
     return run_noise_command(words)
 
 
 def _bench(words: list[str]) -> int:
-    from llama_lab.lab.bench import run_bench_command
+    from llama_lab.lab.bench.command import run_bench_command
 
     return run_bench_command(words)
 
@@ -197,7 +197,7 @@ def _prepare(words: list[str]) -> int:
     if arguments.help:
         print(f"{PREPARE_HELP}\n\n{EXIT_CODES}")
         return DONE
-    from llama_lab.lab.prepare_command import prepare_and_show
+    from llama_lab.lab.datasets.prepare import prepare_and_show
 
     finished = prepare_and_show(arguments.overrides, out=arguments.out, config_dir=arguments.config_dir)
     return DONE if finished else PREEMPTED
@@ -209,11 +209,11 @@ def _data(words: list[str]) -> int:
         print(DATA_HELP)
         return DONE
     if name == "inspect":
-        from llama_lab.lab.inspect import run_inspect_command
+        from llama_lab.lab.datasets.inspect import run_inspect_command
 
         return run_inspect_command(rest)
     if name == "replay":
-        from llama_lab.lab.replay import run_replay_command
+        from llama_lab.lab.datasets.replay import run_replay_command
 
         return run_replay_command(rest)
     close = difflib.get_close_matches(name, ["inspect", "replay"], n=1)

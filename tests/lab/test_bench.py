@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llama_lab.config.errors import ConfigError
-from llama_lab.lab.bench import run_bench_command
+from llama_lab.lab.bench.command import run_bench_command
 
 SMALL = ["precision=fp32", "tokenizer=bytes", "model.dim=32", "model.n_layers=1", "model.n_heads=2", "hardware=cpu"]
 BATCH = ["data.max_seq_len=32", "data.tokens_per_update=256", "data=text"]

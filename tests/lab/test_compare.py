@@ -12,11 +12,11 @@ from llama_lab.cli import main
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import load_config
 from llama_lab.config.schema import ConstantConfig, CosineConfig, LinearConfig
-from llama_lab.lab.arms import group_arms
-from llama_lab.lab.compare import Question, Study, compare_arms, time_to_loss
-from llama_lab.lab.curves import crossing, value_at
-from llama_lab.lab.records import load_records
-from llama_lab.lab.verdicts import multiplier, sentence
+from llama_lab.lab.compare.arms import group_arms
+from llama_lab.lab.compare.curves import crossing, value_at
+from llama_lab.lab.compare.records import load_records
+from llama_lab.lab.compare.study import Question, Study, compare_arms, time_to_loss
+from llama_lab.lab.compare.verdicts import multiplier, sentence
 from llama_lab.model.count import flops_per_token
 
 from .written_runs import TOKENS, UPDATES, Make

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from llama_lab.cli import main
-from llama_lab.lab.diff import code_changes, differences
-from llama_lab.lab.records import load_record
+from llama_lab.lab.compare.diff import code_changes, differences
+from llama_lab.lab.compare.records import load_record
 from llama_lab.training.run_folder import describe_origin
 from llama_lab.training.scrub import PATCH_CHARACTERS, REMOVED, scrub, scrub_command, scrub_patch
 

@@ -13,7 +13,7 @@ import torch
 from llama_lab import load
 from llama_lab.cli import main
 from llama_lab.config.errors import ConfigError
-from llama_lab.lab.export import export
+from llama_lab.lab.transfer.export import export
 from llama_lab.training.checkpoint import list_checkpoints, load_weights
 
 from .exports import SHAPES, texts

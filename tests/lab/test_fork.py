@@ -15,7 +15,7 @@ from llama_lab.cli import main
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import load_config, run_hash
 from llama_lab.config.schema import RunConfig
-from llama_lab.lab.fork import fork
+from llama_lab.lab.repeat.fork import fork
 from llama_lab.training.checkpoint import list_checkpoints
 from llama_lab.training.metrics import read_rows
 

@@ -13,8 +13,8 @@ from llama_lab import compose, load
 from llama_lab.cli import main
 from llama_lab.config.errors import ConfigError
 from llama_lab.formats.gguf_vocabulary import LETTERS, REST, gguf_vocabulary
-from llama_lab.lab.export import export
-from llama_lab.lab.import_run import import_run
+from llama_lab.lab.transfer.export import export
+from llama_lab.lab.transfer.import_run import import_run
 from llama_lab.training.checkpoint import list_checkpoints, load_weights
 from llama_lab.training.metrics import read_rows
 

@@ -10,7 +10,7 @@ import pytest
 from llama_lab import load
 from llama_lab.inference.score import log_likelihoods, score_task
 from llama_lab.inference.tasks import load_task
-from llama_lab.lab.export import export
+from llama_lab.lab.transfer.export import export
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm_eval is not installed")
 

@@ -9,9 +9,9 @@ import pytest
 
 from llama_lab.cli import main
 from llama_lab.config.errors import ConfigError
-from llama_lab.lab.noise import find_floor, measure, own_part, store
-from llama_lab.lab.noise_command import plan_runs
-from llama_lab.lab.records import load_records
+from llama_lab.lab.compare.noise import find_floor, measure, own_part, store
+from llama_lab.lab.compare.noise_command import plan_runs
+from llama_lab.lab.compare.records import load_records
 from llama_lab.lab.sweep.frozen import LAST_FILE
 
 from ..training.conftest import tiny_overrides

@@ -9,7 +9,7 @@ import pytest
 from llama_lab import compose, train
 from llama_lab.config.errors import ConfigError
 from llama_lab.data.prepare import prepare
-from llama_lab.lab.replay import run_replay_command
+from llama_lab.lab.datasets.replay import run_replay_command
 from llama_lab.training.metrics import read_rows
 
 SCIENCE = "data=text tokenizer=bytes precision=fp32 model.dim=16 model.n_layers=1 model.n_heads=2 model.multiple_of=16 optim=adamw"

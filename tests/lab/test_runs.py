@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from llama_lab.cli import main
-from llama_lab.lab.listing import DEAD, find_folders, look_at
+from llama_lab.lab.runs.listing import DEAD, find_folders, look_at
 
 from .written_runs import Make
 

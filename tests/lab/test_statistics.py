@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from llama_lab.lab.power import need, power_at, seeds_needed, visible_effect
-from llama_lab.lab.statistics import (
+from llama_lab.lab.compare.power import need, power_at, seeds_needed, visible_effect
+from llama_lab.lab.compare.statistics import (
     Design,
     corrected,
     estimate_difference,

@@ -24,7 +24,7 @@ from llama_lab.config.compose import compose
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import load_config
 from llama_lab.lab import sweep as sweeps
-from llama_lab.lab import track
+from llama_lab.lab.runs import track
 from llama_lab.lab.sweep import Sweep, load_sweep, run, run_sweep, slurm
 from llama_lab.lab.sweep.command import run_sweep_command
 from llama_lab.lab.sweep.frozen import hold_sweep

@@ -13,10 +13,10 @@ import pytest
 from llama_lab import compose, train
 from llama_lab.config.errors import ConfigError
 from llama_lab.data.prepare import prepare
-from llama_lab.lab.checks import Rows
-from llama_lab.lab.fork import fork
-from llama_lab.lab.reproduce import apart
-from llama_lab.lab.verify import run_verify_command
+from llama_lab.lab.repeat.checks import Rows
+from llama_lab.lab.repeat.fork import fork
+from llama_lab.lab.repeat.reproduce import apart
+from llama_lab.lab.repeat.verify import run_verify_command
 from llama_lab.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from llama_lab.training.errors import Diverged
 from llama_lab.training.metrics import perplexity, read_rows

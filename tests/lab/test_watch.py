@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llama_lab.cli import main
-from llama_lab.lab.watch import spark
+from llama_lab.lab.runs.watch import spark
 
 from .written_runs import Make
 

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from llama_lab.lab.power import need, seeds_needed, visible_effect
-from llama_lab.lab.statistics import Design, intervals, noise, p_values
+from llama_lab.lab.compare.power import need, seeds_needed, visible_effect
+from llama_lab.lab.compare.statistics import Design, intervals, noise, p_values
 
 Draw = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llama_lab.config.errors import ConfigError
-from llama_lab.lab.question import RUNS_HELP, add_question, read_loss, read_question
+from llama_lab.lab.compare.question import RUNS_HELP, add_question, read_loss, read_question
 from llama_lab.lab.report.blocks import Prose, Section
 from llama_lab.lab.report.figures import drawn_metrics, names_of
 from llama_lab.lab.report.markdown import write_markdown

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llama_lab.lab.compare import BETTER, WORSE, Study
-from llama_lab.lab.records import AXES
+from llama_lab.lab.compare.records import AXES
+from llama_lab.lab.compare.study import BETTER, WORSE, Study
+from llama_lab.lab.compare.verdicts import AXIS_UNITS
 from llama_lab.lab.report.blocks import Figure
 from llama_lab.lab.report.chart import COLOURS, COLUMNS, SMALL_COLUMNS, Panel, Scale, padded, spanned
 from llama_lab.lab.report.material import Material, brief_labels
 from llama_lab.lab.report.series import Series, arm_series, points_of
 from llama_lab.lab.report.text import escaped
-from llama_lab.lab.verdicts import AXIS_UNITS
 
 SMALL = ("train/lr", "train/grad_norm", "speed/tokens_per_second")
 LATE = 0.5

@@ -10,11 +10,11 @@ from typing import Any
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import is_science
 from llama_lab.config.schema import Problem, shown
-from llama_lab.lab.arms import LOSS, Arm, choose_metric, group_arms
-from llama_lab.lab.compare import HIGHER_IS_BETTER, Question, Study, compare_arms
-from llama_lab.lab.question import baseline_first
-from llama_lab.lab.records import SEEDS, RunRecord, in_order, load_records
-from llama_lab.lab.verdicts import times_to_loss
+from llama_lab.lab.compare.arms import LOSS, Arm, choose_metric, group_arms
+from llama_lab.lab.compare.question import baseline_first
+from llama_lab.lab.compare.records import SEEDS, RunRecord, in_order, load_records
+from llama_lab.lab.compare.study import HIGHER_IS_BETTER, Question, Study, compare_arms
+from llama_lab.lab.compare.verdicts import times_to_loss
 from llama_lab.training.scrub import scrub_command
 
 SWEEP_FILE = "sweep.json"

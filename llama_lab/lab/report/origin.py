@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from llama_lab.lab.arms import Arm
-from llama_lab.lab.records import RunRecord
+from llama_lab.lab.compare.arms import Arm
+from llama_lab.lab.compare.records import RunRecord
 from llama_lab.lab.report.blocks import Block, Prose, Table
 from llama_lab.lab.report.chart import short
 from llama_lab.lab.report.figures import order_of_colours

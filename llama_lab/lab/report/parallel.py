@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llama_lab.config.schema import shown
-from llama_lab.lab.records import SEEDS
+from llama_lab.lab.compare.records import SEEDS
 from llama_lab.lab.report.blocks import Figure
 from llama_lab.lab.report.chart import HEIGHT, Scale, padded, short, spanned
 from llama_lab.lab.report.material import Material, last_value

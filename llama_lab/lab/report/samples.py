@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from llama_lab.lab.records import RunRecord
+from llama_lab.lab.compare.records import RunRecord
 from llama_lab.lab.report.blocks import Block, Fold, Prose, Texts
 from llama_lab.lab.report.figures import order_of_colours
 from llama_lab.lab.report.material import Material, brief_labels

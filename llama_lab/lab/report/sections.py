@@ -4,18 +4,11 @@ import shlex
 from collections.abc import Sequence
 
 from llama_lab.config.schema import Problem, shown
-from llama_lab.lab.arms import Arm, unfinished_runs
-from llama_lab.lab.compare import BETTER, SAME, UNDECIDED, UNKNOWN, WORSE, Comparison, Study
-from llama_lab.lab.diff import CONFIG, differences
-from llama_lab.lab.records import SEEDS, RunRecord
-from llama_lab.lab.report.blocks import Block, Fold, Lines, Prose, Section, Table
-from llama_lab.lab.report.chart import COLOURS, COLUMNS
-from llama_lab.lab.report.figures import Drawn, controls, curve_figure, difference_figure, names_of, order_of_colours
-from llama_lab.lab.report.material import Material, arm_end, last_value
-from llama_lab.lab.report.origin import cost_table, environment_table
-from llama_lab.lab.report.parallel import parallel_figure
-from llama_lab.lab.report.samples import sample_blocks
-from llama_lab.lab.verdicts import (
+from llama_lab.lab.compare.arms import Arm, unfinished_runs
+from llama_lab.lab.compare.diff import CONFIG, differences
+from llama_lab.lab.compare.records import SEEDS, RunRecord
+from llama_lab.lab.compare.study import BETTER, SAME, UNDECIDED, UNKNOWN, WORSE, Comparison, Study
+from llama_lab.lab.compare.verdicts import (
     ARM_HEADINGS,
     TIME_HEADINGS,
     TIME_NOTE,
@@ -26,6 +19,13 @@ from llama_lab.lab.verdicts import (
     headline,
     sentence,
 )
+from llama_lab.lab.report.blocks import Block, Fold, Lines, Prose, Section, Table
+from llama_lab.lab.report.chart import COLOURS, COLUMNS
+from llama_lab.lab.report.figures import Drawn, controls, curve_figure, difference_figure, names_of, order_of_colours
+from llama_lab.lab.report.material import Material, arm_end, last_value
+from llama_lab.lab.report.origin import cost_table, environment_table
+from llama_lab.lab.report.parallel import parallel_figure
+from llama_lab.lab.report.samples import sample_blocks
 
 ORDER = (BETTER, WORSE, SAME, UNDECIDED, UNKNOWN)
 MOST_SENTENCES = 5

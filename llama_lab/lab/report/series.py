@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_lab.lab.records import RunRecord
+from llama_lab.lab.compare.records import RunRecord
 
 Floats = NDArray[np.float64]
 

@@ -168,8 +168,8 @@ class Halving:
     def _stored(self, everyone: Sequence[Candidate]) -> float | None:
         """The noise floor that was measured for runs like these, if there is one."""
         # They import scipy, which a command that only starts a run need not wait for.
-        from llama_lab.lab.noise import find_floor
-        from llama_lab.lab.records import load_record
+        from llama_lab.lab.compare.noise import find_floor
+        from llama_lab.lab.compare.records import load_record
 
         begun = next((one.folder for one in everyone if (one.folder / "metrics.jsonl").is_file()), None)
         if begun is not None and self._floor is None:

@@ -5,12 +5,12 @@ import statistics
 
 from scipy import special
 
-from llama_lab.lab.arms import Arm
-from llama_lab.lab.compare import BETTER, SAME, UNDECIDED, UNKNOWN, WORSE, Comparison, Study, time_to_loss
-from llama_lab.lab.noise import find_floor
-from llama_lab.lab.power import MOST_SEEDS, POWER, Need
-from llama_lab.lab.records import AXES
-from llama_lab.lab.statistics import LEVEL, Estimate
+from llama_lab.lab.compare.arms import Arm
+from llama_lab.lab.compare.noise import find_floor
+from llama_lab.lab.compare.power import MOST_SEEDS, POWER, Need
+from llama_lab.lab.compare.records import AXES
+from llama_lab.lab.compare.statistics import LEVEL, Estimate
+from llama_lab.lab.compare.study import BETTER, SAME, UNDECIDED, UNKNOWN, WORSE, Comparison, Study, time_to_loss
 
 AXIS_UNITS = {"tokens": "tokens", "flops": "FLOPs", "seconds": "seconds", "cost": "of money"}
 ARM_HEADINGS = ("arm", "runs", "mean", "sd", "seeds")

@@ -1,29 +1,23 @@
-"""`llama-lab bench`: how fast configs train here, measured in the loop that trains them.
+"""How fast a config trains here, measured in the loop that trains it.
 
-Every config is trained for some updates by the command that trains anything, in a process of its own, without validation, samples,
+A config is trained for some updates by the command that trains anything, in a process of its own, without validation, samples,
 tracker and checkpoints. What is said is the median over the rows of the log once the first updates are done.
 """
 
-import argparse
-import json
 import os
 import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llama_lab.config.compose import compose
-from llama_lab.config.errors import ConfigError
 from llama_lab.config.resolve import resolve
 from llama_lab.config.schema import RunConfig
 from llama_lab.data.prepare import prepare
-from llama_lab.lab.sweep import expand
-from llama_lab.lab.table import print_table
 from llama_lab.model.count import flops_per_token, parameters
 from llama_lab.training.metrics import read_rows
 from llama_lab.training.run_folder import RunFolder
@@ -73,35 +67,13 @@ class Bench:
     error: str = ""
 
 
-def run_bench_command(words: list[str]) -> int:
-    """`llama-lab bench`; returns the exit code."""
-    arguments, overrides = _parser().parse_known_args(words)
-    if arguments.updates < WARM + 2 * EVERY:
-        raise ConfigError([(f"--updates {arguments.updates}", f"is too few to say anything; try {WARM + 6 * EVERY}")])
-    if unknown := [word for word in overrides if word.startswith("-")]:
-        raise ConfigError([(unknown[0], "is no flag of bench; llama-lab bench --help has them")])
-    objective = ["sweep.objective=train/loss"] if arguments.multirun else []  # there is no other, without validation
-    sweep = expand([*overrides, *_forced(overrides), *objective], multirun=arguments.multirun)
-    configs = [overrides] if sweep is None else [[*_fixed(overrides, job.values), *_typed(job.values)] for job in sweep.jobs]
-    for words_of_one in configs:  # every mistake before the first minute is spent
-        resolve(compose([*words_of_one, *_forced(words_of_one)]))
-    found = []
-    for words_of_one in configs:
-        found.append(measure(words_of_one, arguments.updates))
-        said = found[-1].error or f"{found[-1].tokens_per_second:,.0f} tokens a second, loss {found[-1].loss:.3f}"
-        print(f"{found[-1].config}: {said}", flush=True)
-    show(found)
-    _write(arguments.out, found)
-    return 1 if any(bench.error for bench in found) else 0
-
-
 def measure(overrides: list[str], updates: int) -> Bench:
     """Train a config for some updates, and say how fast that went.
 
     Args:
         overrides: as typed behind `llama-lab train`.
     """
-    forced = _forced(overrides)
+    forced = forced_words(overrides)
     run = resolve(compose([*overrides, *forced]))
     forced.append(f"training_tokens={updates * run.data.tokens_per_update}")
     bench = Bench(" ".join(map(shlex.quote, overrides)) or "(the default)", precision=run.precision.value, updates=updates)
@@ -115,25 +87,6 @@ def measure(overrides: list[str], updates: int) -> Bench:
             return bench
         _fill(bench, run, rows, RunFolder(folders[0]).meta())
     return bench
-
-
-def show(found: list[Bench]) -> None:
-    """A table of what was measured."""
-    parts = [part for part in ("data", *PARTS) if any(bench.parts.get(part) for bench in found)]
-    headings = ["config", "tok/s", "±", "MFU", "peak GiB", *parts, "first update", "loss"]
-    lines = []
-    for bench in found:
-        if bench.error:
-            lines.append([bench.config, "failed", *[""] * (len(headings) - 2)])
-            continue
-        shares = [f"{100 * bench.parts.get(part, 0):.1f} %" for part in parts]
-        mfu = "" if bench.mfu is None else f"{100 * bench.mfu:.1f} %"
-        seconds, loss = f"{bench.first_update_seconds:.1f} s", "" if bench.loss is None else f"{bench.loss:.3f}"
-        speed = [f"{bench.tokens_per_second:,.0f}", f"{100 * bench.spread:.1f} %", mfu, f"{bench.peak_gib:.2f}"]
-        lines.append([bench.config, *speed, *shares, seconds, loss])
-    whole = next((bench for bench in found if not bench.error), None)
-    where = f" on {whole.processes} x {whole.device}, torch {whole.torch}" if whole else ""
-    print_table(f"Training speed{where}", headings, lines)
 
 
 def _fill(bench: Bench, run: RunConfig, rows: list[dict[str, Any]], meta: dict[str, Any]) -> None:
@@ -160,44 +113,7 @@ def _fill(bench: Bench, run: RunConfig, rows: list[dict[str, Any]], meta: dict[s
     bench.loss = steady[-1]["train/loss"]
 
 
-def _write(folder: Path, found: list[Bench]) -> None:
-    """Append to bench.jsonl, and draw what was measured now."""
-    folder.mkdir(parents=True, exist_ok=True)
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
-    with (folder / "bench.jsonl").open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps({"time": stamp, **asdict(bench)}) + "\n" for bench in found))
-    print(f"Written to {folder / 'bench.jsonl'}", end="")
-    if whole := [bench for bench in found if not bench.error]:
-        from llama_lab.lab.bench_picture import draw
-
-        draw(whole, folder / "bench.png")
-        print(f" and {folder / 'bench.png'}", end="")
-    print()
-
-
-def _forced(overrides: list[str]) -> list[str]:
+def forced_words(overrides: list[str]) -> list[str]:
     """What bench sets, but for what was typed."""
     typed = {word.partition("=")[0] for word in overrides}
     return [word for word in FORCED if word.partition("=")[0] not in typed]
-
-
-def _typed(values: dict[str, str]) -> list[str]:
-    return [f"{key}={value}" for key, value in values.items()]
-
-
-def _fixed(overrides: list[str], values: dict[str, str]) -> list[str]:
-    return [word for word in overrides if word.partition("=")[0] not in values]
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="llama-lab bench",
-        usage="llama-lab bench [--updates N] [--out DIR] [-m] [group=option …] [key=value …]",
-        description="Measure how fast a config trains here, or with -m several: tokens a second, MFU, memory, time by part.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--updates", type=int, default=WARM + 6 * EVERY, help="updates that are trained (default: %(default)s)")
-    outputs = Path(os.environ.get("LLAMA_LAB_OUTPUTS") or "outputs") / "bench"
-    parser.add_argument("--out", type=Path, default=outputs, help="folder of bench.jsonl and bench.png (default: %(default)s)")
-    parser.add_argument("-m", "--multirun", action="store_true", help="values with commas are several configs")
-    return parser

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from scipy import special
 
-from llama_lab.lab.statistics import LEVEL, Design, lower_ends
+from llama_lab.lab.compare.statistics import LEVEL, Design, lower_ends
 
 POWER = 0.8
 MOST_SEEDS = 1000

@@ -19,9 +19,9 @@ import numpy as np
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import Problem
-from llama_lab.lab.arms import unfinished_runs
-from llama_lab.lab.records import RunRecord
-from llama_lab.lab.statistics import noise_interval
+from llama_lab.lab.compare.arms import unfinished_runs
+from llama_lab.lab.compare.records import RunRecord
+from llama_lab.lab.compare.statistics import noise_interval
 from llama_lab.training.run_folder import write_json
 
 FORMAT_VERSION = 1

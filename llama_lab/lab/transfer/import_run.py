@@ -29,7 +29,7 @@ from llama_lab.config.validate import validate
 from llama_lab.data.prepare import prepare
 from llama_lab.data.tokenizer import Tokenizer, build_tokenizer
 from llama_lab.formats.hf_folder import ForeignModel, open_folder
-from llama_lab.lab.fork import SHAPE
+from llama_lab.lab.repeat.fork import SHAPE
 from llama_lab.model.count import parameters
 from llama_lab.training.run_folder import FORMAT_VERSION, RunFolder, describe_origin, hold_run, move_aside, relative, write_json
 

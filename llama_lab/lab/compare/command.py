@@ -2,12 +2,11 @@
 
 import argparse
 
-from llama_lab.lab.arms import group_arms
-from llama_lab.lab.compare import Study, compare_arms
-from llama_lab.lab.question import RUNS_HELP, add_question, baseline_first, read_loss, read_question
-from llama_lab.lab.records import load_records
-from llama_lab.lab.table import print_table
-from llama_lab.lab.verdicts import (
+from llama_lab.lab.compare.arms import group_arms
+from llama_lab.lab.compare.question import RUNS_HELP, add_question, baseline_first, read_loss, read_question
+from llama_lab.lab.compare.records import load_records
+from llama_lab.lab.compare.study import Study, compare_arms
+from llama_lab.lab.compare.verdicts import (
     ARM_HEADINGS,
     TIME_HEADINGS,
     TIME_NOTE,
@@ -19,6 +18,7 @@ from llama_lab.lab.verdicts import (
     sentence,
     times_to_loss,
 )
+from llama_lab.lab.table import print_table
 
 
 def run_compare_command(words: list[str]) -> int:

@@ -11,7 +11,7 @@ from llama_lab.config.schema import Compile, Device, Precision, RunConfig
 from llama_lab.data.prepare import PreparedData, prepare
 from llama_lab.data.shards import TOKENIZER
 from llama_lab.data.tokenizer import load_tokenizer
-from llama_lab.lab.checks import Check, Rows, first_update, is_whole
+from llama_lab.lab.repeat.checks import Check, Rows, first_update, is_whole
 from llama_lab.lab.table import print_table
 from llama_lab.model.count import flops_per_token
 from llama_lab.training.checkpoint import Checkpoint, list_checkpoints

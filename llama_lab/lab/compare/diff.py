@@ -14,7 +14,7 @@ from typing import Any
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import SCIENCE, plain_config, science
 from llama_lab.config.schema import shown
-from llama_lab.lab.records import RunRecord, flat
+from llama_lab.lab.compare.records import RunRecord, flat
 from llama_lab.training.metrics import read_rows
 
 CONFIG, CODE, DATA, ENVIRONMENT, FED = "config", "code", "data", "environment", "fed"
@@ -142,7 +142,7 @@ def _environment(a: RunRecord, b: RunRecord) -> Iterator[Difference]:
 
 def _between(before: str, after: str) -> list[str]:
     """Commits that one has and the other has not, and the files of the package that they touch."""
-    package = Path(__file__).parent.parent
+    package = Path(__file__).parents[2]
 
     def git(*arguments: str) -> list[str] | None:
         words = ["git", "-C", str(package), *arguments]

@@ -74,7 +74,7 @@ def run_inspect_command(words: list[str]) -> int:
     for place in places:
         surveys = _show(place, chosen.samples)
         if picture is not None:
-            from llama_lab.lab.inspect_picture import draw_surveys
+            from llama_lab.lab.datasets.inspect_picture import draw_surveys
 
             # A mixture has a picture for each of its folders.
             file = picture if len(places) == 1 else picture.with_stem(f"{picture.stem}-{place.folder.name}")

@@ -12,7 +12,7 @@ from llama_lab.lab.table import print_table
 from llama_lab.training.run_folder import RunFolder, find_run, relative
 
 if TYPE_CHECKING:
-    from llama_lab.lab.checks import Check
+    from llama_lab.lab.repeat.checks import Check
 
 UPDATES = 3
 MARKS = {True: "ok", False: "FAILED", None: "-"}
@@ -40,7 +40,7 @@ def run_verify_command(words: list[str]) -> int:
         raise ConfigError([(str(asked.run), rule)], scope="this request")
     run = load_config(folder.path / "config.yaml")
     if asked.update is not None:
-        from llama_lab.lab.reproduce import show_update
+        from llama_lab.lab.repeat.reproduce import show_update
 
         return 0 if show_update(run, folder, asked.update) else 1
     checks = list(_checks(run, folder, updates=asked.updates, read_all=asked.data))
@@ -72,7 +72,7 @@ def _number(text: str) -> int:
 def _checks(run: RunConfig, folder: RunFolder, *, updates: int | None, read_all: bool) -> "Iterator[Check]":
     """Every check, the quick ones first."""
     from llama_lab.data.prepare import prepare
-    from llama_lab.lab import checks, reproduce
+    from llama_lab.lab.repeat import checks, reproduce
 
     rows, here = checks.Rows.of(folder), reproduce.find_here(run, folder)
     span = reproduce.choose_span(run, folder, rows, here, updates=updates, least=UPDATES)

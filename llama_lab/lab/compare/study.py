@@ -13,11 +13,11 @@ import numpy as np
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import Problem
-from llama_lab.lab.arms import Arm, choose_metric, notes, unfinished_runs
-from llama_lab.lab.curves import crossing, reach, value_at
-from llama_lab.lab.power import Need, need, seeds_needed, visible_effect
-from llama_lab.lab.records import AXES, RunRecord
-from llama_lab.lab.statistics import LEVEL, Estimate, corrected, estimate_difference
+from llama_lab.lab.compare.arms import Arm, choose_metric, notes, unfinished_runs
+from llama_lab.lab.compare.curves import crossing, reach, value_at
+from llama_lab.lab.compare.power import Need, need, seeds_needed, visible_effect
+from llama_lab.lab.compare.records import AXES, RunRecord
+from llama_lab.lab.compare.statistics import LEVEL, Estimate, corrected, estimate_difference
 
 ROUNDING = 0.01
 HIGHER_IS_BETTER = ("speed/tokens_per_second", "speed/mfu")

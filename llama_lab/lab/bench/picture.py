@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from llama_lab.lab.bench import PARTS, Bench
+from llama_lab.lab.bench.measure import PARTS, Bench
 
 COLOURS = {"forward": "#0072b2", "backward": "#56b4e9", "exchange": "#e69f00", "optimizer": "#009e73", "rest": "#999999"}
 """Of Okabe and Ito, told apart by colour-blind readers too."""

@@ -8,9 +8,9 @@ from pathlib import Path
 from llama_lab.config.compose import compose
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import run_folder
-from llama_lab.lab.noise import BOTH, KERNELS, Floor, measure, own_part, store
-from llama_lab.lab.records import load_record, load_records
-from llama_lab.lab.statistics import Design
+from llama_lab.lab.compare.noise import BOTH, KERNELS, Floor, measure, own_part, store
+from llama_lab.lab.compare.records import load_record, load_records
+from llama_lab.lab.compare.statistics import Design
 from llama_lab.lab.sweep import Sweep, describe, run_sweep
 from llama_lab.lab.sweep.expand import Job, as_member, build_jobs
 from llama_lab.lab.table import print_table
@@ -141,7 +141,7 @@ def _count(text: str) -> int:
 
 
 def _show(floor: Floor, count: int) -> None:
-    from llama_lab.lab.power import visible_effect
+    from llama_lab.lab.compare.power import visible_effect
 
     for metric, kinds in floor.scatter.items():
         total = floor.of(metric)

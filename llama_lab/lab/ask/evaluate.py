@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.inference.tasks import Task, load_tasks
-from llama_lab.lab.calibration_picture import PICTURES, draw_calibration
-from llama_lab.lab.generate_command import add_checkpoint_arguments, open_checkpoint
+from llama_lab.lab.ask.calibration_picture import PICTURES, draw_calibration
+from llama_lab.lab.ask.generate import add_checkpoint_arguments, open_checkpoint
 from llama_lab.lab.table import print_table
 from llama_lab.training.run_folder import relative
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import Problem, shown
-from llama_lab.lab.records import RunRecord
+from llama_lab.lab.compare.records import RunRecord
 
 LABEL_VALUES = 3
 LOSS, BITS = "val/loss", "val/bits_per_byte"

@@ -14,7 +14,7 @@ from typing import Any
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import Problem
-from llama_lab.lab.listing import Glance, find_folders, look_at, outputs_folder
+from llama_lab.lab.runs.listing import Glance, find_folders, look_at, outputs_folder
 from llama_lab.lab.table import print_table
 from llama_lab.training.run_folder import relative
 

@@ -5,9 +5,9 @@ import math
 from collections.abc import Sequence
 
 from llama_lab.config.errors import ConfigError
-from llama_lab.lab.arms import Arm
-from llama_lab.lab.compare import Question
-from llama_lab.lab.records import AXES
+from llama_lab.lab.compare.arms import Arm
+from llama_lab.lab.compare.records import AXES
+from llama_lab.lab.compare.study import Question
 
 AUTO = "auto"
 RUNS_HELP = "run folders, folders of runs, patterns, sweeps, or W&B's CSV of runs"

@@ -13,7 +13,7 @@ from llama_lab.config.identity import load_config
 from llama_lab.config.schema import RunConfig
 from llama_lab.data.tokenizer import Tokenizer, load_tokenizer
 from llama_lab.lab.choice import chosen_update, there_are
-from llama_lab.lab.export_card import model_card
+from llama_lab.lab.transfer.card import model_card
 from llama_lab.training.retention import short_bytes
 from llama_lab.training.run_folder import RunFolder, find_run, relative
 

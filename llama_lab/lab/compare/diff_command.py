@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from llama_lab.config.errors import ConfigError
-from llama_lab.lab.diff import CODE, CONFIG, DATA, ENVIRONMENT, FED, Difference, code_changes, differences
-from llama_lab.lab.records import load_record
+from llama_lab.lab.compare.diff import CODE, CONFIG, DATA, ENVIRONMENT, FED, Difference, code_changes, differences
+from llama_lab.lab.compare.records import load_record
 from llama_lab.lab.table import print_table
 from llama_lab.training.run_folder import find_run
 

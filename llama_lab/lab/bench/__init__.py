@@ -1,0 +1,1 @@
+"""How fast configs train here."""

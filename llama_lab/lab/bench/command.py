@@ -1,0 +1,93 @@
+"""`llama-lab bench`: configs measured one after another, as a table, as lines of JSON and as a picture."""
+
+import argparse
+import json
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from llama_lab.config.compose import compose
+from llama_lab.config.errors import ConfigError
+from llama_lab.config.resolve import resolve
+from llama_lab.lab.bench.measure import EVERY, PARTS, WARM, Bench, forced_words, measure
+from llama_lab.lab.sweep import expand
+from llama_lab.lab.table import print_table
+
+
+def run_bench_command(words: list[str]) -> int:
+    """`llama-lab bench`; returns the exit code."""
+    arguments, overrides = _parser().parse_known_args(words)
+    if arguments.updates < WARM + 2 * EVERY:
+        raise ConfigError([(f"--updates {arguments.updates}", f"is too few to say anything; try {WARM + 6 * EVERY}")])
+    if unknown := [word for word in overrides if word.startswith("-")]:
+        raise ConfigError([(unknown[0], "is no flag of bench; llama-lab bench --help has them")])
+    objective = ["sweep.objective=train/loss"] if arguments.multirun else []  # there is no other, without validation
+    sweep = expand([*overrides, *forced_words(overrides), *objective], multirun=arguments.multirun)
+    configs = [overrides] if sweep is None else [[*_fixed(overrides, job.values), *_typed(job.values)] for job in sweep.jobs]
+    for words_of_one in configs:  # every mistake before the first minute is spent
+        resolve(compose([*words_of_one, *forced_words(words_of_one)]))
+    found = []
+    for words_of_one in configs:
+        found.append(measure(words_of_one, arguments.updates))
+        said = found[-1].error or f"{found[-1].tokens_per_second:,.0f} tokens a second, loss {found[-1].loss:.3f}"
+        print(f"{found[-1].config}: {said}", flush=True)
+    show(found)
+    _write(arguments.out, found)
+    return 1 if any(bench.error for bench in found) else 0
+
+
+def show(found: list[Bench]) -> None:
+    """A table of what was measured."""
+    parts = [part for part in ("data", *PARTS) if any(bench.parts.get(part) for bench in found)]
+    headings = ["config", "tok/s", "±", "MFU", "peak GiB", *parts, "first update", "loss"]
+    lines = []
+    for bench in found:
+        if bench.error:
+            lines.append([bench.config, "failed", *[""] * (len(headings) - 2)])
+            continue
+        shares = [f"{100 * bench.parts.get(part, 0):.1f} %" for part in parts]
+        mfu = "" if bench.mfu is None else f"{100 * bench.mfu:.1f} %"
+        seconds, loss = f"{bench.first_update_seconds:.1f} s", "" if bench.loss is None else f"{bench.loss:.3f}"
+        speed = [f"{bench.tokens_per_second:,.0f}", f"{100 * bench.spread:.1f} %", mfu, f"{bench.peak_gib:.2f}"]
+        lines.append([bench.config, *speed, *shares, seconds, loss])
+    whole = next((bench for bench in found if not bench.error), None)
+    where = f" on {whole.processes} x {whole.device}, torch {whole.torch}" if whole else ""
+    print_table(f"Training speed{where}", headings, lines)
+
+
+def _write(folder: Path, found: list[Bench]) -> None:
+    """Append to bench.jsonl, and draw what was measured now."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
+    with (folder / "bench.jsonl").open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps({"time": stamp, **asdict(bench)}) + "\n" for bench in found))
+    print(f"Written to {folder / 'bench.jsonl'}", end="")
+    if whole := [bench for bench in found if not bench.error]:
+        from llama_lab.lab.bench.picture import draw
+
+        draw(whole, folder / "bench.png")
+        print(f" and {folder / 'bench.png'}", end="")
+    print()
+
+
+def _typed(values: dict[str, str]) -> list[str]:
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+def _fixed(overrides: list[str], values: dict[str, str]) -> list[str]:
+    return [word for word in overrides if word.partition("=")[0] not in values]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="llama-lab bench",
+        usage="llama-lab bench [--updates N] [--out DIR] [-m] [group=option …] [key=value …]",
+        description="Measure how fast a config trains here, or with -m several: tokens a second, MFU, memory, time by part.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--updates", type=int, default=WARM + 6 * EVERY, help="updates that are trained (default: %(default)s)")
+    outputs = Path(os.environ.get("LLAMA_LAB_OUTPUTS") or "outputs") / "bench"
+    parser.add_argument("--out", type=Path, default=outputs, help="folder of bench.jsonl and bench.png (default: %(default)s)")
+    parser.add_argument("-m", "--multirun", action="store_true", help="values with commas are several configs")
+    return parser

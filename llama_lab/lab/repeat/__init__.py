@@ -1,0 +1,1 @@
+"""Runs made again: from a checkpoint with other values, or to check them."""

@@ -1,0 +1,1 @@
+"""The runs there are: listed, watched, sent to a tracker."""

@@ -1,0 +1,1 @@
+"""Models out to the formats of others, and in from them."""
