@@ -17,6 +17,8 @@ STEP = 1000
 """Horizontal coordinates between two axes."""
 EDGE = 0.06
 """Part of an axis that stays free at either end."""
+FEW_VALUES = 6
+"""So many different numbers, as in a grid, are written beside their axis; of more, round ones are."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,13 @@ class Axis:
         key: what it stands for.
         scale: of numbers; null: words, one below the other.
         words: in order.
+        numbers: that occur, where they are few.
     """
 
     key: str
     scale: Scale | None
     words: Sequence[str] = ()
+    numbers: Sequence[float] = ()
 
     def place(self, value: str | float) -> float:
         """Where a value is, from the bottom."""
@@ -60,7 +64,7 @@ class Axis:
         """(place, text) of what is written beside it."""
         if self.scale is None:
             return [(self.place(word), word) for word in self.words]
-        return [(self.place(tick), short(tick)) for tick in self.scale.ticks(4)]
+        return [(self.place(tick), short(tick)) for tick in self.numbers or self.scale.ticks(4)]
 
 
 def parallel_figure(material: Material) -> Figure | None:
@@ -92,7 +96,7 @@ def parallel_figure(material: Material) -> Figure | None:
     caption = f"Each line is a run. Thick: the {lower} {material.metric}; blue: the best {best} of {len(points)}; grey: the others."
     return Figure(
         f'<figure class="parallel"><figcaption>{escaped(caption)}</figcaption><div class="scroll" tabindex="0" role="region" '
-        f'aria-label="Values of the runs"><div class="coordinates" style="min-width:{8.5 * len(axes)}rem">'
+        f'aria-label="Values of the runs"><div class="coordinates" style="{_room(axes)}">'
         f'<svg viewBox="0 0 {width} {HEIGHT}" preserveAspectRatio="none" role="img" '
         'aria-labelledby="parallel-t" aria-describedby="parallel-d">'
         f'<title id="parallel-t">{escaped(said)}</title><desc id="parallel-d">{escaped(described)}</desc>'
@@ -141,7 +145,14 @@ def _axis(key: str, values: Sequence[str | float], is_log: bool | None) -> Axis:
         return Axis(key, None, sorted({shown(value) for value in values}))
     # Factors of four and more are what people try on a logarithmic scale.
     steep = {None: 4.0, True: 1.0, False: math.inf}[is_log]
-    return Axis(key, spanned(min(numbers), max(numbers), steep=steep))
+    few = sorted(set(numbers))
+    return Axis(key, spanned(few[0], few[-1], steep=steep), numbers=few if len(few) <= FEW_VALUES else ())
+
+
+def _room(axes: Sequence[Axis]) -> str:
+    """The style that leaves room for the longest text left of the first axis, and for all axes."""
+    longest = max(len(text) for _, text in axes[0].ticks())
+    return f"min-width:{8.5 * len(axes)}rem;margin-left:max(3.5rem,{0.8 * longest:.1f}ch + 0.75rem)"
 
 
 def _written(axes: Sequence[Axis]) -> str:
