@@ -15,10 +15,12 @@ def write_markdown(title: str, sections: Sequence[Section], picture: str | None)
     """
     parts = [f"# {_text(title)}"]
     for section in sections:
-        parts += [f"## {_text(section.title)}"] if section.name != "answer" else []
+        inside = [part for block in section.blocks for part in _block(block)]
         if section.name == "curves" and picture is not None:
-            parts.append(f"![Curves of every arm over training tokens]({picture})")
-        parts += [part for block in section.blocks for part in _block(block)]
+            inside.insert(0, f"![Curves of every arm over training tokens]({picture})")
+        if inside and section.name != "answer":  # what is a picture alone is only on the page
+            parts.append(f"## {_text(section.title)}")
+        parts += inside
     return "\n\n".join(parts) + "\n"
 
 

@@ -243,13 +243,17 @@ def _values_table(material: Material, drawn: Drawn, names: Sequence[str]) -> Tab
     axis, curves = next(iter(drawn.by_axis.items()))
     start, end = max(float(series.places[0]) for _, series in curves), min(float(series.places[-1]) for _, series in curves)
     wanted = [end * share for share in (0.05, 0.1, 0.25, 0.5, 0.75, 1.0) if end * share >= start] or [end]
+    shared = sorted(set.intersection(*(set(series.places.tolist()) for _, series in curves)))
+    if shared:
+        wanted = list(dict.fromkeys(min(shared, key=lambda place: abs(place - one)) for one in wanted))
     rows = []
     for arm, series in sorted(curves, key=lambda curve: curve[0]):
         nearest = [int(abs(series.places - place).argmin()) for place in wanted]
         rows.append([names[arm], *[f"{series.middle[index]:.4f}" for index in nearest]])
     headings = ["arm", *[f"{place:,.0f}" for place in wanted]]
     arms = [arm for arm, _ in sorted(curves, key=lambda curve: curve[0])]
-    return Table(f"{drawn.metric} at the measured place nearest to so many {axis}", headings, rows, arms=arms)
+    where = "after" if shared else "at the measured place nearest to"
+    return Table(f"{drawn.metric} {where} so many {axis}", headings, rows, arms=arms)
 
 
 def _sweep(material: Material) -> list[Block]:
