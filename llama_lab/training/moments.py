@@ -1,9 +1,10 @@
-"""AdamW that keeps its moments in bfloat16: half the memory and half the disk of its states, on any device.
+"""Optimizers' states: what torch keeps for each parameter, and AdamW with moments in bfloat16: half the memory, half the disk.
 
-Each step reads them into float32, and writes them back rounded. Nothing is added that would undo the rounding, so a moment can only
-follow what moves it by more than its last digit; the config refuses decays that are too slow for that.
+Each of its steps reads them into float32, and writes them back rounded. Nothing is added that would undo the rounding, so a moment
+can only follow what moves it by more than its last digit; the config refuses decays that are too slow for that.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -13,7 +14,19 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 """Names that torch gives to what has the shape of a parameter in an optimizer's state."""
 
 
-class NarrowAdamW(torch.optim.AdamW):
+class Bare(torch.optim.Optimizer):
+    """torch's optimizers without what keeps torch.compile out of them, for nothing here compiles a call of theirs.
+
+    The first such call of a process would import the compiler: two seconds of a start, as long as torch itself takes.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+
+
+class NarrowAdamW(Bare, torch.optim.AdamW):
     """AdamW with its state in `torch.optim.AdamW`'s names, so that either can load what the other saved.
 
     Args:

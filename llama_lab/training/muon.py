@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama_lab.training.moments import keep_moments_in
+from llama_lab.training.moments import Bare, keep_moments_in
 
 RMS_OF_ADAMW = 0.2
 """Root mean square of an AdamW step, in learning rates."""
 
 
-class StackedMuon(torch.optim.Muon):
+class StackedMuon(Bare, torch.optim.Muon):
     """torch's Muon, with the matrices of one shape orthogonalised together and at a chosen precision.
 
     A transformer has a few shapes and many matrices of each. One batched product a step of the iteration keeps a GPU from waiting

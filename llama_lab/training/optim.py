@@ -1,12 +1,13 @@
 """Optimizers: which parameter is updated by which rule, at which peak learning rate, with how much decay."""
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from llama_lab.config.schema import AdamWConfig, MuonConfig, OptimConfig, Precision, StateDtype
-from llama_lab.training.moments import NarrowAdamW
+from llama_lab.training.moments import Bare, NarrowAdamW
 from llama_lab.training.muon import StackedMuon
 
 # Kinds of device where the host need not know whether a step is made: on a CPU it knows anyway, and for MPS the fused kernel makes
@@ -15,10 +16,15 @@ DECIDING_DEVICES = ("cuda",)
 _DTYPES = {StateDtype.fp32: torch.float32, StateDtype.bf16: torch.bfloat16}
 
 
-class AdamW(torch.optim.AdamW):
+class AdamW(Bare, torch.optim.AdamW):
     """torch's AdamW. Its fused kernel leaves everything as it is where `found_inf`, a float32 scalar on the device, is 1."""
 
     found_inf: Tensor | None = None
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Update every parameter that has a gradient."""
+        inspect.unwrap(torch.optim.AdamW.step)(self)
 
 
 class Optimizers:

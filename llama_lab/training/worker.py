@@ -188,5 +188,6 @@ def join(hardware: HardwareConfig, place: Place) -> Iterator[Worker]:
             dist.destroy_process_group()
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
+        if torch.are_deterministic_algorithms_enabled() is not deterministic:  # setting it imports a compiler, for seconds
+            torch.use_deterministic_algorithms(deterministic)
         torch_deterministic.fill_uninitialized_memory = fills  # pyright: ignore[reportAttributeAccessIssue]
