@@ -88,6 +88,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         idle, seen, last = 0.0, -1, time.monotonic()
+        self._show()  # so that the others know of this process from the start
         while not self._ended.wait(self._interval):
             now = time.monotonic()
             # The clock goes on while a process is stopped, by Ctrl-Z or a scheduler; that it did not move then says nothing.

@@ -9,7 +9,7 @@ import pytest
 
 from llama_lab.config.schema import BytesConfig, TextConfig
 from llama_lab.data import cache
-from llama_lab.data.cache import entries, entry_lock, prepared_root, run_cache_command
+from llama_lab.data.cache import cache_root, entries, entry_lock, prepared_root, run_cache_command
 from llama_lab.data.prepare import prepare
 
 
@@ -36,7 +36,7 @@ def test_list_shows_name_size_kind_and_last_use(names: list[str], capsys: pytest
     capsys.readouterr()
     assert run_cache_command([]) == run_cache_command(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(str(prepared_root()))
+    assert lines[0].startswith(str(cache_root()))
     newest = next(line for line in lines if line.startswith(f"  {names[1]}"))
     assert "text, bytes" in newest
     assert time.strftime("%Y-%m-%d") in newest

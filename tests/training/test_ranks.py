@@ -131,7 +131,7 @@ def test_a_rank_that_stands_still_is_named_with_its_place(tmp_path: Path, text: 
     ) as process:
         said = end_of(process)
         assert process.returncode == 1
-    place = r"it is in the validation after update 4 \(observe, loop\.py:\d+\)"
+    place = r"it is in the validation after update 4 \(observe, observing\.py:\d+\)"
     assert re.search(rf"rank {processes - 1} has made no progress for \d+ s; {place} \(hardware.timeout_seconds=3\)", said)
     log = (folder_of(outputs, "hang") / "train.log").read_text()
     assert "faulty.py" in log
