@@ -160,7 +160,7 @@ def test_a_run_that_had_no_tracker_so_far_is_sent_whole_when_it_gets_one(tracked
 @linux
 @pytest.mark.parametrize("victim", ["wandb-core", "llama_lab.training.wandb_run"])
 def test_killing_wandb_costs_a_warning_and_nothing_else(tracked, text, outputs, victim):
-    budget = ["training_tokens=40960", "log.every_updates=1", "eval=null", "sample=null"]
+    budget = ["training_tokens=153600", "log.every_updates=1", "eval=null", "sample=null"]
     command = [sys.executable, "-m", "llama_lab", "train", *words(text), *budget, "name=killed", "wandb.mode=offline"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
