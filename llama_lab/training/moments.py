@@ -49,27 +49,30 @@ class NarrowAdamW(Bare, torch.optim.AdamW):
             unless: a boolean scalar on the device. If it is true, parameters and states keep their values.
         """
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._step_one(parameter, group, unless)
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not parameters:
+                continue
+            device = parameters[0].device
+            # Scalars that change from step to step are tensors: a compiled graph takes them as they come.
+            moves = torch.ones((), device=device) if unless is None else (~unless).float()
+            rate = torch.full((), group["lr"], device=device)
+            for parameter in parameters:
+                self._step_one(parameter, group, moves, rate)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a state, whatever its moments were kept in."""
         super().load_state_dict(state_dict)
         keep_moments_in(self, self._dtype)
 
-    def _step_one(self, parameter: Tensor, group: dict[str, Any], unless: Tensor | None) -> None:
+    def _step_one(self, parameter: Tensor, group: dict[str, Any], moves: Tensor, rate: Tensor) -> None:
         assert parameter.grad is not None
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), device=parameter.device)
             state["exp_avg"] = torch.zeros_like(parameter, dtype=self._dtype)
             state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=self._dtype)
-        moves = torch.ones((), device=parameter.device) if unless is None else (~unless).float()
         state["step"] += moves
         beta1, beta2 = group["betas"]
-        # Scalars that change from step to step are tensors: a compiled graph takes them as they come.
-        rate = torch.full((), group["lr"], device=parameter.device)
         self._move(
             *(parameter.view(-1), parameter.grad.view(-1), state["exp_avg"].view(-1), state["exp_avg_sq"].view(-1)),
             *(moves, rate, state["step"], beta1, beta2, group["eps"], group["weight_decay"]),
