@@ -16,6 +16,9 @@ from torch.nn import functional
 
 from llama_lab.model.products import WeightCopy, backward_of, multiply
 
+LARGEST = 256
+"""Places among which kernels spread a largest magnitude, lest all wait for one."""
+
 
 def rotated_heads(x_btc: Tensor, copy: WeightCopy, cos: Tensor, sin: Tensor, heads: int, kv_heads: int) -> tuple[Tensor, ...]:
     """Queries and keys, turned by their positions, and values.
@@ -82,8 +85,9 @@ class _Gated(torch.autograd.Function):
     def forward(ctx: Any, x_btc: Tensor, both_total: Tensor, down_total: Tensor, count: int, *operands: Tensor) -> Tensor:
         both_nf, kept = multiply(x_btc.flatten(0, -2), operands[:count])
         gate, up = both_nf.chunk(2, dim=-1)
-        y_nc, _ = multiply(functional.silu(gate) * up, operands[count:])
-        ctx.save_for_backward(both_total, down_total, both_nf, *operands, *kept)
+        y_nc, hidden_kept = multiply(functional.silu(gate) * up, operands[count:])
+        # In bfloat16 its input is computed again beside its gradient; what float8 keeps of it is half as large and was costly.
+        ctx.save_for_backward(both_total, down_total, both_nf, *operands, *kept, *(hidden_kept if count > 1 else ()))
         ctx.count = count
         return y_nc.unflatten(0, x_btc.shape[:-1])
 
@@ -98,12 +102,11 @@ class _Gated(torch.autograd.Function):
             hidden_gradient_nf = gradient_nc @ down_operands[0]
             both_gradient_nf, hidden_nf = torch.ops.llama_lab.gate_gradient(both_nf, hidden_gradient_nf)
             torch.ops.llama_lab.add_weight_gradient(down_total, gradient_nc, hidden_nf)
+            x_gradient = backward_of(both_gradient_nf, kept, both_operands, both_total)
         else:
-            gate, up = both_nf.chunk(2, dim=-1)
-            _, hidden_kept = multiply(functional.silu(gate) * up, down_operands)
-            hidden_gradient_nf = backward_of(gradient_nc, hidden_kept, down_operands, down_total)
-            both_gradient_nf, _ = torch.ops.llama_lab.gate_gradient(both_nf, hidden_gradient_nf)
-        x_gradient = backward_of(both_gradient_nf, kept, both_operands, both_total)
+            hidden_gradient_nf = backward_of(gradient_nc, kept[2:], down_operands, down_total)
+            both_gradient_nf, largest = torch.ops.llama_lab.measured_gate_gradient(both_nf, hidden_gradient_nf)
+            x_gradient = backward_of(both_gradient_nf, kept[:2], both_operands, both_total, largest.amax())
         return x_gradient.unflatten(0, gradient.shape[:-1]), *(None for _ in range(3 + 2 * count))
 
 
@@ -117,8 +120,9 @@ def rotate_heads(values: Tensor, cos: Tensor, sin: Tensor, head_dim: int, heads:
         return
     halves = values.view(-1, len(cos), values.shape[1] // head_dim, head_dim)[:, :, :heads].chunk(2, dim=-1)
     (first, second), (wide_cos, wide_sin) = (half.float() for half in halves), (table.float().unsqueeze(1) for table in (cos, sin))
-    halves[0].copy_(first * wide_cos - second * wide_sin)
-    halves[1].copy_(second * wide_cos + first * wide_sin)
+    # Both are computed before either is written: in float32 they are read where they are written.
+    for half, turned in zip(halves, (first * wide_cos - second * wide_sin, second * wide_cos + first * wide_sin), strict=True):
+        half.copy_(turned)
 
 
 @rotate_heads.register_fake
@@ -162,17 +166,41 @@ def gate_gradient(both: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     if both.is_cuda:
         from llama_lab.model.kernels import gate_gradient as fill
 
-        fill(both.contiguous(), gradient.contiguous(), both_gradient, hidden)
-        return both_gradient, hidden
-    gate, up, upstream = (part.float() for part in (*both.chunk(2, dim=-1), gradient))
-    share = gate.sigmoid()
-    hidden.copy_(gate * share * up)
-    of_gate, of_up = both_gradient.chunk(2, dim=-1)
-    of_gate.copy_(upstream * up * share * (1 + gate * (1 - share)))
-    of_up.copy_(upstream * gate * share)
+        fill(both.contiguous(), gradient.contiguous(), both_gradient, hidden=hidden)
+    else:
+        hidden.copy_(_gate_gradient(both, gradient, both_gradient))
     return both_gradient, hidden
 
 
 @gate_gradient.register_fake
 def _(both: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(both), torch.empty_like(gradient)
+
+
+@torch.library.custom_op("llama_lab::measured_gate_gradient", mutates_args=())
+def measured_gate_gradient(both: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """The same gradient, and largest magnitudes in it, float32: in parts, the largest of which is that of all."""
+    both_gradient, largest = torch.empty_like(both), both.new_zeros(LARGEST, dtype=torch.float32)
+    if both.is_cuda:
+        from llama_lab.model.kernels import gate_gradient as fill
+
+        fill(both.contiguous(), gradient.contiguous(), both_gradient, largest=largest)
+    else:
+        _gate_gradient(both, gradient, both_gradient)
+        largest[0] = both_gradient.abs().amax()
+    return both_gradient, largest
+
+
+@measured_gate_gradient.register_fake
+def _(both: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(both), both.new_empty(LARGEST, dtype=torch.float32)
+
+
+def _gate_gradient(both: Tensor, gradient: Tensor, both_gradient: Tensor) -> Tensor:
+    """Fill in the gradient, and return the product."""
+    gate, up, upstream = (part.float() for part in (*both.chunk(2, dim=-1), gradient))
+    share = gate.sigmoid()
+    of_gate, of_up = both_gradient.chunk(2, dim=-1)
+    of_gate.copy_(upstream * up * share * (1 + gate * (1 - share)))
+    of_up.copy_(upstream * gate * share)
+    return gate * share * up

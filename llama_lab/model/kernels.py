@@ -165,7 +165,8 @@ def pack_turned_back(parts: list[Tensor], cos: Tensor, sin: Tensor, out_nc: Tens
 
 
 @triton.jit
-def _gate_gradient(both, gradient, both_gradient, hidden, width, block: tl.constexpr):
+def _gate_gradient(both, gradient, both_gradient, hidden, largest, width, places,
+                   with_hidden: tl.constexpr, with_largest: tl.constexpr, block: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * block + tl.arange(0, block)
     inside = column < width
@@ -174,24 +175,71 @@ def _gate_gradient(both, gradient, both_gradient, hidden, width, block: tl.const
     upstream = tl.load(gradient + row * width + column, mask=inside, other=0.0).to(tl.float32)
     share = 1.0 / (1.0 + tl.exp(-gate))
     open_gate = gate * share
-    dtype = hidden.dtype.element_ty
-    tl.store(hidden + row * width + column, (open_gate * up).to(dtype), mask=inside)
-    gate_gradient = upstream * up * share * (1.0 + gate * (1.0 - share))
-    tl.store(both_gradient + row * 2 * width + column, gate_gradient.to(dtype), mask=inside)
-    tl.store(both_gradient + row * 2 * width + width + column, (upstream * open_gate).to(dtype), mask=inside)
+    dtype = both.dtype.element_ty
+    of_gate = (upstream * up * share * (1.0 + gate * (1.0 - share))).to(dtype)
+    of_up = (upstream * open_gate).to(dtype)
+    tl.store(both_gradient + row * 2 * width + column, of_gate, mask=inside)
+    tl.store(both_gradient + row * 2 * width + width + column, of_up, mask=inside)
+    if with_hidden:
+        tl.store(hidden + row * width + column, (open_gate * up).to(dtype), mask=inside)
+    if with_largest:
+        # As they were rounded. The order in which programs come makes no difference to a maximum.
+        found = tl.max(tl.maximum(tl.abs(of_gate.to(tl.float32)), tl.abs(of_up.to(tl.float32))), 0)
+        tl.atomic_max(largest + row % places, found)
 
 
-def gate_gradient(both_nf: Tensor, gradient_nf: Tensor, both_gradient_nf: Tensor, hidden_nf: Tensor) -> None:
-    """The backward of silu(gate) * up, and its forward once more, in one pass over memory.
+def gate_gradient(
+    both_nf: Tensor, gradient_nf: Tensor, both_gradient_nf: Tensor, *, hidden: Tensor | None = None, largest: Tensor | None = None
+) -> None:
+    """The backward of silu(gate) * up, in one pass over memory.
 
     Args:
         both_nf: (n, 2 f), gate and up beside each other, contiguous like all others.
         gradient_nf: (n, f), of the product.
         both_gradient_nf: (n, 2 f); written.
-        hidden_nf: (n, f), the product; written.
+        hidden: (n, f), the product itself; written.
+        largest: any number of places, float32, at least 0; raised to magnitudes in `both_gradient_nf`, the largest in one of them.
     """
     width = gradient_nf.shape[1]
     block = min(2048, triton.next_power_of_2(width))
     _gate_gradient[(len(gradient_nf), triton.cdiv(width, block))](
-        both_nf, gradient_nf, both_gradient_nf, hidden_nf, width, block=block, num_warps=max(1, min(8, block // 256))
+        both_nf,
+        gradient_nf,
+        both_gradient_nf,
+        hidden,
+        largest,
+        width,
+        1 if largest is None else len(largest),
+        with_hidden=hidden is not None,
+        with_largest=largest is not None,
+        block=block,
+        num_warps=max(1, min(8, block // 256)),
+    )
+
+
+@triton.jit
+def _cast_both_ways(x, scale, values, turned, rows, columns, limit, block_rows: tl.constexpr, block_columns: tl.constexpr):
+    row = (tl.program_id(0) * block_rows + tl.arange(0, block_rows)).to(tl.int64)
+    column = (tl.program_id(1) * block_columns + tl.arange(0, block_columns)).to(tl.int64)
+    inside = (row < rows)[:, None] & (column < columns)[None, :]
+    at = row[:, None] * columns + column[None, :]
+    wide = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) / tl.load(scale)
+    narrow = tl.minimum(tl.maximum(wide, -limit), limit).to(values.dtype.element_ty)
+    tl.store(values + at, narrow, mask=inside)
+    inside_turned = (column < columns)[:, None] & (row < rows)[None, :]
+    tl.store(turned + column[:, None] * rows + row[None, :], tl.trans(narrow), mask=inside_turned)
+
+
+def cast_both_ways(x_nc: Tensor, scale: Tensor, values_nc: Tensor, turned_cn: Tensor, *, limit: float) -> None:
+    """x / scale within +- limit in a narrow dtype, as it is and turned, with one read.
+
+    Args:
+        x_nc: (n, c), contiguous like all others.
+        scale: float32 scalar, positive.
+        values_nc, turned_cn: (n, c) and (c, n); written.
+    """
+    rows, columns = x_nc.shape
+    block_rows, block_columns = 128, 64
+    _cast_both_ways[(triton.cdiv(rows, block_rows), triton.cdiv(columns, block_columns))](
+        x_nc, scale, values_nc, turned_cn, rows, columns, limit, block_rows=block_rows, block_columns=block_columns, num_warps=8
     )

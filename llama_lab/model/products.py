@@ -69,12 +69,10 @@ class WeightCopy(nn.Module):
         sizes = [len(weight) for weight in self._sources]
         return list(zip((weight.detach() for weight in self._sources), self.weight.split(sizes), strict=True))
 
-    def quantise(self) -> None:
-        """Make the float8 copies what the bfloat16 one is."""
-        values, scale = quantised(self.weight, FORWARD_FP8)
-        self.forward_weight.copy_(values)
-        self.backward_weight.copy_(values.t())
-        self.scale.copy_(scale)
+    def quantise(self, largest: Tensor) -> None:
+        """Make the float8 copies what the bfloat16 one is, whose largest magnitude is given."""
+        self.scale.copy_(_scale(largest, FORWARD_FP8))
+        _fill_both_ways(self.weight, self.scale, self.forward_weight, self.backward_weight)
 
 
 @torch.no_grad()
@@ -83,16 +81,52 @@ def refresh(copies: Sequence[WeightCopy]) -> None:
     pairs = [pair for copy in copies for pair in copy.parts()]
     if pairs:
         torch._foreach_copy_([part for _, part in pairs], [weight for weight, _ in pairs])
-    for copy in copies:
-        if copy.is_fp8:
-            copy.quantise()
+    in_fp8 = [copy for copy in copies if copy.is_fp8]
+    if in_fp8:
+        found = torch._foreach_norm([copy.weight for copy in in_fp8], float("inf"))
+        for copy, largest in zip(in_fp8, found, strict=True):
+            copy.quantise(largest)
 
 
-def quantised(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A tensor in a float8 dtype whose largest value is the dtype's largest, and the scale that turns it back."""
-    largest = x.abs().amax().float().clamp(min=1e-12)
-    limit = torch.finfo(dtype).max
-    return (x.float() * (limit / largest)).clamp(-limit, limit).to(dtype), largest / limit
+def quantised(x_nc: Tensor, dtype: torch.dtype, largest: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """A matrix in a float8 dtype whose largest magnitude is the dtype's largest.
+
+    Args:
+        largest: magnitude in `x_nc`, a scalar; found where it is not known.
+
+    Returns:
+        (n, c), the same turned, (c, n), and the scale that both are multiplied with to turn them back.
+    """
+    scale = _scale(x_nc.abs().amax() if largest is None else largest, dtype)
+    return *torch.ops.llama_lab.cast_both_ways(x_nc, scale, dtype), scale
+
+
+def _scale(largest: Tensor, dtype: torch.dtype) -> Tensor:
+    return largest.float().clamp(min=1e-12) / torch.finfo(dtype).max
+
+
+@torch.library.custom_op("llama_lab::cast_both_ways", mutates_args=())
+def cast_both_ways(x: Tensor, scale: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """x / scale in a float8 dtype, (n, c) and turned, (c, n): float8 products read rows on both sides."""
+    values, turned = x.new_empty(x.shape, dtype=dtype), x.new_empty(x.shape[::-1], dtype=dtype)
+    _fill_both_ways(x, scale, values, turned)
+    return values, turned
+
+
+@cast_both_ways.register_fake
+def _(x: Tensor, scale: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape, dtype=dtype), x.new_empty(x.shape[::-1], dtype=dtype)
+
+
+def _fill_both_ways(x_nc: Tensor, scale: Tensor, values_nc: Tensor, turned_cn: Tensor) -> None:
+    limit = torch.finfo(values_nc.dtype).max
+    if x_nc.is_cuda:
+        from llama_lab.model.kernels import cast_both_ways as fill
+
+        fill(x_nc.contiguous(), scale, values_nc, turned_cn, limit=limit)
+        return
+    values_nc.copy_((x_nc.float() / scale).clamp(-limit, limit))
+    turned_cn.copy_(values_nc.t())
 
 
 def multiply(x_ni: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -100,27 +134,28 @@ def multiply(x_ni: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor, tuple[Te
     if len(operands) == 1:
         return functional.linear(x_ni, operands[0]), (x_ni,)
     forward_weight, _, scale = operands
-    x_fp8, x_scale = quantised(x_ni, FORWARD_FP8)
+    x_fp8, turned_fp8, x_scale = quantised(x_ni, FORWARD_FP8)
     product = torch._scaled_mm(x_fp8, forward_weight.t(), x_scale, scale, out_dtype=x_ni.dtype, use_fast_accum=True)
-    return product, (x_fp8, x_scale)
+    return product, (turned_fp8, x_scale)
 
 
-def backward_of(gradient_no: Tensor, kept: Sequence[Tensor], operands: Sequence[Tensor], total: Tensor) -> Tensor:
+def backward_of(
+    gradient_no: Tensor, kept: Sequence[Tensor], operands: Sequence[Tensor], total: Tensor, largest: Tensor | None = None
+) -> Tensor:
     """Add the gradient of the weights to their sum, and return that of x, (n, i).
 
     Args:
         gradient_no: of the product.
         kept: what `multiply` returned of x.
+        largest: magnitude in the gradient, where it is known already.
     """
     if len(operands) == 1:
         torch.ops.llama_lab.add_weight_gradient(total, gradient_no, kept[0])
         return gradient_no @ operands[0]
     _, backward_weight, scale = operands
-    x_fp8, x_scale = kept
-    gradient_fp8, gradient_scale = quantised(gradient_no, BACKWARD_FP8)
-    torch.ops.llama_lab.add_fp8_weight_gradient(
-        total, gradient_fp8.t().contiguous(), x_fp8.t().contiguous(), gradient_scale, x_scale
-    )
+    x_turned_fp8, x_scale = kept
+    gradient_fp8, turned_fp8, gradient_scale = quantised(gradient_no, BACKWARD_FP8, largest)
+    torch.ops.llama_lab.add_fp8_weight_gradient(total, turned_fp8, x_turned_fp8, gradient_scale, x_scale)
     return torch._scaled_mm(
         gradient_fp8, backward_weight.t(), gradient_scale, scale, out_dtype=gradient_no.dtype, use_fast_accum=True
     )

@@ -113,6 +113,9 @@ class _Layer:
         if is_wide:
             # Autograd's own products keep their inputs: silu(gate) * up too, and without a compiler silu(gate) as well.
             feed += w * f * (1 if compiled else 2)
+        if run.precision is Precision.fp8:
+            attention += FP8 * d
+            feed += FP8 * f
         mix = norm + attention
         match run.hardware.recompute:
             case Recompute.none:
@@ -131,8 +134,8 @@ def _norm(run: RunConfig, compiled: bool) -> int:
     d, is_wide = run.model.dim, run.precision is Precision.fp32
     w = FP32 if is_wide else BF16
     if compiled:
-        # Float8 products keep neither their input nor its float8 form: both follow from the stream.
-        return w * d * (1 if run.precision is Precision.fp8 else 2) + FP32
+        # A float8 product keeps its input in float8, turned.
+        return w * d + (FP8 if run.precision is Precision.fp8 else w) * d + FP32
     # Without a compiler also the stream in float32, and the normalised stream before its gains.
     return w * d + 2 * FP32 * d + FP32
 

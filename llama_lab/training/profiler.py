@@ -59,7 +59,8 @@ class Profiler:
         activities = [ProfilerActivity.CPU]
         if self._worker.device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
-            torch.cuda.memory._record_memory_history(max_entries=ENTRIES)
+            # Python's frames alone: those of C++ take half a minute to name.
+            torch.cuda.memory._record_memory_history(max_entries=ENTRIES, stacks="python")
         self._worker.synchronise()
         # Cycles are not repeated, so nothing is cleared between them.
         self._profile = profile(activities=activities, acc_events=True)

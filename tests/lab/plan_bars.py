@@ -96,10 +96,10 @@ def _memory(folder: Path, configs: dict[str, str], at_once: int) -> list[str]:
 
     for text in dict.fromkeys(" ".join(word for word in config.split() if "vocab_size" in word) for config in configs.values()):
         _prepared(folder, f"{GPU} {text}")  # once, before several ask for it at once
-    with ThreadPoolExecutor(at_once) as pool:
-        found = dict(zip(configs, pool.map(measured, configs.items()), strict=True))
     print(f"\npeak GiB, from a formula                {'foreseen':>10}{'true':>10}{'off by':>9}   bar {MEMORY_BAR:.0%}")
-    return [name for name, run in found.items() if not _line(name, run, "peak_gib", MEMORY_BAR)]
+    with ThreadPoolExecutor(at_once) as pool:
+        found = zip(configs, pool.map(measured, configs.items()), strict=True)
+        return [name for name, run in found if not _line(name, run, "peak_gib", MEMORY_BAR)]
 
 
 def _time(folder: Path, configs: dict[str, str], seconds: float, *, is_gpu: bool) -> list[str]:
@@ -129,11 +129,11 @@ def compose_with(words: list[str], training_tokens: int) -> RunConfig:
 def _line(name: str, run: dict[str, Any], what: str, bar: float) -> bool:
     """Print a line of a table; whether its bar is kept."""
     if "error" in run:
-        print(f"{name:40}failed: {run['error']}")
+        print(f"{name:40}failed: {run['error']}", flush=True)
         return False
     foreseen, true = run["foreseen"][what], run[what]
     off = foreseen / true - 1
-    print(f"{name:40}{foreseen:10.2f}{true:10.2f}{off:+9.1%}   {'' if abs(off) <= bar else 'MISSED'}")
+    print(f"{name:40}{foreseen:10.2f}{true:10.2f}{off:+9.1%}   {'' if abs(off) <= bar else 'MISSED'}", flush=True)
     return abs(off) <= bar
 
 

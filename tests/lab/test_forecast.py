@@ -284,7 +284,7 @@ def test_a_probe_that_cannot_be_trained_says_why(tiny: Make, cache: Path, monkey
 @pytest.mark.gpu
 def test_the_formula_foresees_the_allocators_peak(tiny: Make, cache: Path):
     wide = ["model.dim=512", "model.n_layers=4", "model.n_heads=8", "data.max_seq_len=512", "data.tokens_per_update=65536"]
-    quick = ["training_tokens=196608", "hardware=gpu", "hardware.micro_batch=64", "precision=bf16", "eval=null", "sample=null"]
+    quick = ["training_tokens=524288", "hardware=gpu", "hardware.micro_batch=64", "precision=bf16", "eval=null", "sample=null"]
     result = train(tiny(*wide, *quick))
     predicted = RunFolder(result.folder).meta()["predicted"]
     assert predicted["peak_from"] == forecast.FROM_FORMULA

@@ -13,6 +13,7 @@ from llama_lab.config.schema import Recompute
 from llama_lab.model import joined, loss, products
 from llama_lab.model.llama import Llama
 from llama_lab.model.products import WeightCopy, refresh
+from llama_lab.model.rotary import rotary_tables, rotate
 from llama_lab.training.buckets import GradientBuckets
 from llama_lab.training.copies import hang, slots, take_down
 from llama_lab.training.worker import Place, Worker
@@ -215,6 +216,44 @@ def test_kernels_give_what_plain_torch_gives(heads: int, kv_heads: int, head_dim
     both, gradient = torch.randn(5, 2 * width, generator=draw), torch.randn(5, width, generator=draw)
     for ours, plain in zip(joined.gate_gradient(both.cuda(), gradient.cuda()), joined.gate_gradient(both, gradient), strict=True):
         torch.testing.assert_close(ours.cpu(), plain)
+    measured, largest = joined.measured_gate_gradient(both.cuda(), gradient.cuda())
+    torch.testing.assert_close(measured, joined.gate_gradient(both.cuda(), gradient.cuda())[0])
+    assert largest.amax() == measured.abs().amax()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_heads_are_turned_as_the_model_turns_them_and_back(dtype: torch.dtype, device: str) -> None:
+    cos, sin = (table.to(device) for table in rotary_tables(16, 7, 10_000.0))
+    values = torch.randn(14, (3 + 2) * 16, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    heads = values.view(2, 7, 5, 16).transpose(1, 2)
+    expected = torch.cat([rotate(heads[:, :4], cos, sin), heads[:, 4:]], dim=1)
+    turned = values.clone()
+    joined.rotate_heads(turned, cos, sin, 16, 4)
+    by_head = turned.view(2, 7, 5, 16).transpose(1, 2)
+    rounding = 0.02 if dtype is torch.bfloat16 else 1e-5
+    torch.testing.assert_close(by_head, expected, atol=rounding, rtol=0)
+    packed = joined.pack_turned_back(by_head[:, :3], by_head[:, 3:4], by_head[:, 4:], cos, sin)
+    torch.testing.assert_close(packed, values, atol=rounding, rtol=0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [products.FORWARD_FP8, products.BACKWARD_FP8])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (16, 48), (300, 200), (256, 128)])
+def test_float8_is_written_both_ways(rows: int, columns: int, dtype: torch.dtype, device: str) -> None:
+    """As torch rounds, which is to the nearest; a quotient on the edge between two values may go either way."""
+    x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)).bfloat16().to(device)
+    values, turned, scale = products.quantised(x, dtype)
+    limit = torch.finfo(dtype).max
+    assert scale.item() == pytest.approx(x.abs().amax().item() / limit)
+    assert values.float().abs().amax() == limit
+    assert torch.equal(values.float(), turned.float().t())
+    expected = (x.double() / scale.double()).clamp(-limit, limit).float().to(dtype).float()
+    assert (values.float() != expected).double().mean() < 1e-3
+    # Two bits of mantissa: half a step is an eighth of the value at most; below the least normal value steps are even.
+    torch.testing.assert_close(values.float() * scale, x.float(), rtol=1 / 8, atol=2**-16 * scale.item() * 16)
+    assert torch.equal(products.quantised(x, dtype, x.abs().amax())[0].float(), values.float())
+    assert products.quantised(torch.zeros_like(x), dtype)[0].float().abs().amax() == 0
 
 
 def test_the_gradient_of_the_gate_is_that_of_autograd() -> None:
@@ -226,6 +265,9 @@ def test_the_gradient_of_the_gate_is_that_of_autograd() -> None:
     found, again = joined.gate_gradient(both.detach(), gradient)
     torch.testing.assert_close(found, both.grad)
     torch.testing.assert_close(again, product.detach())
+    measured, largest = joined.measured_gate_gradient(both.detach(), gradient)
+    assert torch.equal(measured, found)
+    assert largest.amax() == found.abs().amax()
 
 
 @pytest.mark.gpu
