@@ -7,12 +7,19 @@ writing weights is not here.
 """
 
 from collections.abc import Callable
-from typing import overload
+from contextlib import AbstractContextManager
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    SelectiveCheckpointContext,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+    noop_context_fn,
+)
 
 from llama_lab.config.schema import ModelConfig, Recompute
 from llama_lab.model.attention import Attention, hidden_from
@@ -42,28 +49,44 @@ class Block(nn.Module):
     ) -> Tensor:
         """Map (batch, time, dim) to the same; see `Attention.forward` for the rest."""
 
-        def mix(x_btc: Tensor) -> Tensor:
+        def mixed(x_btc: Tensor) -> Tensor:
             return x_btc + self._dropped(self.attention(self.attention_norm(x_btc), cos, sin, hidden_b1ts, cache, layer))
 
-        def feed(x_btc: Tensor) -> Tensor:
-            return x_btc + self._dropped(self.ffn(self.ffn_norm(x_btc)))
+        def fed(x_btc: Tensor) -> Tensor:
+            return self._dropped(self.ffn(self.ffn_norm(x_btc)))
+
+        def both(x_btc: Tensor) -> Tensor:
+            x_btc = mixed(x_btc)
+            return x_btc + fed(x_btc)
 
         match self.recompute if torch.is_grad_enabled() else Recompute.none:
             case Recompute.none:
-                return feed(mix(x_btc))
+                return both(x_btc)
             case Recompute.selective:
-                return self._twice(feed, mix(x_btc))
+                x_btc = mixed(x_btc)
+                # The sum is outside: it is kept, and nothing asks for the last product of `fed` a second time.
+                return x_btc + self._twice(fed, x_btc)
             case Recompute.full:
-                return self._twice(lambda x_btc: feed(mix(x_btc)), x_btc)
+                return self._twice(both, x_btc)
 
     def _twice(self, function: Callable[[Tensor], Tensor], x_btc: Tensor) -> Tensor:
         """The function's value, of which nothing is kept but `x_btc`: backward computes it again, with the same dropout."""
-        found = checkpoint(function, x_btc, use_reentrant=False, preserve_rng_state=self.dropout > 0)
+        # torch before 2.13 lets the compiler keep what autograd functions of our own compute, unless a policy says otherwise.
+        context = _keeping_nothing if torch.compiler.is_compiling() else noop_context_fn
+        found = checkpoint(function, x_btc, use_reentrant=False, preserve_rng_state=self.dropout > 0, context_fn=context)
         assert isinstance(found, Tensor)
         return found
 
     def _dropped(self, branch: Tensor) -> Tensor:
         return functional.dropout(branch, self.dropout, self.training) if self.dropout > 0 else branch
+
+
+def _keeping_nothing() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    return create_selective_checkpoint_contexts(_again)
+
+
+def _again(context: SelectiveCheckpointContext, op: object, *args: object, **kwargs: object) -> CheckpointPolicy:
+    return CheckpointPolicy.PREFER_RECOMPUTE
 
 
 class Llama(nn.Module):

@@ -8,6 +8,7 @@ the first compiles and the others wait for it: they would all do the same work a
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -31,6 +32,8 @@ VARIABLES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"
 CACHE_FUNCTIONS = "autograd_cache_allow_custom_autograd_functions"
 """torch's switch, off by default, for keeping the traced forward and backward of models with autograd functions of their own.
 Without it only kernels are kept, and each start traces anew. What such a function does is part of the trace, and so of its key."""
+CHECKPOINTING = logging.getLogger("torch._higher_order_ops.wrap")
+"""Warns of every policy for what to compute again, lest it keep what is overwritten later. The model's keeps nothing."""
 LONGEST_WAIT_SECONDS = 600.0
 BETWEEN_LOOKS_SECONDS = 0.2
 SLOW_SECONDS = 1.0
@@ -72,6 +75,8 @@ class Compiling:
                 if name not in os.environ:
                     os.environ[name] = str(compiled_root() / folder)
                     self._undo.callback(os.environ.pop, name, None)
+            CHECKPOINTING.addFilter(_says_something_new)
+            self._undo.callback(CHECKPOINTING.removeFilter, _says_something_new)
             if hasattr(functorch_config, CACHE_FUNCTIONS):
                 self._undo.enter_context(functorch_config.patch(CACHE_FUNCTIONS, True))
         return self
@@ -129,6 +134,10 @@ class Compiling:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+
+def _says_something_new(record: logging.LogRecord) -> bool:
+    return "context_fn is passed" not in record.getMessage()
 
 
 def _key(run: RunConfig, vocab_size: int, worker: Worker) -> str:

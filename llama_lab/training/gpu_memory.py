@@ -121,10 +121,10 @@ class _Layer:
             case Recompute.none:
                 self.kept, self.once = mix + feed + dropped, 0
             case Recompute.selective:
-                # Between the two halves the stream is kept; what enters the next block follows from the half that is repeated.
-                self.kept, self.once = mix + dropped // 2, feed + dropped // 2 + self.width
+                # Between the two halves the stream is kept.
+                self.kept, self.once = mix + dropped // 2 + self.width, feed - self.width + dropped // 2
             case Recompute.full:
-                self.kept, self.once = self.width, mix + feed + dropped
+                self.kept, self.once = self.width, mix + feed - self.width + dropped
         # The gradients of the residual stream, of silu(gate) * up, of gate and up, and silu(gate) * up once more.
         self.working = w * d + w * 4 * f
 

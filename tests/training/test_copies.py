@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition, nop
+from torch._dynamo.backends.common import aot_autograd
 from torch.nn import functional
 
 from llama_lab import compose
@@ -109,6 +111,35 @@ def test_the_step_compiles_whole_and_gives_the_same() -> None:
         assert backward(compiled) == pytest.approx(backward(eager), rel=1e-3)
     for ours, theirs in zip(compiled.parameters(), eager.parameters(), strict=True):
         assert apart(ours.grad, theirs.grad) < 0.01
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_compiled_forward_keeps_no_more_than_it_was_asked_to() -> None:
+    """Also of what autograd functions of our own compute. In numbers a position and layer: the widths are 64 and 192."""
+    kept = {recompute: numbers_kept(recompute) for recompute in Recompute}
+    assert kept[Recompute.none] - kept[Recompute.selective] == pytest.approx(2 * 192 + 64, abs=2)
+    assert kept[Recompute.full] == pytest.approx(64, abs=2)
+
+
+def numbers_kept(recompute: Recompute) -> float:
+    """How many numbers compiled forward keeps for backward for each position and layer, of those that grow with the layers."""
+    positions, sizes = 48, []
+    for layers in (2, 4):
+        model = small_llama(f"model.n_layers={layers}")
+        model.set_recompute(recompute)
+        hung(model)[0].begin()
+        sizes.append(0.0)
+
+        def count(graph: torch.fx.GraphModule, inputs: object) -> object:
+            (end,) = graph.graph.find_nodes(op="output")
+            made = [node for node in end.args[0] if isinstance(node, torch.fx.Node) and node.op != "placeholder"]
+            sizes[-1] += sum(node.meta["val"].numel() for node in made if isinstance(node.meta.get("val"), torch.Tensor))
+            return make_boxed_func(graph.forward)
+
+        partition = min_cut_rematerialization_partition
+        model.compile(backend=aot_autograd(fw_compiler=count, bw_compiler=nop, partition_fn=partition), fullgraph=True)
+        backward(model)
+    return (sizes[1] - sizes[0]) / 2 / positions
 
 
 def test_without_gradients_the_copies_are_used_and_afterwards_nothing_is_left() -> None:
@@ -226,15 +257,15 @@ def test_kernels_give_what_plain_torch_gives(heads: int, kv_heads: int, head_dim
 def test_heads_are_turned_as_the_model_turns_them_and_back(dtype: torch.dtype, device: str) -> None:
     cos, sin = (table.to(device) for table in rotary_tables(16, 7, 10_000.0))
     values = torch.randn(14, (3 + 2) * 16, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-    heads = values.view(2, 7, 5, 16).transpose(1, 2)
+    heads = values.float().view(2, 7, 5, 16).transpose(1, 2)
     expected = torch.cat([rotate(heads[:, :4], cos, sin), heads[:, 4:]], dim=1)
     turned = values.clone()
     joined.rotate_heads(turned, cos, sin, 16, 4)
     by_head = turned.view(2, 7, 5, 16).transpose(1, 2)
     rounding = 0.02 if dtype is torch.bfloat16 else 1e-5
-    torch.testing.assert_close(by_head, expected, atol=rounding, rtol=0)
+    torch.testing.assert_close(by_head.float(), expected, atol=rounding, rtol=0)
     packed = joined.pack_turned_back(by_head[:, :3], by_head[:, 3:4], by_head[:, 4:], cos, sin)
-    torch.testing.assert_close(packed, values, atol=rounding, rtol=0)
+    torch.testing.assert_close(packed, values, atol=2 * rounding, rtol=0)
 
 
 @pytest.mark.parametrize("device", DEVICES)
