@@ -28,7 +28,7 @@ from llama_lab.training.occasions import occasions
 from llama_lab.training.stop import blocked_signals
 
 UPDATES = 10
-ENOUGH_SECONDS = 5.0
+ENOUGH_SECONDS = 10.0
 """What the updates of a probe should take together: quicker ones are made again, more of them."""
 MOST_UPDATES = 2000
 VALIDATED_UPDATES = 16

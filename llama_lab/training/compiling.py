@@ -12,7 +12,9 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -38,6 +40,12 @@ LONGEST_WAIT_SECONDS = 600.0
 BETWEEN_LOOKS_SECONDS = 0.2
 SLOW_SECONDS = 1.0
 """A compilation that took less was read from the cache, and not worth a line."""
+
+
+def import_compiler(run: RunConfig) -> None:
+    """Begin to import the compiler if it will be needed: that takes seconds, in which others can draw weights and open devices."""
+    if run.hardware.compile is Compile.always:
+        Thread(target=import_module, args=("torch._inductor.compile_fx",), name="import", daemon=True).start()
 
 
 class Compiling:

@@ -27,7 +27,7 @@ from llama_lab.training.run_folder import package_version
 
 PROBES = "probes"
 """Under which name the cache keeps probes."""
-UTILISATION = {"H100 80GB HBM3": ((97.5e6, 0.485), (1.267e9, 0.583))}
+UTILISATION = {"H100 80GB HBM3": ((97.5e6, 0.486), (1.267e9, 0.581))}
 """Share of the bf16 peak that training reaches, by a part of the GPU's name: (parameters, share) of models that were measured.
 Source: docs/performance.md, at 2,048 tokens a window and 16,384 or more a micro-batch, compiled, on one GPU."""
 MEASURED_NUMBERS, MEASURED_LENGTHS, MEASURED_POSITIONS = (80e6, 1.5e9), (1024, 4096), 16_384

@@ -28,7 +28,7 @@ from llama_lab.training.checkpoint import (
     set_aside,
 )
 from llama_lab.training.clock import Clock
-from llama_lab.training.compiling import Compiling
+from llama_lab.training.compiling import Compiling, import_compiler
 from llama_lab.training.console import Console
 from llama_lab.training.due import due
 from llama_lab.training.errors import Diverged, SaveFailed
@@ -114,6 +114,7 @@ def train_run(
     Raises:
         Diverged: the loss or gradient norm is not finite more often than the run allows; the last checkpoint is from before.
     """
+    import_compiler(run)
     model, optimizer = build(run, data, worker)
     stream = training_stream(run, data)
     state = resume(run, folder, model, optimizer, worker, console)
