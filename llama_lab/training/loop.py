@@ -132,7 +132,7 @@ def train_run(
     clock = Clock(state.seconds, worker)
     stopwatch = Stopwatch(worker, is_on=run.log.parts)
     compiling = Compiling(run, data.tokenizer.vocab_size, worker, say=console.say, phase=console.phase)
-    profiler = Profiler(run, folder.path, worker, console)
+    profiler = Profiler(run, folder.path, worker, console, clock)
     guard = Guard(run, folder.path, model, worker, console.say, skipped=state.skipped)
 
     def look() -> bool:

@@ -6,6 +6,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from llama_lab.config.schema import RunConfig
+from llama_lab.training.clock import Clock
 from llama_lab.training.console import Console
 from llama_lab.training.worker import Worker
 
@@ -19,9 +20,9 @@ ROWS = 60
 class Profiler:
     """Records on the first process, and writes into the run's folder `profile`. Does nothing where it was not asked for."""
 
-    def __init__(self, run: RunConfig, folder: Path, worker: Worker, console: Console) -> None:
+    def __init__(self, run: RunConfig, folder: Path, worker: Worker, console: Console, clock: Clock) -> None:
         self._is_on = run.profile and worker.is_main
-        self._folder, self._worker, self._console = folder / "profile", worker, console
+        self._folder, self._worker, self._console, self._clock = folder / "profile", worker, console, clock
         self._done = 0
         self._profile: profile | None = None
 
@@ -36,11 +37,13 @@ class Profiler:
             self.close()
 
     def close(self) -> None:
-        """Write what was recorded; after the last update at the latest."""
-        if self._profile is None:
-            return
-        recorded, self._profile = self._profile, None
-        self._worker.synchronise()
+        """Write what was recorded; after the last update at the latest. That takes long, and is no training time."""
+        if self._profile is not None:
+            recorded, self._profile = self._profile, None
+            with self._clock.excluded():
+                self._write(recorded)
+
+    def _write(self, recorded: profile) -> None:
         recorded.stop()
         self._folder.mkdir(exist_ok=True)
         recorded.export_chrome_trace(str(self._folder / "trace.json.gz"))
