@@ -62,3 +62,8 @@ def test_what_answers_before_torch_never_imports_it() -> None:
 def test_no_file_is_a_drawer() -> None:
     drawers = {"utils", "util", "common", "helpers", "misc", "callbacks", "scripts"}
     assert [path for path in PACKAGE.rglob("*") if path.stem in drawers] == []
+
+
+def test_every_command_says_what_a_mistyped_flag_was_meant_to_be() -> None:
+    plain = [path for path in PACKAGE.rglob("*.py") if "ArgumentParser(" in path.read_text(encoding="utf-8")]
+    assert plain == []

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.flags import Parser
 
 if TYPE_CHECKING:
     import filelock
@@ -261,7 +262,7 @@ def run_cache_command(args: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     kept = "Prepared data and compiled models, kept so that they are made once."
-    parser = argparse.ArgumentParser(prog="llama-lab cache", description=kept)
+    parser = Parser(prog="llama-lab cache", description=kept)
     actions = parser.add_subparsers(dest="action")
     parser.set_defaults(action="list")
     actions.add_parser("list", help="what is there, with its size and last use")

@@ -209,4 +209,4 @@ def _problem(model: Llama, prompt: Prompt, ids: list[int], options: Options) -> 
 
 def _shown(prompt: Prompt) -> str:
     text = repr(prompt)
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…{text[-1]}"

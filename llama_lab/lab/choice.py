@@ -35,4 +35,6 @@ def chosen_update(parent: RunFolder, there: list[int], update: str | None, *, sc
 
 def there_are(updates: list[int]) -> str:
     """Which checkpoints there are, in words."""
+    if len(updates) == 1:
+        return f"the only one is {updates[0]}"
     return f"there are {', '.join(map(str, updates))}" if updates else "there is none"

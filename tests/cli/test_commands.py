@@ -79,6 +79,12 @@ def test_version(llama_lab):
         (["data", "shards"], "try: llama-lab data inspect shards"),
         (["optim=muon"], "try: llama-lab train optim=muon"),
         (["train", "--multrun"], "did you mean --multirun?"),
+        (
+            ["generate", "run", "text", "--temprature", "0"],
+            "generate has no flag --temprature; did you mean --temperature?",
+        ),
+        (["evaluate", "run", "--tasks=x"], "did you mean --task?"),
+        (["watch", "--zzz"], "llama-lab watch has no flag --zzz; it takes --help, --once, --every"),
         (["train", "--optim.max_lr=0.1"], "without dashes: optim.max_lr=0.1"),
         (["train", "--optim.max_lr", "0.1"], "without dashes: optim.max_lr=VALUE"),
         (["train", "optim=muon", "--wrong"], "it takes --multirun, --cfg, --config-dir, --help"),

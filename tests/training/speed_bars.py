@@ -211,7 +211,7 @@ def fp8(runs: Runs, seeds: list[int]) -> None:
     text = (
         "model=seed_1b hardware.micro_batch=8 training_tokens=15728640 schedule=wsd eval.every_updates=60 eval.max_tokens=1000000"
     )
-    text += " log.every_updates=10"
+    text += " log.every_updates=10 schedule.warmup_updates=12"
     found: dict[str, list[float]] = {precision: [] for precision in PRECISIONS}
     for seed in seeds:
         started = {}

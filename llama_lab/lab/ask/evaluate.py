@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.flags import Parser
 from llama_lab.inference.tasks import Task, load_tasks
 from llama_lab.lab.ask.calibration_picture import PICTURES, draw_calibration
 from llama_lab.lab.ask.generate import add_checkpoint_arguments, open_checkpoint
@@ -65,7 +66,7 @@ def run_evaluate_command(words: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="llama-lab evaluate",
         description="Loss, perplexity, bits per byte and calibration on texts, with intervals over documents; accuracy on tasks.",
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.flags import Parser
 from llama_lab.inference.options import NEW_TOKENS, Beyond, Options, read_options
 from llama_lab.lab.choice import chosen_update
 from llama_lab.training.run_folder import find_run
@@ -101,7 +102,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="llama-lab generate",
         description="Continue texts with a trained run. One text appears as it is written; several are continued side by side.",
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llama_lab.config.compose import compose
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.flags import Parser
 from llama_lab.config.resolve import resolve
 from llama_lab.lab.bench.measure import EVERY, PARTS, WARM, Bench, forced_words, measure
 from llama_lab.lab.sweep import expand
@@ -80,7 +81,7 @@ def _fixed(overrides: list[str], values: dict[str, str]) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="llama-lab bench",
         usage="llama-lab bench [--updates N] [--out DIR] [-m] [group=option …] [key=value …]",
         description="Measure how fast a config trains here, or with -m several: tokens a second, MFU, memory, time by part.",

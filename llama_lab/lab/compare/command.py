@@ -2,6 +2,7 @@
 
 import argparse
 
+from llama_lab.config.flags import Parser
 from llama_lab.lab.compare.arms import group_arms
 from llama_lab.lab.compare.question import RUNS_HELP, add_question, baseline_first, read_loss, read_question
 from llama_lab.lab.compare.records import load_records
@@ -47,7 +48,7 @@ def run_compare_command(words: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="llama-lab compare",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Which config is better, by how much, and how sure. Runs that differ only in seed are one arm; arms are\n"

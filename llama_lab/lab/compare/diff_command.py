@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.flags import Parser
 from llama_lab.lab.compare.diff import CODE, CONFIG, DATA, ENVIRONMENT, FED, Difference, code_changes, differences
 from llama_lab.lab.compare.records import load_record
 from llama_lab.lab.table import print_table
@@ -45,7 +46,7 @@ def run_diff_command(words: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="llama-lab diff",
         description="What differs between two runs: config, code, data, environment, and the windows they were fed. Only what can "
         "move the loss curve is shown.",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llama_lab.config.compose import compose
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.flags import Parser
 from llama_lab.config.identity import run_folder
 from llama_lab.lab.compare.noise import BOTH, KERNELS, Floor, measure, own_part, store
 from llama_lab.lab.compare.records import load_record, load_records
@@ -110,7 +111,7 @@ def _repeat(job: Job, number: int) -> Job:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="llama-lab noise",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="How far runs of one config scatter by chance, split by initial weights, order of the data and kernels.\n"

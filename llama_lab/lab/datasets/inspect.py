@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.flags import Parser
 from llama_lab.config.identity import load_config
 from llama_lab.config.schema import FileTokenizerConfig
 from llama_lab.data import cache, foreign
@@ -84,7 +85,7 @@ def run_inspect_command(words: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="llama-lab data inspect",
         description="What tokens are like: counts, lengths of documents, frequent tokens, decoded samples.",
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.flags import Parser
 from llama_lab.config.identity import load_config
 from llama_lab.config.schema import Problem, RunConfig
 from llama_lab.data.prepare import PreparedData, prepare
@@ -51,7 +52,7 @@ def run_replay_command(words: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="llama-lab data replay", description="What a run was fed in an update, rank by rank.")
+    parser = Parser(prog="llama-lab data replay", description="What a run was fed in an update, rank by rank.")
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder, outputs/<name>/<run id>")
     parser.add_argument("--update", type=int, required=True, metavar="N", help="number of the update, from 1")
     parser.add_argument("--ranks", type=int, metavar="R", help="share it between so many processes; else as many as the run has")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.flags import Parser
 from llama_lab.config.identity import load_config
 from llama_lab.config.schema import RunConfig
 from llama_lab.lab.table import print_table
@@ -50,7 +51,7 @@ def run_verify_command(words: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="llama-lab verify",
         description="Check every file of a run, and make its first updates again: does this machine reproduce it? Writes nothing.",
     )

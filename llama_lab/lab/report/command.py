@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.flags import Parser
 from llama_lab.lab.compare.question import RUNS_HELP, add_question, read_loss, read_question
 from llama_lab.lab.report.blocks import Prose, Section
 from llama_lab.lab.report.figures import drawn_metrics, names_of
@@ -97,7 +98,7 @@ def write_report(material: Material, folder: Path, *, page_only: bool = False) -
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="llama-lab report",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="One page that answers which config is better and shows what that rests on: verdicts, curves, samples,\n"

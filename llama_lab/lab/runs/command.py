@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.flags import Parser
 from llama_lab.config.schema import Problem
 from llama_lab.lab.runs.listing import Glance, find_folders, look_at, outputs_folder
 from llama_lab.lab.table import print_table
@@ -129,7 +130,7 @@ def value_of(run: Glance, key: str, now: float) -> Any:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="llama-lab runs",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="The runs there are. Any key of a config and any metric can be shown, filtered and sorted by.\n\n"

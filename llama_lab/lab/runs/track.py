@@ -13,6 +13,7 @@ from pathlib import Path
 
 from llama_lab.config.compose import compose
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.flags import Parser
 from llama_lab.config.identity import load_config
 from llama_lab.config.schema import TrackerMode, WandbConfig
 from llama_lab.lab.sweep.frozen import is_sweep, load_sweep
@@ -44,7 +45,7 @@ def run_track_command(words: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="llama-lab track", description="Send runs to Weights & Biases after they were trained.")
+    parser = Parser(prog="llama-lab track", description="Send runs to Weights & Biases after they were trained.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run or of a sweep, or a pattern for several")
     parser.add_argument(
         "--mode", choices=["online", "offline"], help="offline writes a run that `wandb sync` sends; else as there is a key"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.flags import Parser
 from llama_lab.config.schema import Problem
 from llama_lab.lab.runs.command import short_age
 from llama_lab.lab.runs.listing import DEAD, RUNNING, Glance, find_folders, is_alive, look_at, outputs_folder
@@ -94,7 +95,7 @@ def run_watch_command(words: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="llama-lab watch",
         description="Follow runs while they train: how far, how long still, loss, speed. It ends when none trains any more, and "
         "ending it ends none of them.",

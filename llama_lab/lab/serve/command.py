@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.flags import Parser
 from llama_lab.config.schema import Problem
 
 SCOPE = "this request"
@@ -84,7 +85,7 @@ def _serve(asked: argparse.Namespace, folders: list[Path], listener: socket.sock
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="llama-lab serve",
         description="Try checkpoints side by side on a local page, and ask them through OpenAI's /v1/completions.",
     )

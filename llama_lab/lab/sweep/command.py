@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.flags import Parser
 from llama_lab.lab.sweep import run_sweep
 from llama_lab.lab.sweep.expand import Sweep
 from llama_lab.lab.sweep.frozen import known_outcome, load_sweep
@@ -36,7 +37,7 @@ def run_sweep_command(words: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="llama-lab sweep",
         description="List the sweeps there are, or go on with one exactly as it was when it started, whatever the YAML says now.",
         epilog="A sweep is started with llama-lab train -m key=a,b,c or a preset that is one.",

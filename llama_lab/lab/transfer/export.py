@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.flags import Parser
 from llama_lab.config.identity import load_config
 from llama_lab.config.schema import RunConfig
 from llama_lab.data.tokenizer import Tokenizer, load_tokenizer
@@ -88,7 +89,7 @@ def export(run_folder: Path, out: Path, *, target: str, update: str | None = Non
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="llama-lab export",
         description="Write a checkpoint so that others load it: transformers, vLLM, lm-evaluation-harness (hf), llama.cpp (gguf).",
     )
