@@ -22,6 +22,7 @@ from llama_lab.lab.report.command import report_sweep, write_report
 from llama_lab.lab.report.material import Asked, gather
 from llama_lab.lab.report.picture import STYLES
 from llama_lab.lab.report.series import Series, in_columns, sound_parts
+from llama_lab.training.run_folder import RunFolder
 
 from .long_runs import write_long_run
 from .written_runs import Make
@@ -437,3 +438,18 @@ def test_a_title_and_a_baseline_are_taken(study: Path, tmp_path: Path, capsys: O
     assert 'id="axis-cost"' in page
     with pytest.raises(ConfigError, match="names no folder"):
         gather([str(tmp_path / "none")], Asked(), [])
+
+
+def test_what_was_foreseen_stands_beside_what_became_true(make: Make, tmp_path: Path):
+    for seed, (foreseen, took) in enumerate([(100.0, 110.0), (100.0, 130.0), (50.0, None)]):
+        folder = make(seed, predicted={"seconds": foreseen, "seconds_from": "a probe", "peak_gib": 1.5, "peak_from": "a formula"})
+        if took is not None:
+            RunFolder(folder).write_summary(wall_seconds=took)
+    make(0, lr=2e-3)
+    assert main(["report", str(folder.parent), "--out", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    _, _, rest = text.partition("What was foreseen before the start, and what became true")
+    lines = itertools.takewhile(lambda line: line.startswith("|"), rest.strip("*:. \n").splitlines())
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    # Only runs of which both are known are added up. Nothing was foreseen of the other arm, and no row tells the memory.
+    assert [line[1:] for line in cells[2:]] == [["2", "3m 20s", "4m 00s", "", ""]]

@@ -11,6 +11,7 @@ from llama_lab.lab.report.chart import short
 from llama_lab.lab.report.figures import order_of_colours
 from llama_lab.lab.report.material import Material
 from llama_lab.training.metrics import short_time
+from llama_lab.training.run_folder import RunFolder
 
 HASH_CHARACTERS = 12
 MOST_ARMS = 12
@@ -37,7 +38,7 @@ def cost_table(material: Material) -> list[Block]:
     blocks: list[Block] = [Table(said, headings, rows, arms=[*arms, None])]
     if price is None:
         blocks.append(Prose(["--price P, of a device for an hour, adds what that comes to."]))
-    return blocks
+    return [*blocks, *_forecasts(material)]
 
 
 def environment_table(material: Material) -> list[Block]:
@@ -60,6 +61,29 @@ def environment_table(material: Material) -> list[Block]:
     ):
         rows.append([f"{name} (hash)", _values(values)])
     return [Table("What the runs were made with", ["what", "value"], [row for row in rows if row[1]], words=(0, 1))]
+
+
+def _forecasts(material: Material) -> list[Block]:
+    """What the runs' forecasts said beside what became true, an arm a line; nothing where nothing was foreseen."""
+    rows, arms = [], []
+    place = {number: line for line, number in enumerate(order_of_colours(material))}
+    for number, arm in enumerate(material.arms[:MOST_ARMS]):
+        seconds, memory = [], []
+        for run in arm.runs:
+            foreseen = run.meta.get("predicted") or {}
+            took = RunFolder(run.folder).summary().get("wall_seconds") if run.folder is not None and run.is_finished else None
+            if "seconds" in foreseen and took is not None:
+                seconds.append((foreseen["seconds"], took))
+            peaks = [row["memory/peak_gib"] for row in run.rows if isinstance(row.get("memory/peak_gib"), int | float)]
+            if "peak_gib" in foreseen and peaks:
+                memory.append((foreseen["peak_gib"], max(peaks)))
+        if seconds or memory:
+            times = [short_time(sum(side)) for side in zip(*seconds, strict=True)] or ["", ""]
+            sizes = [f"{max(side):.2f} GiB" for side in zip(*memory, strict=True)] or ["", ""]
+            rows.append([arm.label, str(max(len(seconds), len(memory))), *times, *sizes])
+            arms.append(place[number])
+    headings = ["arm", "runs", "time foreseen", "time", "memory foreseen", "memory"]
+    return [Table("What was foreseen before the start, and what became true", headings, rows, arms=arms)] if rows else []
 
 
 def _taken(arm: Arm, price: float | None) -> list[str]:
