@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from llama_lab import compose
 from llama_lab.config.schema import RunConfig
 from llama_lab.training.checkpoint import list_checkpoints, load_weights
 from llama_lab.training.metrics import VOLATILE, read_rows
+from llama_lab.training.run_folder import RunFolder
 
 WORDS = [
     "the",
@@ -65,6 +67,14 @@ def tiny_overrides(text: Path) -> list[str]:
 def final_weights(folder: Path):
     """The weights of a run's newest checkpoint, by name."""
     return load_weights(list_checkpoints(folder / "checkpoints")[-1])
+
+
+def rewind(folder: Path, update: int) -> None:
+    """Make a run's folder that of a run killed before a later checkpoint was complete; its later rows are still there."""
+    for checkpoint in list_checkpoints(folder / "checkpoints"):
+        if checkpoint.update > update:
+            shutil.rmtree(checkpoint.path)
+    RunFolder(folder).write_summary(status="running")
 
 
 def steady(folder: Path, name: str = "metrics.jsonl"):

@@ -1,7 +1,9 @@
 """The same runs on a real GPU."""
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,8 @@ import torch
 from llama_lab import train
 from llama_lab.training.metrics import read_rows
 
-from .conftest import final_weights, tiny_overrides
+from .conftest import assert_same_run, rewind, tiny_overrides
+from .kill_runs import differences
 
 pytestmark = pytest.mark.gpu
 
@@ -40,11 +43,26 @@ def test_packed_documents_train_as_on_a_cpu(tiny, compiled):
     assert read_rows(gpu.folder / "batches.jsonl") == read_rows(cpu.folder / "batches.jsonl")
 
 
-def test_deterministic_runs_repeat_bitwise(tiny):
-    first = train(tiny("hardware=gpu", "hardware.deterministic=true"))
-    second = train(tiny("hardware=gpu", "hardware.deterministic=true", "name=second"))
-    one, two = final_weights(first.folder), final_weights(second.folder)
-    assert all(torch.equal(one[name], two[name]) for name in one)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["precision=fp32", "hardware.compile=never"],
+        ["precision=bf16", "hardware.compile=always"],
+        ["precision=bf16", "hardware.compile=always", "hardware.recompute=full", "optim=adamw", "optim.state_dtype=bf16"],
+        ["precision=fp8", "hardware.compile=always"],
+    ],
+    ids=lambda words: " ".join(words),
+)
+def test_deterministic_runs_repeat_and_go_on_bitwise(tiny, words):
+    if "precision=fp8" in words and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("needs compute capability 8.9")
+    chosen = ["hardware=gpu", "hardware.deterministic=true", *words]
+    first, second = (train(tiny(*chosen, f"name={name}")) for name in ("first", "second"))
+    assert_same_run(first.folder, second.folder)
+    unbroken = Path(shutil.copytree(second.folder, second.folder.parent.parent / "unbroken"))
+    rewind(second.folder, 8)
+    train(tiny(*chosen, "name=second"))
+    assert differences(unbroken, second.folder) == []
 
 
 def test_one_process_under_torchrun_is_data_parallel_and_gives_the_same_run(tiny, text, outputs):

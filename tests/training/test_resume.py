@@ -25,18 +25,10 @@ from llama_lab.training.checkpoint import list_checkpoints
 from llama_lab.training.metrics import read_rows
 from llama_lab.training.run_folder import RunFolder, open_run
 
-from .conftest import tiny_overrides
+from .conftest import rewind, tiny_overrides
 from .kill_runs import Bench, differences, loss_difference, survive
 
 ORIGIN = {"command": None, "code": {"sha256": "0" * 64}, "versions": {}, "machine": {"host": "here"}, "data": {}}
-
-
-def rewind(folder: Path, update: int) -> None:
-    """Make a run's folder that of a run killed before a later checkpoint was complete; its later rows are still there."""
-    for checkpoint in list_checkpoints(folder / "checkpoints"):
-        if checkpoint.update > update:
-            shutil.rmtree(checkpoint.path)
-    RunFolder(folder).write_summary(status="running")
 
 
 def moved(folder: Path, name: str) -> Path:
