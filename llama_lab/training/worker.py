@@ -155,6 +155,9 @@ def join(hardware: HardwareConfig, place: Place) -> Iterator[Worker]:
     if hardware.device is Device.cuda:
         device = torch.device("cuda", place.local_rank)
         torch.cuda.set_device(device)
+        torch.cuda.init()
+        # An earlier run of this process may have held more.
+        torch.cuda.reset_peak_memory_stats(device)
     else:
         device = torch.device(hardware.device.value)
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
