@@ -116,6 +116,7 @@ def test_the_step_compiles_whole_and_gives_the_same() -> None:
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiled_forward_keeps_no_more_than_it_was_asked_to() -> None:
     """Also of what autograd functions of our own compute. In numbers a position and layer: the widths are 64 and 192."""
+    torch.compiler.reset()
     kept = {recompute: numbers_kept(recompute) for recompute in Recompute}
     assert kept[Recompute.none] - kept[Recompute.selective] == pytest.approx(2 * 192 + 64, abs=2)
     assert kept[Recompute.full] == pytest.approx(64, abs=2)
@@ -137,7 +138,8 @@ def numbers_kept(recompute: Recompute) -> float:
             return make_boxed_func(graph.forward)
 
         partition = min_cut_rematerialization_partition
-        model.compile(backend=aot_autograd(fw_compiler=count, bw_compiler=nop, partition_fn=partition), fullgraph=True)
+        backend = aot_autograd(fw_compiler=count, bw_compiler=nop, partition_fn=partition)
+        model.compile(backend=backend, fullgraph=True, dynamic=False)
         backward(model)
     return (sizes[1] - sizes[0]) / 2 / positions
 
