@@ -188,6 +188,8 @@ def train_run(
         profiler.close()
         watchdog.at("the last checkpoint")
         end_saving(saver, worker, metrics)
+    if metrics is not None and state.update < run.updates:
+        metrics.stopped(state.update, state.update * run.data.tokens_per_update)
     return "finished" if ends and state.update == run.updates else "preempted"
 
 

@@ -176,6 +176,10 @@ class Metrics:
     def _append(self, name: str, *rows: dict[str, Any]) -> None:
         self._files[name].append(*rows)
 
+    def stopped(self, update: int, tokens: int) -> None:
+        """Note how far a run has come that stops between two rows."""
+        self._summarise(update=update, tokens=tokens)
+
     def _summarise(self, **changes: Any) -> None:
         with suppress(OSError):  # on a full disk; the next row brings it up to date
             self._folder.write_summary(**changes)

@@ -165,7 +165,11 @@ def test_sigterm_saves_says_so_and_the_same_command_goes_on(tiny, text, outputs,
     assert process.returncode == 75, out
     assert "the same command goes on from there" in out
     (folder,) = (outputs / "stopped").glob("llama_3m*")
-    assert json.loads((folder / "summary.json").read_text())["status"] == "preempted"
+    summary, (*_, newest) = json.loads((folder / "summary.json").read_text()), list_checkpoints(folder / "checkpoints")
+    assert summary["status"] == "preempted"
+    # Not that of the last row, which may be older.
+    assert summary["update"] == newest.update
+    assert f"Stopped after update {newest.update} of " in out
     (checkpoint,) = list_checkpoints(folder / "checkpoints")
     assert checkpoint.update < 100
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL, timeout=120)

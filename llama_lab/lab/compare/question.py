@@ -39,9 +39,11 @@ def read_question(asked: argparse.Namespace) -> Question:
     """The question that flags make.
 
     Raises:
-        ConfigError: `--at` names no axis or no number.
+        ConfigError: `--at` names no axis or no number, or `--worth` is not above 0.
     """
     at, place = _place(asked.at)
+    if asked.worth is not None and not asked.worth > 0:
+        raise ConfigError([(f"--worth {asked.worth:g}", "is not above 0; type a difference, such as 0.01")], scope="this request")
     return Question(
         metric=asked.metric,
         at=at,
