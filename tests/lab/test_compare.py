@@ -134,6 +134,8 @@ def test_equal_places_are_compared_along_every_axis(make: Make, capsys: Output):
     assert "needs the price" in refusal(*words, at="cost")
     assert "is first measured at 2048, after tokens=100" in refusal(*words, at="tokens", place=100)
     assert "ends at 10240, before tokens=1e+06; all runs have come to 10240" in refusal(*words, at="tokens", place=1e6)
+    assert main(["compare", *words, "--worth", "-1"]) == 2
+    assert "--worth -1 is not above 0" in capsys.readouterr().err
     assert main(["compare", *words, "--at", "watts"]) == 2
     assert "there are tokens, flops, seconds, cost" in capsys.readouterr().err
 
@@ -218,7 +220,7 @@ def test_bad_runs_are_each_a_sentence(make: Make, tmp_path: Path):
     for word, rule in (
         ("nowhere", "names no folder or CSV file"),
         (str(tmp_path / "elsewhere" / "*" / "*.yaml"), "but no run among them"),
-        (str(first), "differ in their seeds alone"),
+        (str(first), "is a single run; name runs of another config"),
     ):
         assert rule in refusal(word)
     (first / "metrics.jsonl").write_text('{"update": 4,\n', encoding="utf-8")
@@ -234,6 +236,11 @@ def test_unfinished_runs_are_left_out_on_request_and_said(make: Make, capsys: Ou
     assert f"left out: {late} is not finished" in capsys.readouterr().out
     assert main(["compare", str(late.parent), "--at", "tokens"]) == 0
     assert "at 4,096 tokens" in capsys.readouterr().out
+
+
+def test_where_no_run_is_finished_none_is_left(make: Make):
+    words = [str(make(0, last=8, lr=lr)) for lr in (1e-3, 2e-3)]
+    assert "--finished leaves nothing to compare; the command that started a run goes on" in refusal(*words, finished_only=True)
 
 
 def test_a_single_seed_says_what_cannot_be_said(make: Make, capsys: Output):

@@ -113,9 +113,13 @@ def compare_arms(arms: Sequence[Arm], question: Question) -> Study:
     """
     arms, left = _finished(arms, question)
     if len(arms) < 2:
-        only = arms[0].label if arms else "nothing"
-        rule = "is all there is: the runs differ in their seeds alone; name runs of another config as well, or see llama-lab noise"
-        raise _refused([(only, rule)])
+        more = "name runs of another config as well, or see llama-lab noise"
+        if left:
+            rest = f"the arm {arms[0].label} alone" if arms else "nothing"
+            raise _refused([("--finished", f"leaves {rest} to compare; the command that started a run goes on with it")])
+        if sum(len(arm.runs) for arm in arms) == 1:
+            raise _refused([(arms[0].runs[0].name, f"is a single run; {more}")])
+        raise _refused([("the runs", f"differ in their seeds alone; {more}")])
     metric = choose_metric(arms, question.metric)
     higher = metric in HIGHER_IS_BETTER if question.higher_is_better is None else question.higher_is_better
     place, values = _values(arms, metric, question)
