@@ -8,6 +8,7 @@ import json
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,8 +95,10 @@ def run_runs_command(words: list[str]) -> int:
         rows = [[_shown(column, value_of(run, column, now)) for column in columns] for run in kept]
         print_table(f"{len(kept)}{of} runs", columns, rows)
     else:
+        states = Counter(str(value_of(run, "status", now)) for run in runs)
+        there = ", ".join(f"{state} {count}" for state, count in sorted(states.items()))
         print(
-            f"None of {len(runs)} runs fits"
+            f"None of {len(runs)} runs fits; by status: {there}"
             if runs
             else f"There is no run in {relative(outputs_folder())}; llama-lab train makes one"
         )

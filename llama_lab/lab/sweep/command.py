@@ -59,7 +59,8 @@ def _list_sweeps() -> None:
             continue
         rows.append([relative(path.parent), *_counts(sweep)])
     if rows:
-        print_table(f"{len(rows)} sweeps, the newest first", ["sweep", "jobs", "finished", "failed", "left"], rows)
+        title = f"{len(rows)} sweeps, the newest first" if len(rows) > 1 else "1 sweep"
+        print_table(title, ["sweep", "jobs", "finished", "failed", "left"], rows)
     else:
         print(f"There is no sweep in {relative(outputs)}; llama-lab train -m seed.init=0,1,2 starts one")
 
