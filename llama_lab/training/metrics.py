@@ -166,6 +166,10 @@ class Metrics:
             said = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items())
             self._console.say(f"Task {task} after {axes['update']} updates: {said}", style="bold")
 
+    def stopped(self, update: int, tokens: int) -> None:
+        """Note how far a run has come that stops between two rows."""
+        self._summarise(update=update, tokens=tokens)
+
     def _record(self, axes: dict[str, Any], row: dict[str, float]) -> None:
         # JSON has no infinity or NaN; null says as much and every reader takes it.
         finite = {key: value if math.isfinite(value) else None for key, value in row.items()}
@@ -175,10 +179,6 @@ class Metrics:
 
     def _append(self, name: str, *rows: dict[str, Any]) -> None:
         self._files[name].append(*rows)
-
-    def stopped(self, update: int, tokens: int) -> None:
-        """Note how far a run has come that stops between two rows."""
-        self._summarise(update=update, tokens=tokens)
 
     def _summarise(self, **changes: Any) -> None:
         with suppress(OSError):  # on a full disk; the next row brings it up to date
