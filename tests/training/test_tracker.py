@@ -129,12 +129,14 @@ def test_wandb_is_told_what_the_run_is_and_how_it_ended(tracked, capsys):
 
 
 def test_a_run_that_is_killed_and_continued_sends_each_row_once(tracked, text, outputs):
-    budget = ["training_tokens=40960", "log.every_updates=1", "name=killed", "wandb.mode=offline"]
+    # W&B takes seconds to start, while updates take milliseconds: the run must last well beyond its first rows there.
+    budget = ["training_tokens=245760", "log.every_updates=1", "name=killed", "wandb.mode=offline"]
     command = [sys.executable, "-m", "llama_lab", "train", *words(text), *budget]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         folder = wait_for(lambda: next((outputs / "killed").glob("llama_3m*"), None))
         wait_for(lambda: [sent for sent in read_sent(folder) if sent.metrics[0] >= 10])
+        assert not RunFolder(folder).finished, "the run was over before it could be killed"
     finally:
         process.kill()
         process.wait()
@@ -143,7 +145,7 @@ def test_a_run_that_is_killed_and_continued_sends_each_row_once(tracked, text, o
     places = [(row["update"], "val/loss" in row) for row in first + second]
     assert places == [(row["update"], "val/loss" in row) for row in read_rows(folder / "metrics.jsonl")]
     (sent,) = read_sent(folder)
-    assert (sent.closed, sent.lost, sent.metrics) == (True, None, [80, 2])
+    assert (sent.closed, sent.lost, sent.metrics) == (True, None, [480, 2])
 
 
 def test_a_run_that_had_no_tracker_so_far_is_sent_whole_when_it_gets_one(tracked):
