@@ -127,6 +127,7 @@ def test_torchrun_gives_the_same_run(tiny, text, outputs):
 
 @pytest.mark.parametrize("overrides", [[], ["model.dropout=0.1", "optim=adamw", "data.window=document"]])
 def test_a_run_that_is_killed_and_started_again_equals_one_that_never_was(tiny, text, outputs, overrides):
+    overrides = ["training_tokens=40960", *overrides]
     unbroken = train(tiny("name=unbroken", *overrides))
     words = command(text, "name=killed", *overrides)
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
@@ -151,7 +152,7 @@ def test_a_run_that_is_killed_and_started_again_equals_one_that_never_was(tiny, 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sigterm_saves_says_so_and_the_same_command_goes_on(tiny, text, outputs, processes):
     # Small updates, so that there is time to interrupt between them.
-    budget = ["training_tokens=12800", "data.tokens_per_update=128", "checkpoint.every_tokens=null"]
+    budget = ["training_tokens=38400", "data.tokens_per_update=128", "checkpoint.every_tokens=null"]
     long = [*budget, "log.every_updates=20", "eval=null", "sample=null"]
     words = command(text, *long, "name=stopped", f"hardware.processes={processes}")
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
@@ -171,7 +172,7 @@ def test_sigterm_saves_says_so_and_the_same_command_goes_on(tiny, text, outputs,
     assert summary["update"] == newest.update
     assert f"Stopped after update {newest.update} of " in out
     (checkpoint,) = list_checkpoints(folder / "checkpoints")
-    assert checkpoint.update < 100
+    assert checkpoint.update < 300
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL, timeout=120)
     unbroken = train(tiny(*long, "name=unbroken", f"hardware.processes={processes}"))
     assert_same_run(unbroken.folder, folder)
