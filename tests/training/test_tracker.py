@@ -20,8 +20,8 @@ from llama_lab.config.schema import RunConfig
 from llama_lab.training import tracker as tracking
 from llama_lab.training.metrics import VOLATILE, read_rows
 from llama_lab.training.run_folder import RunFolder
+from llama_lab.training.sent import GrowingRows, read_sent, rows_in
 from llama_lab.training.tracker import start_tracker
-from llama_lab.training.wandb_run import RowFile, read_sent, rows_in
 
 from .conftest import tiny_overrides
 from .wandb_reader import history, offline_folders, read_records, sampled_texts, summary
@@ -318,7 +318,7 @@ mine.finish()
 
 def test_a_growing_file_gives_each_row_once(tmp_path):
     path = tmp_path / "rows.jsonl"
-    rows = RowFile(path, [0, 0])
+    rows = GrowingRows(path, [0, 0])
     assert rows.new() == []
     path.write_text('{"update": 1}\n{"update": 2, "a": 1}\n{"update": 2, "b": 1}\n{"upd')
     assert [list(row) for row in rows.new()] == [["update"], ["update", "a"], ["update", "b"]]
@@ -334,7 +334,7 @@ def test_a_growing_file_gives_each_row_once(tmp_path):
     with path.open("a") as file:
         file.write('{"update": 2, "b": 1}\n{"update": 3}\n{"update": 4}\n')
     assert rows.new() == [{"update": 4}]
-    assert RowFile(path, [3, 1]).new() == [{"update": 4}]
+    assert GrowingRows(path, [3, 1]).new() == [{"update": 4}]
 
 
 def test_rows_in_wandb_s_file_are_counted_as_its_own_tool_counts_them(tracked, tmp_path):

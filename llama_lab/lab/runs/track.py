@@ -19,8 +19,9 @@ from llama_lab.config.schema import TrackerMode, WandbConfig
 from llama_lab.lab.sweep.frozen import is_sweep, load_sweep
 from llama_lab.training.metrics import read_rows
 from llama_lab.training.run_folder import RunFolder, find_run, hold_run, relative
+from llama_lab.training.sent import GrowingRows, Sent, read_sent, sending
 from llama_lab.training.tracker import SenderProcess, make_request, new_id
-from llama_lab.training.wandb_run import RowFile, Sent, decide_mode, read_sent, sending
+from llama_lab.training.wandb_run import decide_mode
 
 # Uploading a run takes as long as it takes; this only ends what hangs.
 PATIENCE_SECONDS = 3600.0
@@ -130,7 +131,7 @@ def _sent_before(folder: RunFolder, node: WandbConfig) -> Sent | None:
 def _rest(folder: RunFolder, sent: Sent) -> bool:
     """Whether the run has rows that its W&B run has not."""
     files = (("metrics.jsonl", sent.metrics), ("samples.jsonl", sent.samples))
-    return any(RowFile(folder.path / name, last).new() for name, last in files)
+    return any(GrowingRows(folder.path / name, last).new() for name, last in files)
 
 
 def _unused_id(folder: RunFolder) -> str:
