@@ -4,6 +4,7 @@ Each imports what it needs when it runs, so that help, completion and a refused 
 """
 
 import difflib
+import importlib
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,15 @@ class Command:
     summary: str
     words: list[str]
     run: Callable[[list[str]], int]
+
+
+def _in(module: str, function: str) -> Callable[[list[str]], int]:
+    """The function of a module of this package, which is imported when it is called."""
+
+    def run(words: list[str]) -> int:
+        return getattr(importlib.import_module(f"llama_lab.{module}"), function)(words)
+
+    return run
 
 
 def _train(words: list[str]) -> int:
@@ -73,30 +83,6 @@ def _fork(words: list[str]) -> int:
     return PREEMPTED if result.status == "preempted" else DONE
 
 
-def _sweep(words: list[str]) -> int:
-    from llama_lab.lab.sweep.command import run_sweep_command
-
-    return run_sweep_command(words)
-
-
-def _track(words: list[str]) -> int:
-    from llama_lab.lab.runs.track import run_track_command
-
-    return run_track_command(words)
-
-
-def _verify(words: list[str]) -> int:
-    from llama_lab.lab.repeat.verify import run_verify_command
-
-    return run_verify_command(words)
-
-
-def _serve(words: list[str]) -> int:
-    from llama_lab.lab.serve.command import run_serve_command
-
-    return run_serve_command(words)
-
-
 def _import(words: list[str]) -> int:
     arguments = parse(words, "import")
     if arguments.help:
@@ -119,66 +105,6 @@ def _import(words: list[str]) -> int:
         config_dir=arguments.config_dir,
         command=["llama-lab", "import", *words],
     )
-
-
-def _export(words: list[str]) -> int:
-    from llama_lab.lab.transfer.export import run_export_command
-
-    return run_export_command(words)
-
-
-def _generate(words: list[str]) -> int:
-    from llama_lab.lab.ask.generate import run_generate_command
-
-    return run_generate_command(words)
-
-
-def _evaluate(words: list[str]) -> int:
-    from llama_lab.lab.ask.evaluate import run_evaluate_command
-
-    return run_evaluate_command(words)
-
-
-def _compare(words: list[str]) -> int:
-    from llama_lab.lab.compare.command import run_compare_command
-
-    return run_compare_command(words)
-
-
-def _report(words: list[str]) -> int:
-    from llama_lab.lab.report.command import run_report_command
-
-    return run_report_command(words)
-
-
-def _runs(words: list[str]) -> int:
-    from llama_lab.lab.runs.command import run_runs_command
-
-    return run_runs_command(words)
-
-
-def _watch(words: list[str]) -> int:
-    from llama_lab.lab.runs.watch import run_watch_command
-
-    return run_watch_command(words)
-
-
-def _diff(words: list[str]) -> int:
-    from llama_lab.lab.compare.diff_command import run_diff_command
-
-    return run_diff_command(words)
-
-
-def _noise(words: list[str]) -> int:
-    from llama_lab.lab.compare.noise_command import run_noise_command
-
-    return run_noise_command(words)
-
-
-def _bench(words: list[str]) -> int:
-    from llama_lab.lab.bench.command import run_bench_command
-
-    return run_bench_command(words)
 
 
 def _plan(words: list[str]) -> int:
@@ -219,12 +145,6 @@ def _data(words: list[str]) -> int:
     close = difflib.get_close_matches(name, ["inspect", "replay"], n=1)
     hint = f"did you mean {close[0]}?" if close else f"try: {shlex.join(['llama-lab', 'data', 'inspect', name, *rest])}"
     raise UsageError(f"llama-lab data takes inspect or replay, not {name}; {hint}")
-
-
-def _cache(words: list[str]) -> int:
-    from llama_lab.data.cache import run_cache_command
-
-    return run_cache_command(words)
 
 
 def _completion(words: list[str]) -> int:
@@ -273,25 +193,45 @@ EVALUATE_WORDS = [
 COMMANDS = {
     "train": Command("train a model, or with -m several", FLAGS["train"], _train),
     "plan": Command("say what a run would take, without starting it", FLAGS["plan"], _plan),
-    "sweep": Command("list sweeps, or go on with one", ["--show", "--help"], _sweep),
+    "sweep": Command("list sweeps, or go on with one", ["--show", "--help"], _in("lab.sweep.command", "run_sweep_command")),
     "fork": Command("go on from a checkpoint of a run with other values", FLAGS["fork"], _fork),
-    "generate": Command("continue texts with a trained run", GENERATE_WORDS, _generate),
-    "evaluate": Command("measure a trained run on texts and tasks", EVALUATE_WORDS, _evaluate),
-    "runs": Command("list runs, filtered and sorted by anything they say", RUNS_WORDS, _runs),
-    "watch": Command("follow runs while they train", ["--once", "--every", "--help"], _watch),
-    "compare": Command("which config is better, and how sure that is", COMPARE_WORDS, _compare),
-    "report": Command("one page with verdicts, curves, samples and costs of runs", REPORT_WORDS, _report),
-    "bench": Command("measure how fast configs train here", ["--updates", "--out", "--multirun", "--help"], _bench),
-    "noise": Command("measure how far runs scatter by chance", NOISE_WORDS, _noise),
-    "diff": Command("what differs between two runs", ["--all", "--help"], _diff),
-    "verify": Command("check a run's files, and make updates of it again", VERIFY_WORDS, _verify),
-    "serve": Command("try checkpoints on a local page, or through OpenAI's interface", SERVE_WORDS, _serve),
+    "generate": Command("continue texts with a trained run", GENERATE_WORDS, _in("lab.ask.generate", "run_generate_command")),
+    "evaluate": Command(
+        "measure a trained run on texts and tasks", EVALUATE_WORDS, _in("lab.ask.evaluate", "run_evaluate_command")
+    ),
+    "runs": Command("list runs, filtered and sorted by anything they say", RUNS_WORDS, _in("lab.runs.command", "run_runs_command")),
+    "watch": Command("follow runs while they train", ["--once", "--every", "--help"], _in("lab.runs.watch", "run_watch_command")),
+    "compare": Command(
+        "which config is better, and how sure that is", COMPARE_WORDS, _in("lab.compare.command", "run_compare_command")
+    ),
+    "report": Command(
+        "one page with verdicts, curves, samples and costs of runs", REPORT_WORDS, _in("lab.report.command", "run_report_command")
+    ),
+    "bench": Command(
+        "measure how fast configs train here",
+        ["--updates", "--out", "--multirun", "--help"],
+        _in("lab.bench.command", "run_bench_command"),
+    ),
+    "noise": Command("measure how far runs scatter by chance", NOISE_WORDS, _in("lab.compare.noise_command", "run_noise_command")),
+    "diff": Command("what differs between two runs", ["--all", "--help"], _in("lab.compare.diff_command", "run_diff_command")),
+    "verify": Command(
+        "check a run's files, and make updates of it again", VERIFY_WORDS, _in("lab.repeat.verify", "run_verify_command")
+    ),
+    "serve": Command(
+        "try checkpoints on a local page, or through OpenAI's interface", SERVE_WORDS, _in("lab.serve.command", "run_serve_command")
+    ),
     "import": Command("begin a run with the weights of a Hugging Face folder", FLAGS["import"], _import),
-    "export": Command("write a checkpoint for transformers, vLLM or llama.cpp", EXPORT_WORDS, _export),
+    "export": Command(
+        "write a checkpoint for transformers, vLLM or llama.cpp", EXPORT_WORDS, _in("lab.transfer.export", "run_export_command")
+    ),
     "prepare": Command("turn text into tokens to train on", FLAGS["prepare"], _prepare),
     "data": Command("look into tokens, or at what a run was fed", DATA_WORDS, _data),
-    "track": Command("send runs to Weights & Biases afterwards", ["--mode", "--project", "--entity", "--help"], _track),
-    "cache": Command("list or clean prepared data", ["list", "clean"], _cache),
+    "track": Command(
+        "send runs to Weights & Biases afterwards",
+        ["--mode", "--project", "--entity", "--help"],
+        _in("lab.runs.track", "run_track_command"),
+    ),
+    "cache": Command("list or clean prepared data", ["list", "clean"], _in("data.cache", "run_cache_command")),
     "completion": Command("print a completion script for bash, zsh or fish", ["bash", "zsh", "fish"], _completion),
 }
 

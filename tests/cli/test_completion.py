@@ -1,6 +1,8 @@
 """TAB, answered to a real bash."""
 
+import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -43,6 +45,14 @@ def answers(line: str) -> list[str]:
 )
 def test_answers(line: str, expected: list[str]):
     assert answers(line) == expected
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_flags_offered_are_those_that_help_explains(name: str, capsys: pytest.CaptureFixture[str]):
+    with contextlib.suppress(SystemExit):
+        COMMANDS[name].run(["--help"])
+    explained = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", capsys.readouterr().out))
+    assert explained | {"--help"} == {word for word in COMMAND_WORDS[name] if word.startswith("--")} | {"--help"}
 
 
 def test_options_and_presets_come_from_the_folders(tmp_path: Path):
