@@ -5,25 +5,17 @@ stopped and goes on is the run that was never stopped: the position in the data,
 samples are computed from the number, and only weights, optimizer states and the open interval of the log are saved.
 """
 
-import math
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor
 
-from llama_lab.config.devices import bf16_peak_flops
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.schema import Compile, Precision, RunConfig
+from llama_lab.config.schema import Compile, RunConfig
 from llama_lab.data.prepare import PreparedData
-from llama_lab.data.stream import MixedStream, training_stream
-from llama_lab.model.count import flops_per_token
+from llama_lab.data.stream import training_stream
 from llama_lab.model.llama import Llama
 from llama_lab.training.checkpoint import (
-    Checkpoint,
     DamagedCheckpoint,
     list_checkpoints,
     list_incomplete,
-    load_checkpoint,
     remove_drafts,
     set_aside,
 )
@@ -35,60 +27,20 @@ from llama_lab.training.errors import Diverged, SaveFailed
 from llama_lab.training.feed import Feed
 from llama_lab.training.guard import Guard
 from llama_lab.training.metrics import Metrics, cut_back
-from llama_lab.training.observing import Observers, axes, observe
+from llama_lab.training.observing import Observers, observe
 from llama_lab.training.optim import Optimizers, build_optimizer
 from llama_lab.training.profiler import Profiler
+from llama_lab.training.recording import record, source_counts
 from llama_lab.training.retention import checkpoint_bytes, checkpoint_due
 from llama_lab.training.run_folder import RunFolder
 from llama_lab.training.saver import Saver
+from llama_lab.training.state import State
 from llama_lab.training.stop import Stop
 from llama_lab.training.stopwatch import Stopwatch
 from llama_lab.training.tracker import Tracker
-from llama_lab.training.update import Gradients, Updater
+from llama_lab.training.update import Updater
 from llama_lab.training.watchdog import Watchdog
 from llama_lab.training.worker import Worker
-
-
-@dataclass(slots=True)
-class State:
-    """Where a run stands, beside its weights.
-
-    Attributes:
-        update: updates done.
-        seconds: time spent on them, over all starts.
-        loss_sum, predicted: summed nats and predicted tokens since the last logged update; of all processes in a checkpoint, of
-            this one in between.
-        skipped: updates that were left out before this start.
-    """
-
-    update: int
-    seconds: float
-    loss_sum: Tensor
-    predicted: Tensor
-    skipped: int
-
-    @classmethod
-    def at_start(cls, worker: Worker) -> "State":
-        """Before the first update."""
-        # Sums of float32 losses are exact in float64, so the order in which ranks and starts add them up leaves no trace.
-        zero = torch.zeros((), device=worker.device, dtype=torch.float32 if worker.device.type == "mps" else torch.float64)
-        return cls(0, 0.0, zero, zero.clone(), 0)
-
-    def restore(self, checkpoint: Checkpoint, model: Llama, optimizer: Optimizers, worker: Worker) -> None:
-        """Go to a checkpoint, with the model and the optimizer. Raises like `load_checkpoint`, before anything has changed."""
-        weights, saved = load_checkpoint(checkpoint)
-        model.load_state_dict(weights)
-        optimizer.load_state_dict(saved["optimizer"])
-        self.update, self.seconds, self.skipped = checkpoint.update, saved["seconds"], saved.get("skipped", 0)
-        if worker.is_main:
-            self.loss_sum += saved["loss_sum"].to(worker.device)
-            self.predicted += saved["predicted"].to(worker.device)
-
-    def count(self, update: int, gradients: Gradients) -> None:
-        """Add an update. One that is left out adds nothing to the loss."""
-        self.update = update
-        self.loss_sum += torch.where(gradients.is_bad, 0.0, gradients.own.loss_sum)
-        self.predicted += torch.where(gradients.is_bad, 0.0, gradients.own.predicted)
 
 
 def train_run(
@@ -172,7 +124,7 @@ def train_run(
                 metrics.fed(update, fed)
             if update == 1 or due(update, run.log.every_updates) or update == run.updates:
                 more = source_counts(run, data, stream, update) | stopwatch.shares()
-                log(run, data, state, worker, metrics, guard, clock, factor, gradients.norm, feed.waited, more)
+                record(run, data, state, worker, metrics, guard, clock, factor, gradients.norm, feed.waited, more)
             stopwatch.mark("rest")
             if saves:
                 keep()
@@ -229,62 +181,6 @@ def resume(run: RunConfig, folder: RunFolder, model: Llama, optimizer: Optimizer
         set_aside(folder.checkpoints, after=state.update)
         cut_back(folder.path, state.update)
     return state
-
-
-def log(
-    run: RunConfig,
-    data: PreparedData,
-    state: State,
-    worker: Worker,
-    metrics: Metrics | None,
-    guard: Guard,
-    clock: Clock,
-    factor: float,
-    grad_norm: Tensor,
-    waited: float,
-    more: dict[str, float],
-) -> None:
-    """Record the mean loss since the last row. All ranks take part; the device is waited for here and nowhere else."""
-    guard.look()
-    loss_sum, predicted = worker.total(torch.stack((state.loss_sum, state.predicted))).tolist()
-    loss = loss_sum / predicted if predicted else math.nan  # every update since the row before was left out
-    state.loss_sum.zero_()
-    state.predicted.zero_()
-    if metrics is not None:
-        tokens_per_second, data_wait = clock.lap(waited)
-        metrics.train(
-            axes(run, state.update, clock),
-            loss=loss,
-            lr=factor * run.optim.max_lr,
-            grad_norm=float(grad_norm),
-            tokens_per_second=tokens_per_second,
-            data_wait=data_wait,
-            peak_gib=worker.peak_gib(),
-            more=more | utilisation(run, data, tokens_per_second, worker) | guard.marks(state.update, loss),
-        )
-
-
-def utilisation(run: RunConfig, data: PreparedData, tokens_per_second: float, worker: Worker) -> dict[str, float]:
-    """Share of what the devices could compute in bf16 that the model's own operations took, by metric key; nothing where that is
-    not known, or in fp32."""
-    if worker.device.type != "cuda" or run.precision is Precision.fp32:
-        return {}
-    peak = bf16_peak_flops(torch.cuda.get_device_name(worker.device))
-    if peak is None:
-        return {}
-    flops = flops_per_token(run.model, data.tokenizer.vocab_size, run.data.max_seq_len)
-    return {"speed/mfu": tokens_per_second * flops / (peak * worker.place.world_size)}
-
-
-def source_counts(run: RunConfig, data: PreparedData, stream: MixedStream, update: int) -> dict[str, float]:
-    """Tokens and epochs of each source of a mixture up to an update, by metric key; nothing for a single source."""
-    if len(data.sources) == 1:
-        return {}
-    windows = update * run.windows_per_update
-    found: dict[str, float] = {}
-    for source, given, epochs in zip(data.sources, stream.mixture.given(windows), stream.epochs(windows), strict=True):
-        found |= {f"data/{source.name}/tokens": given * run.data.max_seq_len, f"data/{source.name}/epochs": epochs}
-    return found
 
 
 def save(
