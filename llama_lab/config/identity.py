@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from llama_lab.config.disk import replace_text
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import BEFORE, SHAPES, Origin, Precision, RunConfig, shown
 
@@ -122,9 +123,7 @@ def to_yaml(run: RunConfig) -> str:
 
 def save_config(run: RunConfig, path: Path) -> None:
     """Write `to_yaml` in one step."""
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(to_yaml(run), encoding="utf-8")
-    draft.replace(path)
+    replace_text(path, to_yaml(run))
 
 
 def load_config(path: Path) -> RunConfig:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from llama_lab.config.devices import bf16_peak_flops
+from llama_lab.config.disk import remedy, why
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import Compile, Precision, RunConfig
 from llama_lab.data.prepare import PreparedData
@@ -226,8 +227,9 @@ def resume(run: RunConfig, folder: RunFolder, model: Llama, optimizer: Optimizer
             f"rank {worker.place.rank} finds update {state.update}, others another: is the run folder on a shared disk?"
         )
     if worker.is_main:
-        set_aside(folder.checkpoints, after=state.update)
-        cut_back(folder.path, state.update)
+        with folder.writing():
+            set_aside(folder.checkpoints, after=state.update)
+            cut_back(folder.path, state.update)
     return state
 
 
@@ -322,6 +324,7 @@ def end_saving(saver: Saver, worker: Worker, metrics: Metrics | None) -> None:
     saved."""
     failure = saver.close()
     if failure is None and metrics is not None and (error := metrics.flush()) is not None:
-        failure = f"rows of the run could not be written ({error}); once there is room, the same command makes them again"
+        failure = f"rows of the run could not be written ({why(error)}); {remedy(error)} and type the same command again, which "
+        failure += "makes them again"
     if (failure := worker.heard(failure)) is not None:
         raise SaveFailed(failure)

@@ -151,10 +151,11 @@ def begin(asked: Fork, command: list[str] | None) -> None:
         _same_data(asked, fingerprints)
         draft = asked.folder.with_name(f".draft-{asked.folder.name}")
         shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
         try:
-            said = _fill(asked, draft, _origin(asked, data, command))
-            os.replace(draft, asked.folder)
+            with RunFolder(asked.folder).writing():
+                draft.mkdir(parents=True)
+                said = _fill(asked, draft, _origin(asked, data, command))
+                os.replace(draft, asked.folder)
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             raise

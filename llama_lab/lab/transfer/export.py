@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
+from llama_lab.config.disk import writing
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.flags import Parser
 from llama_lab.config.identity import load_config
@@ -74,15 +75,14 @@ def export(run_folder: Path, out: Path, *, target: str, update: str | None = Non
         check_gguf()
     draft = out.with_name(f".{out.name}.draft")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
-        _write(folder, run, draft, out.name, target=target, update=update, dtype=dtype)
-        if out.is_dir():
-            out.rmdir()
-        os.replace(draft, out)
-    except OSError as error:
-        raise ConfigError([(f"--out {out}", f"cannot be written: {error.strerror or error}")], scope=SCOPE) from None
+        with writing(f"--out {out}", "name another folder", scope=SCOPE, goes_on=False):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir()
+            _write(folder, run, draft, out.name, target=target, update=update, dtype=dtype)
+            if out.is_dir():
+                out.rmdir()
+            os.replace(draft, out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return sorted(out.iterdir())
