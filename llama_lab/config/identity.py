@@ -84,9 +84,14 @@ def run_id(run: RunConfig, extra_slug: str | None = None) -> str:
     return "-".join(part for part in [slug, _clean(extra_slug or ""), run_hash(run)] if part)
 
 
+def outputs_folder() -> Path:
+    """Where runs are: $LLAMA_LAB_OUTPUTS, or `outputs` in the working directory."""
+    return Path(os.environ.get("LLAMA_LAB_OUTPUTS") or "outputs").expanduser().absolute()
+
+
 def run_folder(run: RunConfig, extra_slug: str | None = None) -> Path:
     """The folder of a resolved run, absolute, below $LLAMA_LAB_OUTPUTS or else `outputs` in the working directory."""
-    outputs = Path(os.environ.get("LLAMA_LAB_OUTPUTS") or "outputs")
+    outputs = outputs_folder()
     return outputs.expanduser().absolute() / run.name / run_id(run, extra_slug)
 
 

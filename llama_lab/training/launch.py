@@ -24,8 +24,10 @@ from llama_lab.config.resolve import resolve
 from llama_lab.config.schema import RunConfig, Window
 from llama_lab.data.prepare import PreparedData, prepare
 from llama_lab.training.board import Board, failure_of
+from llama_lab.training.choice import told, way_out
 from llama_lab.training.errors import RankFailed, SaveFailed
 from llama_lab.training.forecast import Forecast, foresee, keep_to_budget
+from llama_lab.training.manifest import is_whole, list_checkpoints, newest_damage
 from llama_lab.training.memory import explained, settle_micro_batch
 from llama_lab.training.ranks import end_rank, run_ranks
 from llama_lab.training.retention import check_disk, need
@@ -323,8 +325,12 @@ def _already(folder: RunFolder, say: Callable[[str], None]) -> TrainResult:
         f"{key} {value:.4f}" for key in ("val/loss", "val/bits_per_byte") if (value := result.summary.get(key)) is not None
     )
     say(f"Already finished: {relative(folder.path)} ({result.updates} updates{', ' + values if values else ''})")
+    whole = None
+    if (error := newest_damage(folder.checkpoints)) is not None:
+        say(f"  damaged: {told(error)}; {way_out(folder)}")
+        whole = [checkpoint.update for checkpoint in list_checkpoints(folder.checkpoints) if is_whole(checkpoint)]
     run = load_config(folder.path / "config.yaml")
-    if (longer := extending_command(run, folder.path, 2 * run.training_tokens)) is not None:
+    if (longer := extending_command(run, folder.path, 2 * run.training_tokens, updates=whole)) is not None:
         say(f"  to train it further: {longer}")
     say("  fresh=true trains it anew; another seed, training_tokens or any other scientific value is a run of its own")
     return result

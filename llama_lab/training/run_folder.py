@@ -3,6 +3,7 @@
 Torch-free, so that a run that is finished, running or changed is answered before anything heavy is imported.
 """
 
+import difflib
 import hashlib
 import importlib.metadata
 import json
@@ -13,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from filelock import FileLock, Timeout
 from llama_lab.config import devices
 from llama_lab.config.disk import replace_text, why, writing
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.identity import load_config, save_config, science
+from llama_lab.config.identity import load_config, outputs_folder, save_config, science
 from llama_lab.config.schema import Device, RunConfig, WsdConfig
 from llama_lab.training.scrub import scrub_command, scrub_patch
 
@@ -32,6 +33,8 @@ ELSEWHERE = "set LLAMA_LAB_OUTPUTS to a folder with room that you may write to"
 VERSIONED = ("torch", "numpy", "tokenizers", "llama_lab")
 # Runs of a study that are looked at, the newest first, for one that a new run only extends: reading a config takes milliseconds.
 SIBLINGS = 20
+# Runs that are named where a folder of several stands in place of one.
+SHOWN = 8
 
 
 class RunFolder:
@@ -119,10 +122,36 @@ def find_run(path: Path) -> RunFolder:
     Raises:
         ConfigError: there is none.
     """
+    path = path.expanduser()
     if not (path / "config.yaml").is_file():
-        what = "holds no run" if path.is_dir() else "is no folder"
-        raise ConfigError([(str(path), f"{what}; name a run's folder, outputs/<name>/<run id>")], scope="this request")
+        raise ConfigError([(str(path), no_run(path))], scope="this request")
     return RunFolder(path.absolute())
+
+
+def no_run(path: Path) -> str:
+    """Why what a user named is no run, and what to name instead."""
+    instead = "name a run's folder, outputs/<name>/<run id>"
+    if not path.exists():
+        places = ((path.parent, "*"), (path.parent.parent, "*/*"), (outputs_folder(), "*/*"))
+        runs = {run.name: run for place, depth in places for run in _runs(place, depth)}
+        close = difflib.get_close_matches(path.name, runs, n=1) or [name for name in runs if name.startswith(path.name)]
+        return "does not exist; " + (f"did you mean {relative(runs[close[0]].absolute())}?" if close else instead)
+    if not path.is_dir():
+        return f"is a file; {instead}"
+    if runs := _runs(path, "*") or _runs(path, "*/*"):
+        more = f", … ({len(runs)} in all)" if len(runs) > SHOWN else ""
+        return f"holds no run itself; runs in it: {', '.join(relative(run.absolute()) for run in runs[:SHOWN])}{more}"
+    try:
+        foreign = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        kind = " ".join(foreign.get("architectures") or [foreign["model_type"]])
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+        return f"holds no run; {instead}"
+    return f"holds no run but a Hugging Face model, {kind}; llama-lab import makes a run of one that is a LlamaForCausalLM"
+
+
+def _runs(folder: Path, depth: str) -> list[Path]:
+    """Runs in a folder, at a depth."""
+    return sorted(config.parent for config in folder.glob(f"{depth}/config.yaml") if (config.parent / "meta.json").is_file())
 
 
 def describe_origin(
@@ -200,13 +229,20 @@ def relative(path: Path) -> str:
         return str(path)
 
 
-def extending_command(run: RunConfig, path: Path, training_tokens: int) -> str | None:
+def extending_command(run: RunConfig, path: Path, training_tokens: int, *, updates: Sequence[int] | None = None) -> str | None:
     """What to type to go on from a finished run to a larger budget; None if it has no checkpoint.
 
-    It starts from the newest checkpoint before the learning rate began to fall, else from the newest.
+    It starts from the newest checkpoint before the learning rate began to fall, else from the newest; never from what the run
+    itself began with, an import or its parent's state.
+
+    Args:
+        updates: those whose checkpoints are whole; None: every one there is.
     """
-    names = [found.parent.name.removeprefix("tokens-") for found in path.glob("checkpoints/tokens-*/manifest.json")]
-    updates = sorted(int(name) // run.data.tokens_per_update for name in names)
+    if updates is None:
+        names = [found.parent.name.removeprefix("tokens-") for found in path.glob("checkpoints/tokens-*/manifest.json")]
+        updates = [int(name) // run.data.tokens_per_update for name in names]
+    begun = RunFolder(path).meta().get("lineage", {}).get("update", -1)
+    updates = sorted(update for update in updates if update > begun)
     if not updates:
         return None
     stable = run.updates

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 from llama_lab.config.disk import FULL, remedy, why
 from llama_lab.config.schema import RunConfig
-from llama_lab.training.checkpoint import list_checkpoints, retire, save_checkpoint
+from llama_lab.training.checkpoint import save_checkpoint
+from llama_lab.training.manifest import list_checkpoints, retire
 from llama_lab.training.retention import free_bytes, retained, short_bytes
 from llama_lab.training.run_folder import RunFolder
 

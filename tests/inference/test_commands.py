@@ -78,7 +78,7 @@ def test_a_conversation_continues_sets_options_and_survives_mistakes(run_folder,
         (["{run}", "--prompts", "gone.txt"], "--prompts gone.txt cannot be read"),
         (["{run}", "x", "--update", "5"], "there are 4, 8"),
         (["{run}", "x", "--update", "worst"], "or last, or best"),
-        (["nowhere", "x"], "holds no run"),
+        (["nowhere", "x"], "nowhere does not exist; name a run's folder, outputs/<name>/<run id>"),
     ],
 )
 def test_mistakes_in_a_request_for_text_are_named(run_folder, capsys, words, said):
