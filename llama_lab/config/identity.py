@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from llama_lab.config.disk import replace_text
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import BEFORE, SHAPES, Origin, Precision, RunConfig, shown
 
@@ -83,9 +84,14 @@ def run_id(run: RunConfig, extra_slug: str | None = None) -> str:
     return "-".join(part for part in [slug, _clean(extra_slug or ""), run_hash(run)] if part)
 
 
+def outputs_folder() -> Path:
+    """Where runs are: $LLAMA_LAB_OUTPUTS, or `outputs` in the working directory."""
+    return Path(os.environ.get("LLAMA_LAB_OUTPUTS") or "outputs").expanduser().absolute()
+
+
 def run_folder(run: RunConfig, extra_slug: str | None = None) -> Path:
     """The folder of a resolved run, absolute, below $LLAMA_LAB_OUTPUTS or else `outputs` in the working directory."""
-    outputs = Path(os.environ.get("LLAMA_LAB_OUTPUTS") or "outputs")
+    outputs = outputs_folder()
     return outputs.expanduser().absolute() / run.name / run_id(run, extra_slug)
 
 
@@ -122,9 +128,7 @@ def to_yaml(run: RunConfig) -> str:
 
 def save_config(run: RunConfig, path: Path) -> None:
     """Write `to_yaml` in one step."""
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(to_yaml(run), encoding="utf-8")
-    draft.replace(path)
+    replace_text(path, to_yaml(run))
 
 
 def load_config(path: Path) -> RunConfig:

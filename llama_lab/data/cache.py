@@ -5,7 +5,6 @@ made in a draft, the hidden folder `.<name>.partial` beside it. `place` makes th
 """
 
 import argparse
-import errno
 import hashlib
 import json
 import os
@@ -14,13 +13,13 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama_lab.config.errors import ConfigError
+from llama_lab.config.disk import writing
 from llama_lab.config.flags import Parser
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ USED_FILE = "last_used"
 PARTIAL = ".partial"
 """Ends the name of a draft."""
 ELSEWHERE = "set LLAMA_LAB_CACHE to a folder with room that you may write to"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Hashing less than this is faster than remembering it.
 LARGE_BYTES = 16_000_000
 # A file that changed less than this before it was hashed could change again within the same tick of its clock.
@@ -62,22 +60,9 @@ def compiled_root() -> Path:
     return cache_root() / "compiled"
 
 
-@contextmanager
-def writing(subject: str | None = None, otherwise: str = ELSEWHERE) -> Iterator[None]:
-    """Turn a place that cannot be written, or a full disk, into a ConfigError.
-
-    Args:
-        subject: what is written; the cache if not given.
-        otherwise: what else to do about it.
-    """
-    try:
-        yield
-    except BrokenPipeError:  # of what is said, not of what is written
-        raise
-    except OSError as error:
-        again = "make room and type the same command again, which goes on from there, or " if error.errno in FULL else ""
-        rule = f"cannot be written: {error.strerror or error}; {again}{otherwise}"
-        raise ConfigError([(subject or f"The cache {cache_root()}", rule)], scope="the data") from error
+def writing_cache() -> AbstractContextManager[None]:
+    """Turn a cache that cannot be written into a ConfigError."""
+    return writing(f"The cache {cache_root()}", ELSEWHERE, scope="the data")
 
 
 def mark_used(folder: Path) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llama_lab.config.disk import writing
 from llama_lab.config.errors import ConfigError
 from llama_lab.data import cache
 from llama_lab.data.corpus import Say
@@ -100,7 +101,7 @@ def making(place: Place, key: str, say: Say) -> Iterator[Path | None]:
         ConfigError: the disk is full, or the place cannot be written.
         Stopped: Ctrl-C, with the draft kept.
     """
-    with cache.writing(place.subject, place.otherwise):
+    with writing(place.subject, place.otherwise, scope="the data"):
         place.folder.parent.mkdir(parents=True, exist_ok=True)
         lock = cache.lock_file(place.lock)
         _acquire(lock, place, say)
@@ -108,7 +109,7 @@ def making(place: Place, key: str, say: Say) -> Iterator[Path | None]:
         if place.is_made(key):
             yield None
             return
-        with cache.writing(place.subject, place.otherwise):
+        with writing(place.subject, place.otherwise, scope="the data"):
             _begin(place, key)
             try:
                 yield place.draft

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import CorpusConfig, OnError, Problem, TextConfig
-from llama_lab.data.cache import ContentHashes, prepared_root, writing
+from llama_lab.data.cache import ContentHashes, prepared_root, writing_cache
 from llama_lab.data.corpus import Corpus, Document, Say, Side
 from llama_lab.data.near import require_signer
 from llama_lab.data.reading import READABLE, TextFile, form_of, require_packages
@@ -306,7 +306,7 @@ def _standard_input() -> Path:
 
     if sys.stdin is None or sys.stdin.isatty():
         raise refuse("reads the standard input, which is the terminal; pipe text into the command")
-    with writing():
+    with writing_cache():
         prepared_root().mkdir(parents=True, exist_ok=True)
         draft = prepared_root() / f".input.{secrets.token_hex(4)}"
         found, beginning = hashlib.sha256(), b""

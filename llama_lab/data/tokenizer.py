@@ -15,6 +15,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from llama_lab.config.disk import replace_text
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import BPE_SPECIAL_TOKENS, BpeConfig, BytesConfig, FileTokenizerConfig, TokenizerConfig
 
@@ -116,8 +117,8 @@ class Tokenizer:
         return [(np.array(encoding.ids, dtype=np.uint32), last) for encoding, (_, last) in zip(encodings, batch, strict=True)]
 
     def save(self, path: Path) -> None:
-        """Write `tokenizer.json`."""
-        path.write_text(self._content, encoding="utf-8", newline="\n")
+        """Write `tokenizer.json` in one step: without the old one, a run's checkpoints could not be read."""
+        replace_text(path, self._content)
 
 
 class BytesTokenizer(Tokenizer):

@@ -26,6 +26,11 @@ CONFIDENCE = 0.95
 """Share of samples of documents whose interval holds the truth."""
 
 
+MIN_DOCUMENTS = 10
+"""Fewer have no interval. The spread that n documents show is itself uncertain by a share of 1 / sqrt(2 (n - 1)): a quarter for
+ten, 71 % for two, whose interval reaches 13 standard errors to each side and says how few they are and nothing of the model."""
+
+
 class Interval(NamedTuple):
     """Where a figure would lie for other documents of the same kind, with a confidence of 95 %."""
 
@@ -90,16 +95,16 @@ class Measured:
         return float(self.nats.sum() / math.log(2) / size) if size else math.inf
 
     def loss_interval(self) -> Interval | None:
-        """Of the loss; None for a single document."""
+        """Of the loss; None for fewer than `MIN_DOCUMENTS`."""
         return ratio_interval(self.nats, self.tokens)
 
     def bits_interval(self) -> Interval | None:
-        """Of the bits per byte; None for a single document, or where bytes are unknown."""
+        """Of the bits per byte; None for fewer than `MIN_DOCUMENTS`, or where bytes are unknown."""
         return ratio_interval(self.nats / math.log(2), self.text_bytes) if self.text_bytes.sum() else None
 
 
 def ratio_interval(above: np.ndarray, below: np.ndarray) -> Interval | None:
-    """Of sum(above) / sum(below) where both are drawn together, a document at a time; None for fewer than two.
+    """Of sum(above) / sum(below) where both are drawn together, a document at a time; None for fewer than `MIN_DOCUMENTS`.
 
     Documents are what is independent, not tokens: a hard document is hard in many of its tokens. So what counts is how far each
     document is from the ratio of all, and Student's t allows for how few there may be.
@@ -107,13 +112,14 @@ def ratio_interval(above: np.ndarray, below: np.ndarray) -> Interval | None:
     Source: Cochran, Sampling Techniques, 3rd edition, section 6.4, equation 6.13, for a large population.
     """
     count = len(above)
-    if count < 2:
+    if count < MIN_DOCUMENTS:
         return None
     ratio = above.sum() / below.sum()
     deviations = above - ratio * below
     error = math.sqrt(count / (count - 1) * float(deviations @ deviations)) / below.sum()
     reach = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * error
-    return Interval(float(ratio - reach), float(ratio + reach))
+    # What is counted is never below 0, so its truth is not either.
+    return Interval(max(0.0, float(ratio - reach)), float(ratio + reach))
 
 
 def measure(model: Llama, documents: Iterable[Document], *, eos_id: int, max_tokens: int | None = None) -> Measured:

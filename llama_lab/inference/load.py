@@ -1,6 +1,5 @@
 """A trained run as an object: its model, tokenizer and config, ready to be asked."""
 
-import json
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -17,8 +16,13 @@ from llama_lab.inference.completion import Completion, Piece, Prompt, complete
 from llama_lab.inference.generate import BATCH, Decoder
 from llama_lab.inference.options import Options, read_options
 from llama_lab.model.llama import Llama
-from llama_lab.training.checkpoint import Checkpoint, DamagedCheckpoint, list_checkpoints, load_weights
+from llama_lab.training.checkpoint import load_weights
+from llama_lab.training.choice import chosen_checkpoint, damaged
+from llama_lab.training.manifest import WEIGHTS, DamagedCheckpoint
+from llama_lab.training.run_folder import find_run
 
+SCOPE = "this request"
+FLAG = "update="
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -36,9 +40,10 @@ class LoadedRun:
     def __init__(
         self, folder: Path, update: int | None = None, *, device: str = "cpu", precision: Literal["fp32", "bf16"] = "fp32"
     ):
-        chosen = _find_checkpoint(folder, update)
-        self.run: RunConfig = load_config(folder / "config.yaml")
-        self.tokenizer: Tokenizer = load_tokenizer(folder / "tokenizer.json")
+        found = find_run(folder)
+        chosen = chosen_checkpoint(found, None if update is None else str(update), scope=SCOPE, flag=FLAG)
+        self.run: RunConfig = load_config(found.path / "config.yaml")
+        self.tokenizer: Tokenizer = load_tokenizer(found.path / "tokenizer.json")
         self.update, self.tokens = chosen.update, chosen.tokens
         if not self.update and self.tokenizer.bos_id is not None:
             # Nothing was trained here: an imported model reads texts as its own tokenizer begins them.
@@ -47,7 +52,7 @@ class LoadedRun:
         try:
             self.model.load_state_dict(load_weights(chosen))
         except DamagedCheckpoint as error:
-            raise ConfigError([(str(chosen.path), f"cannot be used: {error}")], scope="this request") from None
+            raise damaged(found, error, scope=SCOPE, files=WEIGHTS, flag=FLAG) from None
         self.model.to(_device(device), _dtype(precision)).eval()
         self._decoder: Decoder | None = None
 
@@ -110,7 +115,7 @@ class LoadedRun:
         given: Sequence[Any] = [prompts] if isinstance(prompts, str) else prompts
         asked: Options = read_options(**options)
         if batch < 1:
-            raise ConfigError([(f"batch={batch}", "is below 1; 1 continues one prompt after the other")], scope="this request")
+            raise ConfigError([(f"batch={batch}", "is below 1; 1 continues one prompt after the other")], scope=SCOPE)
         return complete(self.model, self.tokenizer, given, asked, seeds=seeds, decoder=self._decoder_of(min(batch, len(given))))
 
     @torch.no_grad()
@@ -134,7 +139,7 @@ class LoadedRun:
             if not 0 <= id < self.model.vocab_size
         ][:3]
         if found:
-            raise ConfigError(found, scope="this request")
+            raise ConfigError(found, scope=SCOPE)
         return self.model.forward(torch.tensor([list(ids)], device=self.model.embedding.weight.device))[0].float().cpu()
 
     def _decoder_of(self, rows: int) -> Decoder:
@@ -162,43 +167,19 @@ def load_run(
     return LoadedRun(folder, update, device=device, precision=precision)
 
 
-def _find_checkpoint(folder: Path, update: int | None) -> Checkpoint:
-    if not (folder / "config.yaml").is_file():
-        raise ConfigError([(str(folder), _what_is_there(folder))], scope="this request")
-    checkpoints = list_checkpoints(folder / "checkpoints")
-    if not checkpoints:
-        raise ConfigError([(str(folder), "has no checkpoint yet; train it further")], scope="this request")
-    by_update = {checkpoint.update: checkpoint for checkpoint in checkpoints}
-    chosen = by_update.get(checkpoints[-1].update if update is None else update)
-    if chosen is None:
-        there = ", ".join(map(str, by_update))
-        raise ConfigError([(f"update {update}", f"is no checkpoint of {folder}; there are {there}")], scope="this request")
-    return chosen
-
-
-def _what_is_there(folder: Path) -> str:
-    """Why a folder is no run, and what it is instead where that can be told."""
-    try:
-        foreign = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind = " ".join(foreign.get("architectures") or [foreign["model_type"]])
-    except (OSError, ValueError, LookupError, AttributeError, TypeError):
-        return "holds no run; name a folder outputs/<name>/<run id>"
-    return f"holds no run but a Hugging Face model, {kind}; llama-lab import makes a run of one that is a LlamaForCausalLM"
-
-
 def _device(name: str) -> torch.device:
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         name = "cuda" if has_cuda else "mps" if has_mps else "cpu"
     kind = name.partition(":")[0]
     if kind not in ("cpu", "cuda", "mps"):
-        raise ConfigError([(f"device={name}", "is no device; there are cpu, cuda, mps and auto")], scope="this request")
+        raise ConfigError([(f"device={name}", "is no device; there are cpu, cuda, mps and auto")], scope=SCOPE)
     if (kind == "cuda" and not has_cuda) or (kind == "mps" and not has_mps):
-        raise ConfigError([(f"device={name}", "is not there; device=cpu works on every machine")], scope="this request")
+        raise ConfigError([(f"device={name}", "is not there; device=cpu works on every machine")], scope=SCOPE)
     return torch.device(name)
 
 
 def _dtype(precision: str) -> torch.dtype:
     if precision not in DTYPES:
-        raise ConfigError([(f"precision={precision}", "is neither fp32 nor bf16")], scope="this request")
+        raise ConfigError([(f"precision={precision}", "is neither fp32 nor bf16")], scope=SCOPE)
     return DTYPES[precision]

@@ -12,13 +12,10 @@ Everything is written into a draft beside its place, the manifest last, waited f
 one step; so what is there is whole, and what is not whole is no checkpoint. Nothing in it is code: there is no pickle to load.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import pickle
-import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,54 +24,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from llama_lab.config.errors import ConfigError
+from llama_lab.training.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    MODEL,
+    STATE,
+    WEIGHTS,
+    Checkpoint,
+    DamagedCheckpoint,
+    own_sha256,
+    read_manifest,
+    remove,
+    retire,
+    verify_checkpoint,
+)
 from llama_lab.training.tensor_file import write_tensors
 
-FORMAT_VERSION = 2
-"""1 kept the state in a pickle, `state.pt`, and no checksum of the manifest; it is still read."""
-MANIFEST, MODEL, STATE = "manifest.json", "model.safetensors", "state.safetensors"
 TENSOR, ITEMS, TUPLE = "$tensor", "$items", "$tuple"
-
-
-class DamagedCheckpoint(RuntimeError):
-    """A checkpoint whose files are not what its manifest says."""
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A complete checkpoint on disk.
-
-    Attributes:
-        path: its folder.
-        update, tokens: where training stood when it was written.
-    """
-
-    path: Path
-    update: int
-    tokens: int
-
-
-def list_checkpoints(folder: Path) -> list[Checkpoint]:
-    """All complete checkpoints in `folder`, oldest first. A folder that does not exist holds none."""
-    found = []
-    for path in folder.glob("tokens-*"):
-        try:
-            manifest = read_manifest(path)
-        except DamagedCheckpoint:
-            continue
-        found.append(Checkpoint(path, manifest["update"], manifest["tokens"]))
-    return sorted(found, key=lambda checkpoint: checkpoint.update)
-
-
-def list_incomplete(folder: Path) -> list[DamagedCheckpoint]:
-    """What is wrong with each folder that is named like a checkpoint and has no manifest that can be read."""
-    found = []
-    for path in sorted(folder.glob("tokens-*")):
-        try:
-            read_manifest(path)
-        except DamagedCheckpoint as error:
-            found.append(error)
-    return found
 
 
 def save_checkpoint(
@@ -102,7 +68,7 @@ def save_checkpoint(
     """
     target = folder / f"tokens-{tokens:015d}"
     draft = folder / f".draft-{target.name}"
-    _remove(draft)
+    remove(draft)
     draft.mkdir(parents=True)
     try:
         plain, tensors = _split(state)
@@ -111,14 +77,14 @@ def save_checkpoint(
         sizes = {name: {"bytes": (draft / name).stat().st_size, "sha256": sha256} for name, sha256 in files.items()}
         manifest = {"format_version": FORMAT_VERSION, "update": update, "tokens": tokens, **(facts or {})}
         manifest |= {"state": plain, "files": sizes}
-        _write_text(draft / MANIFEST, json.dumps(manifest | {"sha256": _own_sha256(manifest)}, indent=1) + "\n")
+        _write_text(draft / MANIFEST, json.dumps(manifest | {"sha256": own_sha256(manifest)}, indent=1) + "\n")
         _sync(draft)
         retire(target)
         os.replace(draft, target)
         _sync(folder)
     except OSError:
         # On a full disk half a checkpoint is in the way of everything else.
-        _remove(draft)
+        remove(draft)
         raise
     return Checkpoint(target, update, tokens)
 
@@ -139,85 +105,9 @@ def load_checkpoint(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str
 
 
 def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The weights alone, by name, on the CPU. Raises like `load_checkpoint`."""
-    verify_checkpoint(checkpoint)
+    """The weights alone, by name, on the CPU, whatever became of the rest. Raises like `load_checkpoint`."""
+    verify_checkpoint(checkpoint, WEIGHTS)
     return _load_tensors(checkpoint.path / MODEL)
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """What a checkpoint's folder says of itself.
-
-    Raises:
-        DamagedCheckpoint: there is no manifest, or it is not what was written.
-    """
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        version, sha256 = manifest["format_version"], manifest.pop("sha256", None)
-        whole = version == 1 or sha256 == _own_sha256(manifest)
-        known = isinstance(manifest["update"], int) and isinstance(manifest["tokens"], int)
-    except FileNotFoundError:
-        raise DamagedCheckpoint(f"{path} is no complete checkpoint ({MANIFEST} is missing)") from None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        whole = known = False
-        manifest = {}
-    if not (whole and known):
-        raise DamagedCheckpoint(f"{path / MANIFEST} is not what was saved (its checksum differs)")
-    return manifest
-
-
-def verify_checkpoint(checkpoint: Checkpoint) -> None:
-    """Compare every file with the manifest's size and SHA-256.
-
-    Raises:
-        DamagedCheckpoint: naming the first file that differs.
-        ConfigError: the format is newer than this code.
-    """
-    manifest = read_manifest(checkpoint.path)
-    if manifest["format_version"] > FORMAT_VERSION:
-        rule = f"has format {manifest['format_version']}; this version of llama_lab reads up to {FORMAT_VERSION}: install the newer"
-        raise ConfigError([(str(checkpoint.path), rule)], scope="this checkpoint")
-    for name, expected in manifest["files"].items():
-        path = checkpoint.path / name
-        if not path.is_file():
-            raise DamagedCheckpoint(f"{path} is missing")
-        if path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
-            raise DamagedCheckpoint(f"{path} is not what was saved (its checksum differs)")
-
-
-def retire(path: Path) -> None:
-    """Remove a checkpoint. It stops being one in a single step, so that half a removal is never taken for one."""
-    if path.exists():
-        aside = path.with_name(f".removed-{path.name}")
-        _remove(aside)
-        os.replace(path, aside)
-        _remove(aside)
-
-
-def set_aside(folder: Path, after: int) -> list[Path]:
-    """Rename what cannot be gone on from, `tokens-…` to `damaged-tokens-…`, so that it is not counted among those to keep.
-
-    Args:
-        folder: where the run's checkpoints lie. Only the holder of the run's lock may call it.
-        after: the update that the run goes on from; complete checkpoints up to it stay where they are.
-
-    Returns:
-        The new names.
-    """
-    whole = {checkpoint.path for checkpoint in list_checkpoints(folder) if checkpoint.update <= after}
-    moved = []
-    for path in sorted(set(folder.glob("tokens-*")) - whole):
-        aside = path.with_name(f"damaged-{path.name}")
-        _remove(aside)
-        os.replace(path, aside)
-        moved.append(aside)
-    return moved
-
-
-def remove_drafts(folder: Path) -> None:
-    """Remove what a killed save or removal left behind. Only the holder of the run's lock may call it."""
-    for pattern in (".draft-*", ".removed-*"):
-        for left in folder.glob(pattern):
-            _remove(left)
 
 
 def _split(state: dict[str, Any]) -> tuple[Any, dict[str, Tensor]]:
@@ -263,7 +153,7 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise DamagedCheckpoint(f"{path} is no safetensors file ({error})") from None
+        raise DamagedCheckpoint(path, f"is no safetensors file ({error})") from None
 
 
 def _load_pickle(path: Path) -> dict[str, Any]:
@@ -271,7 +161,7 @@ def _load_pickle(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
-        raise DamagedCheckpoint(f"{path} is no plain state ({str(error).splitlines()[0]})") from None
+        raise DamagedCheckpoint(path, f"is no plain state ({str(error).splitlines()[0]})") from None
 
 
 def _write_text(path: Path, text: str) -> str:
@@ -282,23 +172,6 @@ def _write_text(path: Path, text: str) -> str:
         file.flush()
         os.fsync(file.fileno())
     return hashlib.sha256(content).hexdigest()
-
-
-def _own_sha256(manifest: dict[str, Any]) -> str:
-    """Of a manifest's content, however it is laid out."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder that is no checkpoint any more, or that may be half of one: its manifest goes first."""
-    with contextlib.suppress(OSError):
-        (folder / MANIFEST).unlink()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

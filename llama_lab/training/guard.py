@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llama_lab.config.disk import why
 from llama_lab.config.schema import RunConfig
 from llama_lab.training.errors import Diverged
 from llama_lab.training.metrics import read_rows
@@ -131,7 +132,7 @@ class Guard:
                 with (self._folder / FILE).open("a", encoding="utf-8") as file:
                     file.write(json.dumps(found.row(self._run) | {"ends_the_run": ends}) + "\n")
             except OSError as error:
-                self._say(f"{FILE} could not be written ({error})", "yellow")
+                self._say(f"{FILE} could not be written ({why(error)})", "yellow")
         text = found.told(self._run, self._folder)
         if ends:
             raise Diverged(f"{text}\n  {self._advice()}")

@@ -17,14 +17,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llama_lab.config.disk import remedy, why
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import load_config, run_folder
 from llama_lab.config.resolve import resolve
 from llama_lab.config.schema import RunConfig, Window
 from llama_lab.data.prepare import PreparedData, prepare
 from llama_lab.training.board import Board, failure_of
-from llama_lab.training.errors import RankFailed
+from llama_lab.training.choice import told, way_out
+from llama_lab.training.errors import RankFailed, SaveFailed
 from llama_lab.training.forecast import Forecast, foresee, keep_to_budget
+from llama_lab.training.manifest import is_whole, list_checkpoints, newest_damage
 from llama_lab.training.memory import explained, settle_micro_batch
 from llama_lab.training.ranks import end_rank, run_ranks
 from llama_lab.training.retention import check_disk, need
@@ -96,8 +99,7 @@ def _lead(
             folder = held.enter_context(open_run(run, path, origin=_origin(run, data, command)))
             if folder.finished:
                 return _already(folder, _say)
-            _note_forecast(folder, forecast)
-            data.tokenizer.save(folder.path / "tokenizer.json")
+            _begin(folder, data, forecast)
         with _recording(folder):
             status = (_alone if run.hardware.processes == 1 else _spawn)(run, folder, data, load_observers, stop)
         return _result(folder, status)
@@ -121,12 +123,15 @@ def _work(run: RunConfig, folder: RunFolder, data: PreparedData, worker: Any, lo
 
     log = folder.path / "train.log"
     watchdog = _watchdog(run, folder, worker)
-    with Console(log if worker.is_main else None, total=run.updates, enabled=worker.is_main) as console:
+    with folder.writing():
+        console = Console(log if worker.is_main else None, total=run.updates, enabled=worker.is_main)
+    with console:
         tracker, exit_code = Tracker(), 1
         try:
             if worker.is_main:
                 say_hello(run, folder, data, console)
-                tracker = start_tracker(run, folder, console.say)
+                with folder.writing():
+                    tracker = start_tracker(run, folder, console.say)
             with watchdog:
                 status = train_run(run, folder, data, worker, load_observers(), stop, console, tracker, watchdog)
             exit_code = 0 if status == "finished" else 75
@@ -139,7 +144,7 @@ def _work(run: RunConfig, folder: RunFolder, data: PreparedData, worker: Any, lo
         finally:
             tracker.finish(exit_code)
         if worker.is_main:
-            folder.write_summary(status=status)
+            _end(folder, status)
             try:
                 draw_plots(folder.path, vocab_size=data.tokenizer.vocab_size)
                 say_results(run, folder, data, status, tracker, console)
@@ -148,6 +153,15 @@ def _work(run: RunConfig, folder: RunFolder, data: PreparedData, worker: Any, lo
                 console.note(traceback.format_exc())
                 console.say("The pictures or closing words could not be made; train.log says why")
     return status
+
+
+def _end(folder: RunFolder, status: str) -> None:
+    """Note how a run ended."""
+    try:
+        folder.write_summary(status=status)
+    except OSError as error:
+        again = f"{remedy(error)} and type the same command again, which goes on from what is saved"
+        raise SaveFailed(f"summary.json could not be written at the end ({why(error)}); {again}") from None
 
 
 def _watchdog(run: RunConfig, folder: RunFolder, worker: Any) -> Watchdog:
@@ -276,8 +290,7 @@ def _decide(
             held.enter_context(open_run(run, folder.path, origin=_origin(run, data, command)))
             decision = ["finished" if folder.finished else run.micro_batch]
             if not folder.finished and forecast is not None:
-                _note_forecast(folder, forecast)
-                data.tokenizer.save(folder.path / "tokenizer.json")
+                _begin(folder, data, forecast)
                 Board.beside(folder.path).clear()
         except Exception as error:
             refusal = error
@@ -292,12 +305,14 @@ def _decide(
 @contextlib.contextmanager
 def _recording(folder: RunFolder) -> Iterator[None]:
     """Write into summary.json that the run is running, that it failed if it does, and the seconds that its starts took in all."""
-    folder.write_summary(status="running", error=None)
+    with folder.writing():
+        folder.write_summary(status="running", error=None)
     before, start = folder.summary().get("wall_seconds", 0.0), time.monotonic()
     try:
         yield
     except BaseException as error:
-        folder.write_summary(status="failed", error=f"{type(error).__name__}: {error}"[:2000])
+        with contextlib.suppress(OSError):
+            folder.write_summary(status="failed", error=f"{type(error).__name__}: {error}"[:2000])
         raise
     finally:
         with contextlib.suppress(OSError):
@@ -310,8 +325,12 @@ def _already(folder: RunFolder, say: Callable[[str], None]) -> TrainResult:
         f"{key} {value:.4f}" for key in ("val/loss", "val/bits_per_byte") if (value := result.summary.get(key)) is not None
     )
     say(f"Already finished: {relative(folder.path)} ({result.updates} updates{', ' + values if values else ''})")
+    whole = None
+    if (error := newest_damage(folder.checkpoints)) is not None:
+        say(f"  damaged: {told(error)}; {way_out(folder)}")
+        whole = [checkpoint.update for checkpoint in list_checkpoints(folder.checkpoints) if is_whole(checkpoint)]
     run = load_config(folder.path / "config.yaml")
-    if (longer := extending_command(run, folder.path, 2 * run.training_tokens)) is not None:
+    if (longer := extending_command(run, folder.path, 2 * run.training_tokens, updates=whole)) is not None:
         say(f"  to train it further: {longer}")
     say("  fresh=true trains it anew; another seed, training_tokens or any other scientific value is a run of its own")
     return result
@@ -335,10 +354,12 @@ def _foreseen(run: RunConfig, data: PreparedData, command: list[str] | None) -> 
     return forecast
 
 
-def _note_forecast(folder: RunFolder, forecast: Forecast) -> None:
-    """Keep what was foreseen before the first update, so that it can be held against what became true."""
-    if "predicted" not in folder.meta():
-        folder.write_meta(predicted=forecast.saved())
+def _begin(folder: RunFolder, data: PreparedData, forecast: Forecast) -> None:
+    """Write a run's tokenizer, and what was foreseen before its first update, to be held against what becomes true."""
+    with folder.writing():
+        if "predicted" not in folder.meta():
+            folder.write_meta(predicted=forecast.saved())
+        data.tokenizer.save(folder.path / "tokenizer.json")
 
 
 def _say(text: str) -> None:

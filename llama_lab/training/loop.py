@@ -7,18 +7,12 @@ samples are computed from the number, and only weights, optimizer states and the
 
 import torch
 
-from llama_lab.config.errors import ConfigError
+from llama_lab.config.disk import remedy, why
 from llama_lab.config.schema import Compile, RunConfig
 from llama_lab.data.prepare import PreparedData
 from llama_lab.data.stream import training_stream
 from llama_lab.model.llama import Llama
-from llama_lab.training.checkpoint import (
-    DamagedCheckpoint,
-    list_checkpoints,
-    list_incomplete,
-    remove_drafts,
-    set_aside,
-)
+from llama_lab.training.choice import damaged, told
 from llama_lab.training.clock import Clock
 from llama_lab.training.compiling import Compiling, import_compiler
 from llama_lab.training.console import Console
@@ -26,6 +20,7 @@ from llama_lab.training.due import due
 from llama_lab.training.errors import Diverged, SaveFailed
 from llama_lab.training.feed import Feed
 from llama_lab.training.guard import Guard
+from llama_lab.training.manifest import DamagedCheckpoint, list_checkpoints, list_incomplete, remove_drafts, set_aside
 from llama_lab.training.metrics import Metrics, cut_back
 from llama_lab.training.observing import Observers, observe
 from llama_lab.training.optim import Optimizers, build_optimizer
@@ -158,28 +153,31 @@ def resume(run: RunConfig, folder: RunFolder, model: Llama, optimizer: Optimizer
     """Put weights and optimizer back to the newest whole checkpoint, and the rows of the run with them."""
     if worker.is_main:
         remove_drafts(folder.checkpoints)
-    state = State.at_start(worker)
-    for damage in list_incomplete(folder.checkpoints):
-        console.say(f"{damage}; it is put aside", style="yellow")
+    state, begun = State.at_start(worker), None
+    broken = list_incomplete(folder.checkpoints)
     for checkpoint in reversed(list_checkpoints(folder.checkpoints)):
         try:
             state.restore(checkpoint, model, optimizer, worker)
         except DamagedCheckpoint as error:
-            console.say(f"{error}; going back to the checkpoint before it", style="yellow")
+            broken.append(error)
             continue
-        console.say(f"Continuing after update {checkpoint.update} of {run.updates} ({checkpoint.path.name})")
+        begun = checkpoint
         break
-    else:
-        if any(folder.checkpoints.glob("tokens-*")):
-            rule = "has checkpoints, but none that can be read; fresh=true moves the run aside and starts anew"
-            raise ConfigError([(str(folder.path), rule)], scope="continuing this run")
+    broken.sort(key=lambda error: error.path)
+    if broken and begun is None:
+        raise damaged(folder, broken[-1], scope="continuing this run")
     if worker.agree(state.update != 0) and not worker.agree_on(state.update):
         raise RuntimeError(
             f"rank {worker.place.rank} finds update {state.update}, others another: is the run folder on a shared disk?"
         )
     if worker.is_main:
-        set_aside(folder.checkpoints, after=state.update)
-        cut_back(folder.path, state.update)
+        with folder.writing():
+            set_aside(folder.checkpoints, after=state.update)
+            cut_back(folder.path, state.update)
+    for error in broken:
+        console.say(f"{told(error)}; its checkpoint is put aside as damaged-{error.path.parent.name}", style="yellow")
+    if begun is not None:
+        console.say(f"Continuing after update {begun.update} of {run.updates} ({begun.path.name})")
     return state
 
 
@@ -218,6 +216,7 @@ def end_saving(saver: Saver, worker: Worker, metrics: Metrics | None) -> None:
     saved."""
     failure = saver.close()
     if failure is None and metrics is not None and (error := metrics.flush()) is not None:
-        failure = f"rows of the run could not be written ({error}); once there is room, the same command makes them again"
+        failure = f"rows of the run could not be written ({why(error)}); {remedy(error)} and type the same command again, which "
+        failure += "makes them again"
     if (failure := worker.heard(failure)) is not None:
         raise SaveFailed(failure)

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from llama_lab.config.disk import why
 from llama_lab.config.schema import RunConfig
 from llama_lab.training.clock import Clock
 from llama_lab.training.console import Console
@@ -41,7 +42,10 @@ class Profiler:
         if self._profile is not None:
             recorded, self._profile = self._profile, None
             with self._clock.excluded():
-                self._write(recorded)
+                try:
+                    self._write(recorded)
+                except OSError as error:
+                    self._console.say(f"The profile could not be written ({why(error)}). Training goes on", style="yellow")
 
     def _write(self, recorded: profile) -> None:
         recorded.stop()

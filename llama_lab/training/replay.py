@@ -17,9 +17,10 @@ from llama_lab.config.schema import RunConfig
 from llama_lab.data.prepare import PreparedData
 from llama_lab.data.stream import training_stream
 from llama_lab.training.board import Board
-from llama_lab.training.checkpoint import Checkpoint, DamagedCheckpoint, load_weights
+from llama_lab.training.checkpoint import load_weights
 from llama_lab.training.feed import Feed
 from llama_lab.training.loop import build
+from llama_lab.training.manifest import Checkpoint, DamagedCheckpoint
 from llama_lab.training.ranks import run_ranks
 from llama_lab.training.state import State
 from llama_lab.training.stop import Stop

@@ -1,5 +1,6 @@
 """Which checkpoints a run writes, which of them stay, and the disk that they take. Torch-free, for plans and early refusals."""
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -110,25 +111,28 @@ def check_disk(needed: Need, folder: Path) -> None:
     """
     free = free_bytes(folder)
     if free < needed.each:
-        rule = f"has {short_bytes(free)} free, a checkpoint of this run takes {short_bytes(needed.each)}; free some, or set "
-        rule += "LLAMA_LAB_OUTPUTS to a folder on a larger disk"
+        rule = f"has {short_bytes(free)} free, a checkpoint of this run takes {short_bytes(needed.each)}; make room on that disk, "
+        rule += "or set LLAMA_LAB_OUTPUTS to a folder on a larger one"
         raise ConfigError([(str(folder), rule)])
 
 
 def beside_free(needed: Need, folder: Path) -> str:
     """What the checkpoints need, in words, beside what is free where they will lie."""
     free = free_bytes(folder)
+    if math.isinf(free):
+        return needed.said()
     said = f"{needed.said()}; {short_bytes(free)} free"
     there = sum(1 for _ in folder.glob("tokens-*"))
     if (fits := free // needed.each) < needed.most - there:
-        said += f", which is enough for {fits} more: free some, or lower checkpoint.keep"
+        said += f", which is enough for {fits} more: make room, or lower checkpoint.keep"
     return said
 
 
-def free_bytes(folder: Path) -> int:
-    """Bytes that can still be written where `folder` is, or would be made."""
+def free_bytes(folder: Path) -> float:
+    """Bytes that can still be written where `folder` is, or would be made; infinite where the file system does not count them."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-    return shutil.disk_usage(there).free
+    usage = shutil.disk_usage(there)
+    return usage.free if usage.total else math.inf
 
 
 def short_bytes(count: float) -> str:

@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from llama_lab.config.disk import remedy, why
+
 
 class RowFile:
     """A .jsonl file that rows are appended to, whole or not at all.
@@ -29,8 +31,8 @@ class RowFile:
             self._write(self._waiting.encode())
         except OSError as error:
             if not self._was_said:
-                name, why = self._path.name, error.strerror or str(error)
-                self._say(f"{name} could not be written ({why}). Training goes on; its rows wait in memory until there is room")
+                said = f"{self._path.name} could not be written ({why(error)}). Training goes on; its rows wait in memory"
+                self._say(f"{said} until you {remedy(error)}")
             self._was_said = True
             return error
         self._waiting, self._was_said = "", False

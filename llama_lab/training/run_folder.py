@@ -3,6 +3,7 @@
 Torch-free, so that a run that is finished, running or changed is answered before anything heavy is imported.
 """
 
+import difflib
 import hashlib
 import importlib.metadata
 import json
@@ -13,23 +14,27 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from llama_lab.config import devices
+from llama_lab.config.disk import replace_text, why, writing
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.identity import load_config, save_config, science
+from llama_lab.config.identity import load_config, outputs_folder, save_config, science
 from llama_lab.config.schema import Device, RunConfig, WsdConfig
 from llama_lab.training.scrub import scrub_command, scrub_patch
 
 FORMAT_VERSION = 1
+ELSEWHERE = "set LLAMA_LAB_OUTPUTS to a folder with room that you may write to"
 VERSIONED = ("torch", "numpy", "tokenizers", "llama_lab")
 # Runs of a study that are looked at, the newest first, for one that a new run only extends: reading a config takes milliseconds.
 SIBLINGS = 20
+# Runs that are named where a folder of several stands in place of one.
+SHOWN = 8
 
 
 class RunFolder:
@@ -59,6 +64,10 @@ class RunFolder:
         """Merge `changes` into summary.json."""
         write_json(self.path / "summary.json", self.summary() | changes)
 
+    def writing(self) -> AbstractContextManager[None]:
+        """Turn a folder that cannot be written into a ConfigError."""
+        return writing(relative(self.path), ELSEWHERE)
+
     @property
     def finished(self) -> bool:
         """Whether the run has done all of its updates."""
@@ -78,32 +87,33 @@ def open_run(run: RunConfig, path: Path, *, origin: dict[str, Any]) -> Iterator[
         ConfigError: the run is held by another process, the folder cannot be written, or code, versions or data changed
             since it began and neither `fresh` nor `accept_changes` says what to do.
     """
+    folder = RunFolder(path)
     with hold_run(path):
-        if run.fresh and path.exists() and not _is_automatic_restart():
-            move_aside(path)
-        folder = RunFolder(path)
-        known = folder.meta()
-        if known and not folder.finished:
-            changed = changes_since(known, origin)
-            if changed and not run.accept_changes:
-                raise ConfigError(
-                    [
-                        (
-                            f"{name} changed from {before} to {now}",
-                            "since this run began; fresh=true starts it anew, accept_changes=true goes on",
-                        )
-                        for name, before, now in changed
-                    ],
-                    scope=f"continuing {path}",
-                )
-            _remove_drafts(path)
-            folder.write_meta(**origin, starts=[*known["starts"], _start(origin)])
-        elif not known:
-            path.mkdir(parents=True, exist_ok=True)
-            _remove_drafts(path)
-            save_config(run, path / "config.yaml")
-            folder.write_meta(format_version=FORMAT_VERSION, run_id=path.name, name=run.name, **origin, starts=[_start(origin)])
+        with folder.writing():
+            _begin(run, folder, origin)
         yield folder
+
+
+def _begin(run: RunConfig, folder: RunFolder, origin: dict[str, Any]) -> None:
+    """Note a start in a run's folder, which is held; create it, or check that it may go on."""
+    path = folder.path
+    if run.fresh and path.exists() and not _is_automatic_restart():
+        move_aside(path)
+    known = folder.meta()
+    if known and not folder.finished:
+        changed = changes_since(known, origin)
+        if changed and not run.accept_changes:
+            rule = "since this run began; fresh=true starts it anew, accept_changes=true goes on"
+            raise ConfigError(
+                [(f"{name} changed from {before} to {now}", rule) for name, before, now in changed], scope=f"continuing {path}"
+            )
+        _remove_drafts(path)
+        folder.write_meta(**origin, starts=[*known["starts"], _start(origin)])
+    elif not known:
+        path.mkdir(parents=True, exist_ok=True)
+        _remove_drafts(path)
+        save_config(run, path / "config.yaml")
+        folder.write_meta(format_version=FORMAT_VERSION, run_id=path.name, name=run.name, **origin, starts=[_start(origin)])
 
 
 def find_run(path: Path) -> RunFolder:
@@ -112,10 +122,36 @@ def find_run(path: Path) -> RunFolder:
     Raises:
         ConfigError: there is none.
     """
+    path = path.expanduser()
     if not (path / "config.yaml").is_file():
-        what = "holds no run" if path.is_dir() else "is no folder"
-        raise ConfigError([(str(path), f"{what}; name a run's folder, outputs/<name>/<run id>")], scope="this request")
+        raise ConfigError([(str(path), no_run(path))], scope="this request")
     return RunFolder(path.absolute())
+
+
+def no_run(path: Path) -> str:
+    """Why what a user named is no run, and what to name instead."""
+    instead = "name a run's folder, outputs/<name>/<run id>"
+    if not path.exists():
+        places = ((path.parent, "*"), (path.parent.parent, "*/*"), (outputs_folder(), "*/*"))
+        runs = {run.name: run for place, depth in places for run in _runs(place, depth)}
+        close = difflib.get_close_matches(path.name, runs, n=1) or [name for name in runs if name.startswith(path.name)]
+        return "does not exist; " + (f"did you mean {relative(runs[close[0]].absolute())}?" if close else instead)
+    if not path.is_dir():
+        return f"is a file; {instead}"
+    if runs := _runs(path, "*") or _runs(path, "*/*"):
+        more = f", … ({len(runs)} in all)" if len(runs) > SHOWN else ""
+        return f"holds no run itself; runs in it: {', '.join(relative(run.absolute()) for run in runs[:SHOWN])}{more}"
+    try:
+        foreign = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        kind = " ".join(foreign.get("architectures") or [foreign["model_type"]])
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+        return f"holds no run; {instead}"
+    return f"holds no run but a Hugging Face model, {kind}; llama-lab import makes a run of one that is a LlamaForCausalLM"
+
+
+def _runs(folder: Path, depth: str) -> list[Path]:
+    """Runs in a folder, at a depth."""
+    return sorted(config.parent for config in folder.glob(f"{depth}/config.yaml") if (config.parent / "meta.json").is_file())
 
 
 def describe_origin(
@@ -156,10 +192,8 @@ def changes_since(known: dict[str, Any], origin: dict[str, Any]) -> list[tuple[s
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replace a small JSON file in one step, so that a reader never sees half of it."""
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    """Replace a small JSON file in one step."""
+    replace_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def shorter_run(run: RunConfig, folder: Path) -> str | None:
@@ -195,13 +229,20 @@ def relative(path: Path) -> str:
         return str(path)
 
 
-def extending_command(run: RunConfig, path: Path, training_tokens: int) -> str | None:
+def extending_command(run: RunConfig, path: Path, training_tokens: int, *, updates: Sequence[int] | None = None) -> str | None:
     """What to type to go on from a finished run to a larger budget; None if it has no checkpoint.
 
-    It starts from the newest checkpoint before the learning rate began to fall, else from the newest.
+    It starts from the newest checkpoint before the learning rate began to fall, else from the newest; never from what the run
+    itself began with, an import or its parent's state.
+
+    Args:
+        updates: those whose checkpoints are whole; None: every one there is.
     """
-    names = [found.parent.name.removeprefix("tokens-") for found in path.glob("checkpoints/tokens-*/manifest.json")]
-    updates = sorted(int(name) // run.data.tokens_per_update for name in names)
+    if updates is None:
+        names = [found.parent.name.removeprefix("tokens-") for found in path.glob("checkpoints/tokens-*/manifest.json")]
+        updates = [int(name) // run.data.tokens_per_update for name in names]
+    begun = RunFolder(path).meta().get("lineage", {}).get("update", -1)
+    updates = sorted(update for update in updates if update > begun)
     if not updates:
         return None
     stable = run.updates
@@ -233,24 +274,23 @@ def hold_run(path: Path, instead: str = "wait for it, or change name=… or the 
         ConfigError: another process holds it, or the lock cannot be written.
     """
     locks = path.parent / ".locks"
-    try:
+    lock = FileLock(locks / f"{path.name}.lock", timeout=0)
+    with writing(relative(path.parent), ELSEWHERE):
         locks.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(locks / f"{path.name}.lock", timeout=0)
-        lock.acquire()
-    except Timeout:
-        holder = _read_json(locks / f"{path.name}.json")
-        who = (
-            f"process {holder.get('process')} on {holder.get('host')} since {holder.get('since')}" if holder else "another process"
-        )
-        raise ConfigError([(str(path), f"is being trained by {who}; {instead}")]) from None
-    except OSError as error:
-        raise ConfigError([(str(path.parent), f"cannot be written: {error}; set LLAMA_LAB_OUTPUTS to a folder that can")]) from None
+        try:
+            lock.acquire()
+        except Timeout:
+            holder = _read_json(locks / f"{path.name}.json")
+            who = f"process {holder.get('process')} on {holder.get('host')} since {holder.get('since')}"
+            raise ConfigError([(str(path), f"is being trained by {who if holder else 'another process'}; {instead}")]) from None
     try:
         holder = {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        write_json(locks / f"{path.name}.json", holder)
+        with writing(relative(path.parent), ELSEWHERE):
+            write_json(locks / f"{path.name}.json", holder)
         yield
     finally:
-        (locks / f"{path.name}.json").unlink(missing_ok=True)
+        with suppress(OSError):
+            (locks / f"{path.name}.json").unlink(missing_ok=True)
         lock.release()
 
 
@@ -296,6 +336,8 @@ def _git() -> dict[str, Any]:
                 timeout=10,
                 encoding="utf-8",
                 errors="replace",
+                # Under a limit on the size of files it would else be killed by a signal, and leave the checkout's index locked.
+                restore_signals=False,
             )
         except (OSError, subprocess.TimeoutExpired):
             return None
@@ -316,4 +358,7 @@ def package_version(name: str) -> str | None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except PermissionError as error:
+        raise ConfigError([(relative(path), f"cannot be read: {why(error)}; {ELSEWHERE}")]) from None

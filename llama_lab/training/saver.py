@@ -28,13 +28,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llama_lab.config.disk import FULL, remedy, why
 from llama_lab.config.schema import RunConfig
-from llama_lab.training.checkpoint import list_checkpoints, retire, save_checkpoint
+from llama_lab.training.checkpoint import save_checkpoint
+from llama_lab.training.manifest import list_checkpoints, retire
 from llama_lab.training.retention import free_bytes, retained, short_bytes
 from llama_lab.training.run_folder import RunFolder
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 # Page-locked memory comes in powers of two, so it is taken in blocks of one, which tensors then share.
 BLOCK_BYTES = 1 << 28
 ALIGNMENT = 64
@@ -59,7 +59,7 @@ class Saver:
         self._copy = HostCopy(device)
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: tuple[int, Future[None]] | None = None
-        self._failed: tuple[int, str] | None = None
+        self._failed: tuple[int, OSError] | None = None
         self._facts: dict[str, Any] | None = None
         self._losses: dict[int, float] = {}
         self._rows_read = 0
@@ -115,17 +115,18 @@ class Saver:
         if self._failed is None:
             self._prune()
             return None
-        update, reason = self._failed
+        update, error = self._failed
         return (
-            f"the checkpoint after update {update}, the last one, could not be written ({reason}); {self._kept()}. "
-            "Once there is room for it, the same command goes on from there"
+            f"the checkpoint after update {update}, the last one, could not be written ({why(error)}); {self._kept()}. "
+            f"{_capital(remedy(error))} and type the same command again, which goes on from what is saved"
         )
 
     def _fail(self, update: int, error: OSError) -> None:
-        self._failed = update, str(error)
+        self._failed = update, error
+        fewer = ", or lower checkpoint.keep" if error.errno in FULL else ""
         self._say(
-            f"The checkpoint after update {update} could not be written ({error}). Training goes on; {self._kept()}. "
-            f"{advice(error)}"
+            f"The checkpoint after update {update} could not be written ({why(error)}). Training goes on; {self._kept()}. "
+            f"{_capital(remedy(error))}{fewer}; the next one is tried as planned"
         )
 
     def _write(self, update: int, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -284,13 +285,9 @@ class HostCopy:
             self._blocks.append(torch.empty(BLOCK_BYTES, dtype=torch.uint8, pin_memory=True))
 
 
-def advice(error: OSError) -> str:
-    """What to do about a save that failed."""
-    if error.errno in FULL:
-        return "Free some space on that disk, or lower checkpoint.keep; the next one is tried as planned"
-    if error.errno in CLOSED:
-        return "Make the folder writable; the next one is tried as planned"
-    return "The next one is tried as planned"
+def _capital(text: str) -> str:
+    """Text as the beginning of a sentence."""
+    return text[:1].upper() + text[1:]
 
 
 def _sync(path: Path) -> None:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from llama_lab.model.llama import Llama
-from llama_lab.training.checkpoint import Checkpoint, load_checkpoint
+from llama_lab.training.checkpoint import load_checkpoint
+from llama_lab.training.manifest import Checkpoint
 from llama_lab.training.optim import Optimizers
 from llama_lab.training.update import Gradients
 from llama_lab.training.worker import Worker

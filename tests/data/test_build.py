@@ -123,7 +123,8 @@ def test_after_a_full_disk_it_goes_on(text: Path, tmp_path: Path) -> None:
     full = start(text, "bytes", tmp_path / "out", limit + slow)
     _, errors = full.communicate(timeout=60)
     assert full.returncode == 1
-    assert f"--out {tmp_path / 'out'} cannot be written: File too large; make room and type the same command again" in errors
+    limit = "lift the limit on the size of a file (ulimit -f shows it) and type the same command again"
+    assert f"--out {tmp_path / 'out'} cannot be written: File too large; {limit}" in errors
     assert not (tmp_path / "out").exists()
     again = start(text, "bytes", tmp_path / "out")
     _, errors = again.communicate(timeout=60)

@@ -194,8 +194,8 @@ def test_a_full_disk_ends_in_one_sentence_and_the_next_command_goes_on(text: Pat
         "    print(error)\n"
     )
     result = subprocess.run([sys.executable, "-W", "error", "-c", program], timeout=60, cwd=ROOT, capture_output=True, text=True)
-    assert "cannot be written: File too large; make room and type the same command again, which goes on from there" in result.stdout
-    assert "or set LLAMA_LAB_CACHE to a folder with room" in result.stdout
+    limit = "lift the limit on the size of a file (ulimit -f shows it) and type the same command again, which goes on from there"
+    assert f"cannot be written: File too large; {limit}, or set LLAMA_LAB_CACHE to a folder with room" in result.stdout
     assert result.stderr == ""
     (draft,) = (path for path in prepared_root().iterdir() if path.is_dir())
     assert draft.name.startswith(".text-bytes-")

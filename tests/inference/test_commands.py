@@ -78,7 +78,7 @@ def test_a_conversation_continues_sets_options_and_survives_mistakes(run_folder,
         (["{run}", "--prompts", "gone.txt"], "--prompts gone.txt cannot be read"),
         (["{run}", "x", "--update", "5"], "there are 4, 8"),
         (["{run}", "x", "--update", "worst"], "or last, or best"),
-        (["nowhere", "x"], "holds no run"),
+        (["nowhere", "x"], "nowhere does not exist; name a run's folder, outputs/<name>/<run id>"),
     ],
 )
 def test_mistakes_in_a_request_for_text_are_named(run_folder, capsys, words, said):
@@ -104,7 +104,7 @@ def test_a_runs_own_text_has_the_loss_that_it_ended_with(run_folder, tmp_path, c
     last = read_rows(run_folder / "metrics.jsonl")[-1]
     assert found["loss"] == pytest.approx(last["val/loss"], rel=1e-6)
     assert found["bits_per_byte"] == pytest.approx(last["val/bits_per_byte"], rel=1e-6)
-    assert found["loss_interval"][0] < found["loss"] < found["loss_interval"][1]
+    assert (found["documents"] < 10, found["loss_interval"], found["bits_per_byte_interval"]) == (True, None, None)
     assert picture.stat().st_size > 10_000
 
 
@@ -119,6 +119,8 @@ def test_any_text_and_any_task_can_be_measured(run_folder, text_file, tmp_path, 
     found = json.loads((tmp_path / "out.json").read_text())
     one, corpus = (found["texts"][name] for name in (str(tmp_path / "one.txt"), str(text_file)))
     assert (one["documents"], corpus["documents"], found["texts"]["together"]["documents"]) == (3, 60, 63)
+    assert one["loss_interval"] is None
+    assert corpus["loss_interval"][0] < corpus["loss"] < corpus["loss_interval"][1]
     expected = (one["loss"] * one["tokens"] + corpus["loss"] * corpus["tokens"]) / (one["tokens"] + corpus["tokens"])
     assert found["texts"]["together"]["loss"] == pytest.approx(expected)
     assert found["tasks"]["quiz"]["questions"] == 3 and found["tasks"]["quiz"]["accuracy"] in (0.0, 1.0)
@@ -161,8 +163,13 @@ def test_a_line_without_text_is_named(run_folder, tmp_path, capsys):
     assert "bad.jsonl:2" in (said := capsys.readouterr().err) and "has no `text`" in said
 
 
-def test_one_document_has_no_interval(run_folder, tmp_path, capsys):
-    (tmp_path / "one.txt").write_text("the model learns")
-    assert main(["evaluate", str(run_folder), str(tmp_path / "one.txt"), "--device", "cpu"]) == 0
+@pytest.mark.parametrize("documents", [1, 2, 9, 10])
+def test_few_documents_have_no_interval(run_folder, tmp_path, capsys, documents):
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(json.dumps({"text": f"the model {'learns ' * (number + 1)}"}) + "\n" for number in range(documents)))
+    assert main(["evaluate", str(run_folder), str(few), "--device", "cpu"]) == 0
     said = capsys.readouterr().out
-    assert "A single document says nothing about others" in said and not math.isnan(float(said.split()[-1]))
+    row = next(line for line in said.splitlines() if line.startswith(f"  {few}"))
+    rule = f"No interval for fewer than 10 documents, which say too little about others: {few} has {documents}\n"
+    assert (row.split().count("-"), row.count(" to "), rule in said) == ((3, 0, True) if documents < 10 else (0, 3, False))
+    assert not math.isnan(float(said.split()[-1]))

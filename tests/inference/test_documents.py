@@ -80,8 +80,13 @@ def test_intervals_cover_the_truth_where_documents_differ():
     assert 0.93 < hits / 2000 < 0.97
 
 
-def test_one_document_says_nothing_about_others():
-    assert ratio_interval(np.array([3.0]), np.array([1.0])) is None
+def test_few_documents_have_no_interval_and_none_reaches_below_zero():
+    draw = np.random.default_rng(0)
+    nats, tokens = draw.exponential(1.0, 100) ** 3, np.ones(100)
+    for count in (1, 2, 9):
+        assert ratio_interval(nats[:count], tokens[:count]) is None
+    limits = ratio_interval(nats[:10], tokens[:10])
+    assert limits is not None and limits.low == 0.0 < nats[:10].mean() < limits.high
 
 
 def test_calibration_counts_by_confidence():

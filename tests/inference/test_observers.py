@@ -14,7 +14,8 @@ from llama_lab.inference.few_shot import shipped
 from llama_lab.inference.generate import generate
 from llama_lab.inference.observers import sample
 from llama_lab.inference.options import Sampling
-from llama_lab.training.checkpoint import list_checkpoints, load_weights
+from llama_lab.training.checkpoint import load_weights
+from llama_lab.training.manifest import list_checkpoints
 from llama_lab.training.metrics import read_rows
 
 from .conftest import small_model, tiny_overrides

@@ -69,7 +69,7 @@ def test_the_code_between_two_commits_is_bounded_and_does_without_git(make: Make
 
 def test_what_is_no_pair_of_runs_is_refused(make: Make, tmp_path: Path, capsys: Output):
     a = make(0)
-    for other, rule in ((tmp_path, "holds no run"), (tmp_path / "x", "is no folder"), (a, "is the same folder")):
+    for other, rule in ((tmp_path, "holds no run"), (tmp_path / "x", "does not exist"), (a, "is the same folder")):
         assert main(["diff", str(a), str(other)]) == 2
         assert rule in capsys.readouterr().err
 

@@ -14,7 +14,8 @@ from llama_lab import load
 from llama_lab.cli import main
 from llama_lab.config.errors import ConfigError
 from llama_lab.lab.transfer.export import export
-from llama_lab.training.checkpoint import list_checkpoints, load_weights
+from llama_lab.training.checkpoint import load_weights
+from llama_lab.training.manifest import list_checkpoints
 
 from .exports import SHAPES, texts
 
@@ -164,7 +165,7 @@ def refusal(*words: object) -> str:
 
 
 def test_what_cannot_be_exported_is_refused(shaped_runs, folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert "is no folder; name a run's folder" in refusal(tmp_path / "nowhere", tmp_path / "out")
+    assert "does not exist; name a run's folder" in refusal(tmp_path / "nowhere", tmp_path / "out")
     assert "holds no run" in refusal(folders["mha"], tmp_path / "out")
     assert "holds files; name a folder that does not exist yet" in refusal(shaped_runs["mha"], folders["mha"])
     empty = shutil.copytree(shaped_runs["mha"], tmp_path / "empty", ignore=shutil.ignore_patterns("tokens-*"))
@@ -174,7 +175,7 @@ def test_what_cannot_be_exported_is_refused(shaped_runs, folders, tmp_path: Path
     broken = shutil.copytree(shaped_runs["mha"], tmp_path / "broken")
     for file in broken.glob("checkpoints/*/model.safetensors"):
         file.write_bytes(b"x" + file.read_bytes()[1:])
-    assert "cannot be used" in refusal(broken, tmp_path / "out")
+    assert "no checkpoint of this run is whole" in refusal(broken, tmp_path / "out")
     assert main(["export", str(shaped_runs["mha"]), "--to", "onnx", "--out", str(tmp_path / "out")]) == 2
     assert "invalid choice: 'onnx'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

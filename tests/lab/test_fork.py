@@ -16,7 +16,7 @@ from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import load_config, run_hash
 from llama_lab.config.schema import RunConfig
 from llama_lab.lab.repeat.fork import fork
-from llama_lab.training.checkpoint import list_checkpoints
+from llama_lab.training.manifest import list_checkpoints
 from llama_lab.training.metrics import read_rows
 
 from ..training.conftest import assert_same_run, final_weights, steady, tiny_overrides
@@ -196,7 +196,7 @@ def test_mistakes_have_the_answers_of_train(trunk):
 def test_no_run_and_no_checkpoint(tiny, tmp_path, outputs):
     assert refusal(tmp_path, "seed.data=1") == [f"{tmp_path} holds no run; name a run's folder, outputs/<name>/<run id>"]
     assert refusal(tmp_path / "x", "seed.data=1") == [
-        f"{tmp_path / 'x'} is no folder; name a run's folder, outputs/<name>/<run id>"
+        f"{tmp_path / 'x'} does not exist; name a run's folder, outputs/<name>/<run id>"
     ]
     young = train(tiny()).folder
     for checkpoint in list_checkpoints(young / "checkpoints"):
@@ -210,7 +210,7 @@ def test_a_damaged_checkpoint_is_named_and_nothing_is_begun(trunk, outputs):
     content[len(content) // 2] ^= 1
     weights.write_bytes(content)
     assert refusal(trunk, "training_tokens=20480", update="8") == [
-        f"--update 8 cannot be used: {weights} is not what was saved (its checksum differs); name another"
+        f"{weights} is not what was saved (its checksum differs); the newest whole checkpoint is --update 20"
     ]
     assert list(outputs.glob("tiny/*-from-*")) == []
 

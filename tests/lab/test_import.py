@@ -15,7 +15,8 @@ from llama_lab.config.errors import ConfigError
 from llama_lab.formats.gguf_vocabulary import LETTERS, REST, gguf_vocabulary
 from llama_lab.lab.transfer.export import export
 from llama_lab.lab.transfer.import_run import import_run
-from llama_lab.training.checkpoint import list_checkpoints, load_weights
+from llama_lab.training.checkpoint import load_weights
+from llama_lab.training.manifest import list_checkpoints
 from llama_lab.training.metrics import read_rows
 
 from .exports import SHAPES, texts

@@ -123,7 +123,7 @@ def test_mistakes_are_named_all_at_once_and_nothing_is_sent(run, tmp_path, outpu
         "ConfigError: 4 problems in this request",
         f"  {tmp_path / 'x*'} matches nothing; name runs' folders, outputs/<name>/<run id>",
         f"  {empty} has no rows in metrics.jsonl; there is nothing to send",
-        f"  {tmp_path / 'no'} is no folder; name a run's folder, outputs/<name>/<run id>",
+        f"  {tmp_path / 'no'} does not exist; name a run's folder, outputs/<name>/<run id>",
         f"  {tmp_path} holds no run; name a run's folder, outputs/<name>/<run id>",
     ]
     assert offline_folders(run) == []

@@ -10,7 +10,8 @@ import torch
 
 from llama_lab import compose
 from llama_lab.config.schema import RunConfig
-from llama_lab.training.checkpoint import list_checkpoints, load_weights
+from llama_lab.training.checkpoint import load_weights
+from llama_lab.training.manifest import list_checkpoints
 from llama_lab.training.metrics import VOLATILE, read_rows
 from llama_lab.training.run_folder import RunFolder
 

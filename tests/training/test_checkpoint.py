@@ -12,17 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from llama_lab.config.errors import ConfigError
-from llama_lab.training.checkpoint import (
-    DamagedCheckpoint,
-    list_checkpoints,
-    list_incomplete,
-    load_checkpoint,
-    load_weights,
-    remove_drafts,
-    retire,
-    save_checkpoint,
-    set_aside,
-)
+from llama_lab.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from llama_lab.training.manifest import DamagedCheckpoint, list_checkpoints, list_incomplete, remove_drafts, retire, set_aside
 from llama_lab.training.tensor_file import write_tensors
 
 MODEL = {"weight": torch.arange(12.0).view(3, 4)}
@@ -90,9 +81,7 @@ def test_a_folder_without_manifest_is_no_checkpoint_and_drafts_are_removed(tmp_p
         shutil.copytree(kept.path, tmp_path / left)
     remove_drafts(tmp_path)
     assert list_checkpoints(tmp_path) == [kept]
-    assert [str(error) for error in list_incomplete(tmp_path)] == [
-        f"{cut.path} is no complete checkpoint (manifest.json is missing)"
-    ]
+    assert [str(error) for error in list_incomplete(tmp_path)] == [f"{cut.path / 'manifest.json'} is missing"]
     assert not [*tmp_path.glob(".draft-*"), *tmp_path.glob(".removed-*")]
 
 
@@ -151,7 +140,7 @@ def test_a_save_that_fails_leaves_the_one_before_and_no_draft(tmp_path):
 
 def test_a_newer_format_is_refused_rather_than_passed_over(tmp_path, monkeypatch):
     checkpoint = save(tmp_path, 1)
-    monkeypatch.setattr("llama_lab.training.checkpoint.FORMAT_VERSION", 1)
+    monkeypatch.setattr("llama_lab.training.manifest.FORMAT_VERSION", 1)
     with pytest.raises(ConfigError, match="has format 2; this version of llama_lab reads up to 1: install the newer"):
         load_checkpoint(checkpoint)
 

@@ -12,8 +12,9 @@ import torch
 from llama_lab import train
 from llama_lab.config.schema import Precision
 from llama_lab.training import optim as optimizers
-from llama_lab.training.checkpoint import list_checkpoints, load_checkpoint
+from llama_lab.training.checkpoint import load_checkpoint
 from llama_lab.training.guard import LEAST, WINDOW, LossWindow, norms_told, ranked
+from llama_lab.training.manifest import list_checkpoints
 from llama_lab.training.metrics import VOLATILE, read_rows
 
 from .conftest import tiny_overrides

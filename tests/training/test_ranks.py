@@ -12,7 +12,7 @@ import pytest
 
 from llama_lab import train
 from llama_lab.training.board import Board, Failure, Whereabouts
-from llama_lab.training.checkpoint import list_checkpoints
+from llama_lab.training.manifest import list_checkpoints
 from llama_lab.training.watchdog import Watchdog
 
 from .conftest import assert_same_run, tiny_overrides

@@ -21,7 +21,7 @@ from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import Window
 from llama_lab.data.prepare import prepare
 from llama_lab.data.stream import TokenStream
-from llama_lab.training.checkpoint import list_checkpoints
+from llama_lab.training.manifest import list_checkpoints
 from llama_lab.training.metrics import read_rows
 from llama_lab.training.run_folder import RunFolder, open_run
 
@@ -38,6 +38,11 @@ def moved(folder: Path, name: str) -> Path:
 
 def newest(folder: Path) -> Path:
     return list_checkpoints(folder / "checkpoints")[-1].path
+
+
+def newest_folder(folder: Path) -> Path:
+    """The newest checkpoint, whole or not."""
+    return max((folder / "checkpoints").glob("tokens-*"))
 
 
 def flip(path: Path) -> None:
@@ -123,7 +128,7 @@ def test_a_damaged_checkpoint_is_named_put_aside_and_the_one_before_it_used(tiny
     capsys.readouterr()
     assert train(tiny("checkpoint.keep=2", "checkpoint.keep_best=null")).status == "finished"
     out = capsys.readouterr().out
-    assert re.search(message + r".*; going back to the checkpoint before it", out)
+    assert re.search(message + rf".*; its checkpoint is put aside as damaged-{damaged.name}", out)
     assert "Continuing after update 16 of 20 (tokens-000000000008192)" in out
     assert (run.folder / "checkpoints" / f"damaged-{damaged.name}").is_dir()
     assert [checkpoint.update for checkpoint in list_checkpoints(run.folder / "checkpoints")] == [16, 20]
@@ -138,13 +143,13 @@ def test_a_checkpoint_without_a_whole_manifest_is_named_and_put_aside(tiny, caps
     RunFolder(run.folder).write_summary(status="running")
     capsys.readouterr()
     assert train(tiny()).status == "finished"
-    what = "is no complete checkpoint (manifest.json is missing)" if kind == "missing" else "is not what was saved"
-    assert what in capsys.readouterr().out
+    what = "is missing" if kind == "missing" else "is not what was saved (its checksum differs)"
+    assert f"{manifest} {what}; its checkpoint is put aside as damaged-{manifest.parent.name}\n" in capsys.readouterr().out
     assert list((run.folder / "checkpoints").glob("damaged-tokens-000000000010240"))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "manifest.json"])
-def test_where_no_checkpoint_can_be_read_nothing_is_overwritten(tiny, name):
+def test_where_no_checkpoint_can_be_read_nothing_is_overwritten(tiny, name, capsys):
     run = train(tiny())
     for checkpoint in list_checkpoints(run.folder / "checkpoints"):
         flip(checkpoint.path / name)
@@ -152,8 +157,10 @@ def test_where_no_checkpoint_can_be_read_nothing_is_overwritten(tiny, name):
     rows = (run.folder / "metrics.jsonl").read_bytes()
     with pytest.raises(ConfigError) as caught:
         train(tiny())
-    rule = "has checkpoints, but none that can be read; fresh=true moves the run aside and starts anew"
-    assert str(caught.value) == f"1 problem in continuing this run\n  {run.folder} {rule}"
+    rule = "is not what was saved (its checksum differs); no checkpoint of this run is whole: the command that trained it, with "
+    rule += "fresh=true, moves it aside and starts anew"
+    assert str(caught.value) == f"1 problem in continuing this run\n  {newest_folder(run.folder) / name} {rule}"
+    assert "put aside" not in capsys.readouterr().out
     assert (run.folder / "metrics.jsonl").read_bytes() == rows
     assert len(list((run.folder / "checkpoints").glob("tokens-*"))) == 5
 

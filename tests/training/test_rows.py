@@ -45,7 +45,8 @@ def test_rows_wait_for_room_and_none_is_written_half(tmp_path: Path) -> None:
         assert read_rows(path) == [{"update": 1}]
         assert path.read_bytes().endswith(b"\n")
     assert said == [
-        "metrics.jsonl could not be written (File too large). Training goes on; its rows wait in memory until there is room"
+        "metrics.jsonl could not be written (File too large). Training goes on; its rows wait in memory until you lift the limit "
+        "on the size of a file (ulimit -f shows it)"
     ]
     assert rows.append() is None
     assert read_rows(path) == [{"update": update} for update in (1, 2, 3)]
@@ -94,6 +95,6 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(tiny, text: Path, outputs
             file.flush()
     assert process.returncode == 0, said.read_text()
     (folder,) = (outputs / "full").glob("llama_3m*")
-    assert "its rows wait in memory until there is room" in said.read_text()
+    assert "its rows wait in memory until you lift the limit on the size of a file (ulimit -f shows it)" in said.read_text()
     assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
     assert_same_run(folder, unbroken.folder)

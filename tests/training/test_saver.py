@@ -1,10 +1,12 @@
 """Saving beside training: the copy is of one moment, failures are said and survived, and the right checkpoints stay."""
 
 import json
+import math
 import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +17,8 @@ from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import save_config
 from llama_lab.data.prepare import prepare
 from llama_lab.training import retention, saver
-from llama_lab.training.checkpoint import list_checkpoints, load_checkpoint
+from llama_lab.training.checkpoint import load_checkpoint
+from llama_lab.training.manifest import list_checkpoints
 from llama_lab.training.metrics import read_rows
 from llama_lab.training.retention import beside_free, need, retained
 from llama_lab.training.run_folder import RunFolder
@@ -138,7 +141,7 @@ def test_a_failed_save_is_said_once_and_the_next_one_succeeds(started):
         saving.save(3, model_of(3.0), {})
         assert saving.close() is None
     (line,) = said
-    assert line.startswith("The checkpoint after update 2 could not be written ([Errno ")
+    assert line.startswith("The checkpoint after update 2 could not be written (")
     assert "Training goes on; there is none before it" in line
     assert saved_updates(folder) == [1, 3]
 
@@ -153,12 +156,12 @@ def test_a_disk_without_room_is_found_out_before_anything_is_written(started, mo
         saving.save(2, model_of(2.0), {})
         failure = saving.close()
     assert said == [
-        "The checkpoint after update 2 could not be written ([Errno 28] it takes 1.05 MB, 1 kB are free). Training goes on; "
-        "the one after update 1 stays. Free some space on that disk, or lower checkpoint.keep; the next one is tried as planned"
+        "The checkpoint after update 2 could not be written (it takes 1.05 MB, 1 kB are free). Training goes on; "
+        "the one after update 1 stays. Make room on that disk, or lower checkpoint.keep; the next one is tried as planned"
     ]
     assert failure == (
-        "the checkpoint after update 2, the last one, could not be written ([Errno 28] it takes 1.05 MB, 1 kB are free); "
-        "the one after update 1 stays. Once there is room for it, the same command goes on from there"
+        "the checkpoint after update 2, the last one, could not be written (it takes 1.05 MB, 1 kB are free); "
+        "the one after update 1 stays. Make room on that disk and type the same command again, which goes on from what is saved"
     )
     assert saved_updates(folder) == [1]
 
@@ -246,11 +249,11 @@ def test_the_disk_is_said_before_the_run_and_refused_if_it_holds_not_one(tiny, m
     assert beginning in capsys.readouterr().out
     monkeypatch.setattr(retention, "free_bytes", lambda folder: 400_000)
     said = beside_free(need(run, 257), outputs)
-    assert f"Checkpoints: {said}" == f"{beginning}400 kB free, which is enough for 1 more: free some, or lower checkpoint.keep"
+    assert f"Checkpoints: {said}" == f"{beginning}400 kB free, which is enough for 1 more: make room, or lower checkpoint.keep"
     monkeypatch.setattr(retention, "free_bytes", lambda folder: 200_000)
     with pytest.raises(ConfigError) as caught:
         train(tiny("name=other"))
-    rule = f"checkpoints has 200 kB free, a checkpoint of this run takes {each} kB; free some, or set LLAMA_LAB_OUTPUTS to a folder"
+    rule = f"checkpoints has 200 kB free, a checkpoint of this run takes {each} kB; make room on that disk, or set"
     assert rule in str(caught.value)
     assert not (outputs / "other").exists()
 
@@ -264,6 +267,45 @@ sys.exit(main(sys.argv[2:]))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
+@pytest.mark.parametrize("size", [1000, 3000])
+def test_a_disk_that_takes_no_small_file_ends_in_one_sentence_and_loses_nothing(tiny, text, outputs, size):
+    """config.yaml is the first that does not fit, or tokenizer.json; what a run had before is still there."""
+    prepare(tiny().data, tiny().tokenizer, print)
+    words = ["train", *tiny_overrides(text)]
+    command = [sys.executable, "-c", LIMITED, str(size), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=outputs.parent)
+    (folder,) = (outputs / "tiny").glob("llama_3m*")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == (
+        f"ConfigError: 1 problem in this run\n  {folder.relative_to(outputs.parent)} cannot be written: File too large; lift the "
+        "limit on the size of a file (ulimit -f shows it) and type the same command again, which goes on from there, or set "
+        "LLAMA_LAB_OUTPUTS to a folder with room that you may write to\n"
+    )
+    train(tiny())
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    RunFolder(folder).write_summary(status="running")
+    assert subprocess.run(command, capture_output=True, timeout=60).returncode == 2
+    assert (folder / "tokenizer.json").read_bytes() == before["tokenizer.json"]
+    assert train(tiny()).status == "finished"
+    assert read_rows(folder / "metrics.jsonl")[-1]["update"] == 20
+
+
+def test_outputs_that_cannot_be_written_are_named(tiny, outputs, monkeypatch):
+    outputs.write_text("a file where the folder should be")
+    monkeypatch.chdir(outputs.parent)
+    with pytest.raises(ConfigError) as caught:
+        train(tiny())
+    rule = "cannot be written: Not a directory; set LLAMA_LAB_OUTPUTS to a folder with room that you may write to"
+    assert str(caught.value) == f"1 problem in this run\n  outputs/tiny {rule}"
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a file system without blocks")
+def test_a_file_system_that_counts_no_bytes_is_not_full(tiny):
+    assert retention.free_bytes(Path("/proc/x")) == math.inf
+    assert beside_free(need(tiny(), 257), Path("/proc/x")) == need(tiny(), 257).said()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_disk_that_takes_no_checkpoint_costs_no_update_and_the_run_can_be_resumed(tiny, text, outputs, processes):
     """The limit on a file's size stands for a full disk: small files are still written, as by the few bytes left there."""
@@ -272,9 +314,10 @@ def test_a_disk_that_takes_no_checkpoint_costs_no_update_and_the_run_can_be_resu
     done = subprocess.run([sys.executable, "-c", LIMITED, "60000", *words], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1, done.stderr
     (folder,) = (outputs / "full").glob("llama_3m*")
-    assert "The checkpoint after update 4 could not be written ([Errno 27] File too large). Training goes on; " in done.stdout
-    assert "the checkpoint after update 20, the last one, could not be written ([Errno 27] File too large); " in done.stderr
-    assert "there is none before it. Once there is room for it, the same command goes on from there" in done.stderr
+    limit = "there is none before it. Lift the limit on the size of a file (ulimit -f shows it)"
+    said = f"The checkpoint after update 4 could not be written (File too large). Training goes on; {limit}; the next one is tried"
+    assert said in done.stdout
+    assert f"the checkpoint after update 20, the last one, could not be written (File too large); {limit} and type" in done.stderr
     assert [row["update"] for row in read_rows(folder / "metrics.jsonl") if "val/loss" in row] == [5, 10, 15, 20]
     assert json.loads((folder / "summary.json").read_text())["status"] == "failed"
     assert not list(folder.glob("checkpoints/.draft-*")), "half a checkpoint fills the disk"

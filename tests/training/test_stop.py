@@ -16,7 +16,7 @@ from llama_lab import compose, load, train
 from llama_lab.inference.evaluate import evaluate
 from llama_lab.inference.generate import generate
 from llama_lab.inference.options import Sampling
-from llama_lab.training.checkpoint import list_checkpoints
+from llama_lab.training.manifest import list_checkpoints
 from llama_lab.training.stop import Stop, Stopped, stop_on_signals
 
 from .conftest import WORDS, assert_same_run, tiny_overrides

@@ -111,6 +111,8 @@ def _score_all(run: "LoadedRun", tasks: list[Task]) -> list["Score"]:
 
 
 def _show_measured(title: str, measured: dict[str, "Measured"], *, bins: bool) -> None:
+    from llama_lab.inference.documents import MIN_DOCUMENTS
+
     headings = ("text", "documents", "tokens", "loss", "95 %", "perplexity", "95 %", "bits per byte", "95 %")
     rows = []
     for name, found in measured.items():
@@ -120,8 +122,9 @@ def _show_measured(title: str, measured: dict[str, "Measured"], *, bins: bool) -
         shown += [f"{found.bits_per_byte:.4f}" if math.isfinite(found.bits_per_byte) else "-", _range(bits)]
         rows.append(shown)
     print_table(title, headings, rows)
-    if any(len(found.nats) == 1 for found in measured.values()):
-        print("A single document says nothing about others, so it has no interval")
+    few = [f"{name} has {len(found.nats)}" for name, found in measured.items() if len(found.nats) < MIN_DOCUMENTS]
+    if few:
+        print(f"No interval for fewer than {MIN_DOCUMENTS} documents, which say too little about others: {', '.join(few)}")
     last = list(measured.values())[-1].calibration
     print(f"The first choice is right for {100 * last.accuracy:.1f} % of the tokens; expected calibration error {last.error:.4f}")
     if bins:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.flags import Parser
 from llama_lab.inference.options import NEW_TOKENS, Beyond, Options, read_options
-from llama_lab.lab.choice import chosen_update
+from llama_lab.training.choice import chosen_checkpoint
 from llama_lab.training.run_folder import find_run
 
 if TYPE_CHECKING:
@@ -78,15 +78,15 @@ def open_checkpoint(folder: Path, update: str | None, *, device: str, precision:
     Raises:
         ConfigError: there is none, or no such device.
     """
-    from llama_lab.inference.load import load_run
-    from llama_lab.training.checkpoint import list_checkpoints
+    found = find_run(folder)
+    number = chosen_checkpoint(found, update, scope=SCOPE).update
 
-    number = None
-    if update is not None and (folder / "config.yaml").is_file():
-        found = find_run(folder)
-        there = [checkpoint.update for checkpoint in list_checkpoints(found.checkpoints)]
-        number = chosen_update(found, there, update, scope=SCOPE)
-    return load_run(folder, number, device=device, precision="bf16" if precision == "bf16" else "fp32")
+    from llama_lab.inference.load import load_run
+
+    try:
+        return load_run(found.path, number, device=device, precision="bf16" if precision == "bf16" else "fp32")
+    except ConfigError as error:
+        raise ConfigError([(subject, _with_flags(rule)) for subject, rule in error.problems], scope=SCOPE) from None
 
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
@@ -167,7 +167,7 @@ def _as_flag(subject: str) -> str:
 
 def _with_flags(rule: str) -> str:
     """A rule that speaks of options as Python has them, as the command line has them."""
-    for name in NAMES:
+    for name in (*NAMES, "update"):
         rule = rule.replace(f"{name}=", f"--{name.replace('_', '-')} ")
     return rule
 

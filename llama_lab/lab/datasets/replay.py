@@ -19,7 +19,7 @@ from llama_lab.data.shards import Split
 from llama_lab.data.stream import IGNORE, Batch, Located, MixedStream, batch_hash, training_stream
 from llama_lab.training.feed import share
 from llama_lab.training.metrics import read_rows
-from llama_lab.training.run_folder import RunFolder, relative
+from llama_lab.training.run_folder import RunFolder, find_run, relative
 
 SHOWN_TOKENS = 24
 
@@ -40,7 +40,8 @@ def run_replay_command(words: list[str]) -> int:
         asked = _parser().parse_args(words)
     except SystemExit as stop:
         return int(stop.code or 0)
-    run, folder = _open_run(asked.run)
+    folder = find_run(asked.run)
+    run = load_config(folder.path / "config.yaml")
     ranks = (run.hardware.processes or 1) if asked.ranks is None else asked.ranks
     _check(run, asked.update, ranks, asked.run)
     data = prepare(run.data, run.tokenizer, print)
@@ -58,12 +59,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ranks", type=int, metavar="R", help="share it between so many processes; else as many as the run has")
     parser.add_argument("--tokens", action="store_true", help="also the text that each window begins with")
     return parser
-
-
-def _open_run(path: Path) -> tuple[RunConfig, RunFolder]:
-    if not (path / "config.yaml").is_file():
-        raise ConfigError([(str(path), "holds no run; name a folder outputs/<name>/<run id>")], scope="this request")
-    return load_config(path / "config.yaml"), RunFolder(path)
 
 
 def _check(run: RunConfig, update: int, ranks: int, path: Path) -> None:

@@ -18,14 +18,8 @@ from llama_lab.data.prepare import PreparedData
 from llama_lab.data.shards import MANIFEST, TOKENIZER, verify_shards
 from llama_lab.data.stream import batch_hash, training_stream
 from llama_lab.data.tokenizer import load_tokenizer
-from llama_lab.training.checkpoint import (
-    Checkpoint,
-    DamagedCheckpoint,
-    list_checkpoints,
-    list_incomplete,
-    verify_checkpoint,
-)
 from llama_lab.training.due import validation_due
+from llama_lab.training.manifest import DamagedCheckpoint, list_checkpoints, list_incomplete, verify_checkpoint
 from llama_lab.training.metrics import perplexity
 from llama_lab.training.run_folder import RunFolder, changes_since, relative
 from llama_lab.training.schedule import lr_factor
@@ -181,15 +175,6 @@ def check_batches(run: RunConfig, data: PreparedData, rows: Rows, *, last: int, 
             return Check("batches", False, said)
     more = "" if len(looked_at) == len(rows.batches) else f" of {len(rows.batches)}; --data looks at all"
     return Check("batches", True, f"{len(looked_at)} updates are fed the same windows{more}")
-
-
-def is_whole(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint is what was written, read in full."""
-    try:
-        verify_checkpoint(checkpoint)
-    except DamagedCheckpoint:
-        return False
-    return True
 
 
 def first_update(folder: RunFolder) -> int:

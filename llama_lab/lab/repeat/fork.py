@@ -19,7 +19,7 @@ from llama_lab.config.identity import load_config, plain_config, run_folder, run
 from llama_lab.config.resolve import resolve
 from llama_lab.config.schema import SHAPES, BpeConfig, FileTokenizerConfig, Problem, RunConfig, shown
 from llama_lab.data.prepare import prepare
-from llama_lab.lab.choice import chosen_update, there_are
+from llama_lab.training.choice import chosen_update, damaged, missing
 from llama_lab.training.run_folder import (
     FORMAT_VERSION,
     RunFolder,
@@ -34,9 +34,10 @@ from llama_lab.training.schedule import lr_factor
 
 if TYPE_CHECKING:
     from llama_lab.data.prepare import PreparedData
-    from llama_lab.training.checkpoint import Checkpoint
     from llama_lab.training.launch import TrainResult
+    from llama_lab.training.manifest import Checkpoint
 
+SCOPE = "this fork"
 SHAPE = ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "multiple_of", "tie_embeddings", "qk_norm")
 """Fields of the model that say which weights there are."""
 POSITION = ("max_seq_len", "tokens_per_update")
@@ -116,14 +117,14 @@ def look_up(path: Path, overrides: list[str], *, update: str | None, config_dir:
         run = replace(run, tokenizer=FileTokenizerConfig(path=str(parent.path / "tokenizer.json")))
     run = resolve(run)
 
-    from llama_lab.training.checkpoint import list_checkpoints
+    from llama_lab.training.manifest import list_checkpoints
 
     checkpoints = {checkpoint.update: checkpoint for checkpoint in list_checkpoints(parent.checkpoints)}
-    number = chosen_update(parent, sorted(checkpoints), update, scope="this fork")
+    number = chosen_update(parent, list(checkpoints), update, scope=SCOPE)
     slug = f"from-{_hash(parent, parent_run)}-{number}"
     found = Fork(parent, parent_run, number, checkpoints.get(number), run, slug, run_folder(run, slug))
     if found.checkpoint is None and (run.fresh or not RunFolder(found.folder).meta()):
-        raise _refused([(f"--update {number}", f"is no checkpoint of {relative(parent.path)}; {there_are(sorted(checkpoints))}")])
+        raise missing(parent, number, list(checkpoints), scope=SCOPE)
     if run.updates <= number:
         least = (number + 1) * run.data.tokens_per_update
         rule = f"ends after update {run.updates}, and the checkpoint is of update {number}; at least {least}"
@@ -151,10 +152,11 @@ def begin(asked: Fork, command: list[str] | None) -> None:
         _same_data(asked, fingerprints)
         draft = asked.folder.with_name(f".draft-{asked.folder.name}")
         shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
         try:
-            said = _fill(asked, draft, _origin(asked, data, command))
-            os.replace(draft, asked.folder)
+            with RunFolder(asked.folder).writing():
+                draft.mkdir(parents=True)
+                said = _fill(asked, draft, _origin(asked, data, command))
+                os.replace(draft, asked.folder)
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             raise
@@ -178,7 +180,7 @@ def _fill(asked: Fork, draft: Path, origin: dict[str, Any]) -> str:
 
 def _inherit(asked: Fork, draft: Path) -> dict[str, Any]:
     """Fill a fork's folder from its parent's; returns where it came from, as meta.json keeps it."""
-    from llama_lab.training.checkpoint import DamagedCheckpoint, read_manifest, verify_checkpoint
+    from llama_lab.training.manifest import DamagedCheckpoint, read_manifest, verify_checkpoint
     from llama_lab.training.metrics import cut_back, read_rows
 
     assert asked.checkpoint is not None
@@ -190,8 +192,10 @@ def _inherit(asked: Fork, draft: Path) -> dict[str, Any]:
         target.mkdir(parents=True)
         for file in sorted(state.iterdir()):
             _link(file, target / file.name)
-    except (DamagedCheckpoint, FileNotFoundError) as error:
-        raise _refused([(f"--update {asked.update}", f"cannot be used: {error}; name another")]) from None
+    except DamagedCheckpoint as error:
+        raise damaged(asked.parent, error, scope=SCOPE) from None
+    except FileNotFoundError as error:  # of a run that is being trained
+        raise _refused([(f"--update {asked.update}", f"was removed just now: {error}; name another")]) from None
     for name in ROWS:
         if (asked.parent.path / name).is_file():
             shutil.copyfile(asked.parent.path / name, draft / name)
@@ -257,7 +261,7 @@ def _hash(parent: RunFolder, run: RunConfig) -> str:
 
 def _same_parent(asked: Fork, known: dict[str, Any]) -> None:
     """Refuse to go on with a fork of another state: the parent may have been trained anew under the same name."""
-    from llama_lab.training.checkpoint import read_manifest
+    from llama_lab.training.manifest import read_manifest
 
     if asked.checkpoint is None:
         return
@@ -307,4 +311,4 @@ def _said(asked: Fork, lineage: dict[str, Any]) -> str:
 
 
 def _refused(found: list[Problem]) -> ConfigError:
-    return ConfigError(found, scope="this fork")
+    return ConfigError(found, scope=SCOPE)

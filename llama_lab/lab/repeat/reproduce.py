@@ -11,11 +11,11 @@ from llama_lab.config.schema import Compile, Device, Precision, RunConfig
 from llama_lab.data.prepare import PreparedData, prepare
 from llama_lab.data.shards import TOKENIZER
 from llama_lab.data.tokenizer import load_tokenizer
-from llama_lab.lab.repeat.checks import Check, Rows, first_update, is_whole
+from llama_lab.lab.repeat.checks import Check, Rows, first_update
 from llama_lab.lab.table import print_table
 from llama_lab.model.count import flops_per_token
-from llama_lab.training.checkpoint import Checkpoint, list_checkpoints
 from llama_lab.training.guard import FILE, norms_told, ranked, windows_of
+from llama_lab.training.manifest import Checkpoint, is_whole, list_checkpoints
 from llama_lab.training.metrics import read_rows
 from llama_lab.training.replay import Compared, Replayed, Request, replay
 from llama_lab.training.run_folder import RunFolder, changes_since, describe_origin, relative

@@ -15,8 +15,9 @@ from typing import Any
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.flags import Parser
+from llama_lab.config.identity import outputs_folder
 from llama_lab.config.schema import Problem
-from llama_lab.lab.runs.listing import Glance, find_folders, look_at, outputs_folder
+from llama_lab.lab.runs.listing import Glance, find_folders, look_at
 from llama_lab.lab.table import print_table
 from llama_lab.training.run_folder import relative
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.identity import outputs_folder
 from llama_lab.config.schema import Problem
 from llama_lab.training.run_folder import relative
 
@@ -73,11 +74,6 @@ def find_folders(words: Iterable[str]) -> list[Path]:
     if problems:
         raise ConfigError(problems, scope="this request")
     return list(found)
-
-
-def outputs_folder() -> Path:
-    """Where runs are."""
-    return Path(os.environ.get("LLAMA_LAB_OUTPUTS") or "outputs").expanduser().absolute()
 
 
 def look_at(folder: Path, now: float | None = None) -> Glance:

@@ -10,6 +10,7 @@ from pathlib import Path
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.flags import Parser
 from llama_lab.config.schema import Problem
+from llama_lab.training.run_folder import no_run
 
 SCOPE = "this request"
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -114,9 +115,7 @@ def _named(words: list[str]) -> list[Path]:
         paths = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor)))) if is_pattern else [path]
         runs = [path for path in paths if (path / "config.yaml").is_file()]
         if not runs:
-            rule = "holds no run; name a run's folder, outputs/<name>/<run id>, or a pattern for several"
-            is_foreign = (path / "config.json").is_file()
-            problems.append((word, "is a Hugging Face model; llama-lab import makes a run of it" if is_foreign else rule))
+            problems.append((word, "matches no run; name a run's folder, outputs/<name>/<run id>" if is_pattern else no_run(path)))
         found |= dict.fromkeys(runs)
     if problems:
         raise ConfigError(problems, scope=SCOPE)

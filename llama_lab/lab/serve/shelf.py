@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama_lab.config.errors import ConfigError
-from llama_lab.training.run_folder import find_run
+from llama_lab.training.choice import chosen_checkpoint
+from llama_lab.training.run_folder import RunFolder, find_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,12 +72,12 @@ class Shelf:
         self._lock = threading.Lock()
         self._held: dict[str, _Held] = {}
         if not self.entries():
-            named = ", ".join(str(folder) for folder in folders)
-            raise ConfigError([(named, "has no checkpoint yet; train it further")], scope=SCOPE)
+            for run in self._runs:
+                chosen_checkpoint(RunFolder(run), None, scope=SCOPE)
 
     def entries(self) -> list[Entry]:
         """What is there now, each run's newest checkpoint first: a run that is still training adds to it."""
-        from llama_lab.training.checkpoint import list_checkpoints
+        from llama_lab.training.manifest import list_checkpoints
 
         names = [run.name for run in self._runs]
         found = []

@@ -1,11 +1,11 @@
 """`llama-lab sweep`: the sweeps there are, one of them as a table, and going on with it as it was frozen."""
 
 import argparse
-import os
 from pathlib import Path
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.flags import Parser
+from llama_lab.config.identity import outputs_folder
 from llama_lab.lab.sweep import run_sweep
 from llama_lab.lab.sweep.expand import Sweep
 from llama_lab.lab.sweep.frozen import known_outcome, load_sweep
@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list_sweeps() -> None:
-    outputs = Path(os.environ.get("LLAMA_LAB_OUTPUTS") or "outputs").expanduser().absolute()
+    outputs = outputs_folder()
     rows = []
     for path in sorted(outputs.glob("*/sweeps/*/sweep.json"), key=lambda path: path.stat().st_mtime, reverse=True):
         try:

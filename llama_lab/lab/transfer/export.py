@@ -8,13 +8,14 @@ import os
 import shutil
 from pathlib import Path
 
+from llama_lab.config.disk import writing
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.flags import Parser
 from llama_lab.config.identity import load_config
 from llama_lab.config.schema import RunConfig
 from llama_lab.data.tokenizer import Tokenizer, load_tokenizer
-from llama_lab.lab.choice import chosen_update, there_are
 from llama_lab.lab.transfer.card import model_card
+from llama_lab.training.choice import chosen_checkpoint, damaged
 from llama_lab.training.retention import short_bytes
 from llama_lab.training.run_folder import RunFolder, find_run, relative
 
@@ -74,15 +75,14 @@ def export(run_folder: Path, out: Path, *, target: str, update: str | None = Non
         check_gguf()
     draft = out.with_name(f".{out.name}.draft")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
-        _write(folder, run, draft, out.name, target=target, update=update, dtype=dtype)
-        if out.is_dir():
-            out.rmdir()
-        os.replace(draft, out)
-    except OSError as error:
-        raise ConfigError([(f"--out {out}", f"cannot be written: {error.strerror or error}")], scope=SCOPE) from None
+        with writing(f"--out {out}", "name another folder", scope=SCOPE, goes_on=False):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir()
+            _write(folder, run, draft, out.name, target=target, update=update, dtype=dtype)
+            if out.is_dir():
+                out.rmdir()
+            os.replace(draft, out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return sorted(out.iterdir())
@@ -112,20 +112,17 @@ def _write(folder: RunFolder, run: RunConfig, draft: Path, name: str, *, target:
     """Fill a draft: weights, what belongs to them, the card and its picture."""
     from llama_lab.formats.gguf_file import write_gguf
     from llama_lab.formats.hf_weights import write_folder
-    from llama_lab.training.checkpoint import DamagedCheckpoint, list_checkpoints, load_weights
+    from llama_lab.training.checkpoint import load_weights
+    from llama_lab.training.manifest import WEIGHTS, DamagedCheckpoint
     from llama_lab.training.metrics import read_rows
     from llama_lab.training.plots import draw_loss
 
-    checkpoints = {checkpoint.update: checkpoint for checkpoint in list_checkpoints(folder.checkpoints)}
-    number = chosen_update(folder, list(checkpoints), update, scope=SCOPE)
-    if number not in checkpoints:
-        rule = f"is no checkpoint of {relative(folder.path)}; {there_are(list(checkpoints))}"
-        raise ConfigError([(f"--update {number}", rule)], scope=SCOPE)
+    chosen = chosen_checkpoint(folder, update, scope=SCOPE)
     tokenizer: Tokenizer = load_tokenizer(folder.path / "tokenizer.json")
     try:
-        weights = load_weights(checkpoints[number])
+        weights = load_weights(chosen)
     except DamagedCheckpoint as error:
-        raise ConfigError([(f"--update {number}", f"cannot be used: {error}; name another")], scope=SCOPE) from None
+        raise damaged(folder, error, scope=SCOPE, files=WEIGHTS) from None
     length = run.data.max_seq_len
     if target == "gguf":
         write_gguf(draft / GGUF_FILE, weights, run.model, tokenizer, name=folder.path.name, max_seq_len=length, dtype=dtype)
@@ -134,5 +131,5 @@ def _write(folder: RunFolder, run: RunConfig, draft: Path, name: str, *, target:
     has_rows = any("train/loss" in row for row in read_rows(folder.path / "metrics.jsonl"))
     if has_rows:
         draw_loss(folder.path, draft / "loss.png", vocab_size=tokenizer.vocab_size)
-    card = model_card(folder, run, tokenizer, update=number, target=target, out_name=name, has_picture=has_rows)
+    card = model_card(folder, run, tokenizer, update=chosen.update, target=target, out_name=name, has_picture=has_rows)
     (draft / "README.md").write_text(card, encoding="utf-8")

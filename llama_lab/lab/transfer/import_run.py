@@ -160,12 +160,11 @@ def begin(asked: Import, *, training: bool, command: list[str] | None) -> None:
             return
         draft = asked.folder.with_name(f".draft-{asked.folder.name}")
         shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
         try:
-            said = _fill(asked, draft, tokenizer, origin)
-            os.replace(draft, asked.folder)
-        except OSError as error:
-            raise ConfigError([(str(asked.folder), f"cannot be written: {error.strerror or error}")], scope=SCOPE) from None
+            with folder.writing():
+                draft.mkdir(parents=True)
+                said = _fill(asked, draft, tokenizer, origin)
+                os.replace(draft, asked.folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         print(said, flush=True)
