@@ -60,7 +60,7 @@ def test_one_look_shows_how_far_and_how_fast(trainer, capsys: Output):
         write_row(process)
     assert main(["watch", "--once"]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("1 of 1 runs train")
+    assert shown.startswith("1 run, which trains")
     # 7 of 20 updates, and 13 more at half a second each.
     assert {"running", "35", "6.5s", "2.3000", "█▅▁", "1,024"} <= set(shown.split())
     assert folder.name in shown
@@ -94,7 +94,7 @@ def test_ctrl_c_ends_it_without_a_traceback(trainer):
     words = [sys.executable, "-m", "llama_lab", "watch", "--every", "30"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
         assert watching.stdout is not None and watching.stderr is not None
-        assert watching.stdout.readline() == "1 of 1 runs train\n"
+        assert watching.stdout.readline() == "1 run, which trains\n"
         watching.send_signal(signal.SIGINT)
         assert watching.wait(30) == 0
         assert "what trains goes on" in watching.stdout.read()
@@ -122,7 +122,7 @@ def test_a_run_that_is_gone_while_it_is_watched_is_left_out(trainer, tmp_path: P
     words = [sys.executable, "-m", "llama_lab", "watch", str(folder), "--every", "0.05"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
         assert watching.stdout is not None and watching.stderr is not None
-        assert watching.stdout.readline() == "1 of 1 runs train\n"
+        assert watching.stdout.readline() == "1 run, which trains\n"
         process.kill()
         process.wait()
         folder.rename(tmp_path / "moved")

@@ -19,8 +19,9 @@ from llama_lab.lab.table import print_table
 def run_bench_command(words: list[str]) -> int:
     """`llama-lab bench`; returns the exit code."""
     arguments, overrides = _parser().parse_known_args(words)
-    if arguments.updates < WARM + 2 * EVERY:
-        raise ConfigError([(f"--updates {arguments.updates}", f"is too few to say anything; try {WARM + 6 * EVERY}")])
+    if arguments.updates < (least := WARM + 2 * EVERY):
+        rule = f"is too few to say anything: the first {WARM} are not counted, so {least} is the least; try {WARM + 6 * EVERY}"
+        raise ConfigError([(f"--updates {arguments.updates}", rule)])
     if unknown := [word for word in overrides if word.startswith("-")]:
         raise ConfigError([(unknown[0], "is no flag of bench; llama-lab bench --help has them")])
     objective = ["sweep.objective=train/loss"] if arguments.multirun else []  # there is no other, without validation

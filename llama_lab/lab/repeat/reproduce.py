@@ -157,15 +157,15 @@ def compare(folder: RunFolder, data: PreparedData, rows: Rows, here: Here, span:
 def show_update(run: RunConfig, folder: RunFolder, update: int) -> bool:
     """Make one update again, from the newest checkpoint before it, and print what is to be known of it.
 
+    Args:
+        update: one of the run's.
+
     Returns:
         Whether it is what the run has kept of it, as far as it has.
 
     Raises:
-        ConfigError: the run has no such update, or its data cannot be opened.
+        ConfigError: no state before it is left, or its data cannot be opened.
     """
-    if update > run.updates:
-        rule = f"is none of the updates of {relative(folder.path)}, 1 to {run.updates}"
-        raise ConfigError([(f"--update {update}", rule)], scope=SCOPE)
     here, rows = find_here(run, folder), Rows.of(folder)
     before = (found for found in reversed(list_checkpoints(folder.checkpoints)) if found.update < update)
     begin = next((checkpoint for checkpoint in before if is_whole(checkpoint)), None)

@@ -41,6 +41,9 @@ def run_verify_command(words: list[str]) -> int:
         raise ConfigError([(str(asked.run), rule)], scope="this request")
     run = load_config(folder.path / "config.yaml")
     if asked.update is not None:
+        if asked.update > run.updates:
+            rule = f"is none of the updates of {relative(folder.path)}, 1 to {run.updates}"
+            raise ConfigError([(f"--update {asked.update}", rule)], scope="this request")
         from llama_lab.lab.repeat.reproduce import show_update
 
         return 0 if show_update(run, folder, asked.update) else 1

@@ -17,7 +17,7 @@ from llama_lab.config.errors import ConfigError
 from llama_lab.config.flags import Parser
 from llama_lab.config.identity import outputs_folder
 from llama_lab.config.schema import Problem
-from llama_lab.lab.runs.listing import Glance, find_folders, look_at
+from llama_lab.lab.runs.listing import STATES, Glance, find_folders, look_at
 from llama_lab.lab.table import print_table
 from llama_lab.training.run_folder import relative
 
@@ -83,6 +83,7 @@ def run_runs_command(words: list[str]) -> int:
     sort = asked.sort or "-age"
     _check_keys(runs, [(f"{one.key}{one.operator}{one.value}", one.key) for one in filters])
     _check_keys(runs, [(f"--columns {column}", column) for column in columns] + [(f"--sort {sort}", sort.lstrip("-"))])
+    _check_states(filters)
     kept = [run for run in runs if all(one.holds(value_of(run, one.key, now)) for one in filters)]
     kept = _sorted(kept, sort, now)
     if asked.json:
@@ -94,7 +95,7 @@ def run_runs_command(words: list[str]) -> int:
     elif kept:
         of = f" of {len(runs)}" if len(kept) < len(runs) else ""
         rows = [[_shown(column, value_of(run, column, now)) for column in columns] for run in kept]
-        print_table(f"{len(kept)}{of} runs", columns, rows)
+        print_table(f"{len(kept)}{of} {'run' if len(runs) == 1 else 'runs'}", columns, rows)
     else:
         states = Counter(str(value_of(run, "status", now)) for run in runs)
         there = ", ".join(f"{state} {count}" for state, count in sorted(states.items()))
@@ -188,6 +189,19 @@ def _check_keys(runs: Sequence[Glance], asked: Sequence[tuple[str, str]]) -> Non
                 f"did you mean {close[0]}?" if close else "a key of the config, such as optim.max_lr, or a metric, such as val/loss"
             )
             problems.append((said, f"is about a key that no run has; {hint}"))
+    if problems:
+        raise ConfigError(problems, scope="this request")
+
+
+def _check_states(filters: Sequence[Filter]) -> None:
+    """Refuse states that no run can be in."""
+    problems: list[Problem] = []
+    asked = [pattern for one in filters if one.key == "status" for pattern in one.value.split(",")]
+    for pattern in asked:
+        if not any(_is_same(state, pattern) for state in STATES):
+            close = difflib.get_close_matches(pattern, STATES, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(STATES)}"
+            problems.append((f"status={pattern}", f"is no status; {hint}"))
     if problems:
         raise ConfigError(problems, scope="this request")
 

@@ -23,6 +23,8 @@ FILES = ("summary.json", "metrics.jsonl", "train.log", "config.yaml")
 # A process whose number is taken by another one since would look alive; nothing has been written for so long then.
 QUIET_SECONDS = 300.0
 DEAD, RUNNING = "dead", "running"
+STATES = ("started", RUNNING, "preempted", "failed", DEAD, "finished")
+"""What a run can be in."""
 
 
 @dataclass(frozen=True)

@@ -213,7 +213,8 @@ def _print(watcher: _Watcher, seen: list[Seen], every: float) -> list[Seen]:
 
 def _table(seen: Sequence[Seen]) -> tuple[str, Sequence[str], list[list[str]]]:
     training = sum(one.glance.status == RUNNING for one in seen)
-    return f"{training} of {len(seen)} runs train", HEADINGS, [_cells(one) for one in seen]
+    trains = f"{training} of {len(seen)} runs train" if len(seen) > 1 else "1 run, which trains" if training else "1 run"
+    return trains, HEADINGS, [_cells(one) for one in seen]
 
 
 def _cells(one: Seen) -> list[str]:
