@@ -7,21 +7,17 @@ samples are computed from the number, and only weights, optimizer states and the
 
 import torch
 
-from llama_lab.config.disk import remedy, why
 from llama_lab.config.schema import Compile, RunConfig
 from llama_lab.data.prepare import PreparedData
 from llama_lab.data.stream import training_stream
 from llama_lab.model.llama import Llama
-from llama_lab.training.choice import damaged, told
 from llama_lab.training.clock import Clock
 from llama_lab.training.compiling import Compiling, import_compiler
 from llama_lab.training.console import Console
 from llama_lab.training.due import due
-from llama_lab.training.errors import Diverged, SaveFailed
 from llama_lab.training.feed import Feed
 from llama_lab.training.guard import Guard
-from llama_lab.training.manifest import DamagedCheckpoint, list_checkpoints, list_incomplete, remove_drafts, set_aside
-from llama_lab.training.metrics import Metrics, cut_back
+from llama_lab.training.metrics import Metrics
 from llama_lab.training.observing import Observers, observe
 from llama_lab.training.optim import Optimizers, build_optimizer
 from llama_lab.training.profiler import Profiler
@@ -29,7 +25,7 @@ from llama_lab.training.recording import record, source_counts
 from llama_lab.training.retention import checkpoint_bytes, checkpoint_due
 from llama_lab.training.run_folder import RunFolder
 from llama_lab.training.saver import Saver
-from llama_lab.training.state import State
+from llama_lab.training.state import end_saving, resume, save
 from llama_lab.training.stop import Stop
 from llama_lab.training.stopwatch import Stopwatch
 from llama_lab.training.tracker import Tracker
@@ -147,76 +143,3 @@ def build(run: RunConfig, data: PreparedData, worker: Worker) -> tuple[Llama, Op
     model.to(worker.device)
     compiles = run.hardware.compile is Compile.always
     return model, build_optimizer(model, run.optim, worker.device.type, run.precision, compiles=compiles)
-
-
-def resume(run: RunConfig, folder: RunFolder, model: Llama, optimizer: Optimizers, worker: Worker, console: Console) -> State:
-    """Put weights and optimizer back to the newest whole checkpoint, and the rows of the run with them."""
-    if worker.is_main:
-        remove_drafts(folder.checkpoints)
-    state, begun = State.at_start(worker), None
-    broken = list_incomplete(folder.checkpoints)
-    for checkpoint in reversed(list_checkpoints(folder.checkpoints)):
-        try:
-            state.restore(checkpoint, model, optimizer, worker)
-        except DamagedCheckpoint as error:
-            broken.append(error)
-            continue
-        begun = checkpoint
-        break
-    broken.sort(key=lambda error: error.path)
-    if broken and begun is None:
-        raise damaged(folder, broken[-1], scope="continuing this run")
-    if worker.agree(state.update != 0) and not worker.agree_on(state.update):
-        raise RuntimeError(
-            f"rank {worker.place.rank} finds update {state.update}, others another: is the run folder on a shared disk?"
-        )
-    if worker.is_main:
-        with folder.writing():
-            set_aside(folder.checkpoints, after=state.update)
-            cut_back(folder.path, state.update)
-    for error in broken:
-        console.say(f"{told(error)}; its checkpoint is put aside as damaged-{error.path.parent.name}", style="yellow")
-    if begun is not None:
-        console.say(f"Continuing after update {begun.update} of {run.updates} ({begun.path.name})")
-    return state
-
-
-def save(
-    saver: Saver,
-    model: Llama,
-    optimizer: Optimizers,
-    state: State,
-    worker: Worker,
-    guard: Guard,
-    clock: Clock,
-    *,
-    unless: OSError | None = None,
-) -> None:
-    """Begin to write a checkpoint from rank 0, with the open log interval of all ranks added up."""
-    with clock.excluded():
-        guard.look()
-        loss_sum, predicted = worker.total(torch.stack((state.loss_sum, state.predicted))).unbind()
-        # Weights are equal on all ranks, so all of them come to the same conclusion. One answer, so that the device is asked once.
-        finite = torch.stack([loss_sum.isfinite(), *(parameter.isfinite().all() for parameter in model.parameters())])
-        if not bool(finite.all()):
-            raise Diverged(f"at update {state.update} the loss or a weight is no finite number; the checkpoint before it stays")
-        if not worker.is_main:
-            state.loss_sum.zero_()
-            state.predicted.zero_()
-            return
-        state.loss_sum.copy_(loss_sum)
-        state.predicted.copy_(predicted)
-        rest = {"optimizer": optimizer.state_dict(), "seconds": clock.seconds(), "loss_sum": loss_sum, "predicted": predicted}
-        rest["skipped"] = guard.skipped
-        saver.save(state.update, model, rest, unless=unless)
-
-
-def end_saving(saver: Saver, worker: Worker, metrics: Metrics | None) -> None:
-    """Wait for the last checkpoint. All ranks fail alike if it or a row could not be written: the run is not done before it is
-    saved."""
-    failure = saver.close()
-    if failure is None and metrics is not None and (error := metrics.flush()) is not None:
-        failure = f"rows of the run could not be written ({why(error)}); {remedy(error)} and type the same command again, which "
-        failure += "makes them again"
-    if (failure := worker.heard(failure)) is not None:
-        raise SaveFailed(failure)
