@@ -115,7 +115,7 @@ class LoadedRun:
         Args:
             prompts: one text, or several prompts.
         """
-        given: Sequence[Any] = prompts if isinstance(prompts, list | tuple) else [prompts]
+        given: Any = prompts if isinstance(prompts, list | tuple) else [prompts]
         asked: Options = read_options(**options)
         if not is_number(batch, Integral) or batch < 1:
             rule = "is no whole number from 1 on; 1 continues one prompt after the other"
