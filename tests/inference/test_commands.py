@@ -149,7 +149,7 @@ def test_a_prepared_set_is_measured_with_its_tokenizer_alone(run_folder, text_fi
         (["--plot", "x.bmp"], "has no ending of a picture; try x.png"),
         (["--out", "nowhere/x.json"], "lies in no folder"),
         (["--task", "gone.jsonl"], "gone.jsonl cannot be read"),
-        (["--precision", "fp64"], "invalid choice"),
+        (["--precision", "fp64"], "llama-lab evaluate: --precision 'fp64' is none of "),
     ],
 )
 def test_mistakes_in_a_request_for_figures_are_named(run_folder, capsys, words, said):
