@@ -97,7 +97,7 @@ def test_version(llama_lab):
             ["generate", "run", "--temperature", "hot"],
             "llama-lab generate: --temperature hot is not a number; try --temperature 0.5",
         ),
-        (["bench", "--updates", "x"], "llama-lab bench: --updates x is not a whole number; try --updates 40"),
+        (["data", "replay", "run", "--update", "x"], "llama-lab data replay: --update x is not a whole number; try --update 1"),
         (["runs", "--sort"], "llama-lab runs: --sort needs a value; type --sort KEY"),
         (["serve", "run", "--port", "a"], "llama-lab serve: --port 'a' is no port; try 8000"),
         (
