@@ -38,8 +38,10 @@ def test_prompts_come_from_files_and_pipes(run_folder, tmp_path, capsys, monkeyp
     words = ["generate", str(run_folder), "-", "--json", "--max-new-tokens", "2", *FIXED]
     assert main([*words, "--prompts", str(tmp_path / "prompts.txt")]) == 0
     assert main([*words[:2], *words[3:], "--prompts", str(tmp_path / "prompts.jsonl"), "--update", "best"]) == 0
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\ntwo\n"))
+    assert main([*words[:2], *words[3:], "--prompts", "-"]) == 0
     prompts = [json.loads(line)["prompt"] for line in capsys.readouterr().out.splitlines()]
-    assert prompts == ["from a pipe", "the", "a text", "two\nlines"]
+    assert prompts == ["from a pipe", "the", "a text", "two\nlines", "one", "two"]
 
 
 def test_a_conversation_continues_sets_options_and_survives_mistakes(run_folder, capsys, monkeypatch):
@@ -59,6 +61,7 @@ def test_a_conversation_continues_sets_options_and_survives_mistakes(run_folder,
         "/wrong is no",
     ):
         assert part in said
+    assert "  temperature is 0.0\n" in said and "  max_new_tokens is 3\n" in said
     assert "temperature 0.0" in said and "max_new_tokens 3" in said
 
 
