@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from llama_lab.config.compose import compose
+from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import RunConfig
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ def train(
         ConfigError: this machine, the data or an existing folder do not allow the run.
         Diverged: the loss is no longer finite.
     """
+    if not isinstance(run, RunConfig):
+        raise ConfigError([(f"run={run!r}", "is no run; llama_lab.compose([...]) makes one")], scope="this call")
+
     from llama_lab.inference.check import check_observed
     from llama_lab.training.launch import launch
 
@@ -56,6 +60,10 @@ def load(
     Raises:
         ConfigError: the folder holds no run, or no such checkpoint; or this machine has no such device.
     """
+    if not isinstance(run_folder, str | Path):
+        rule = "is no path; name a run's folder, outputs/<name>/<run id>"
+        raise ConfigError([(f"run_folder={run_folder!r}", rule)], scope="this call")
+
     from llama_lab.inference.load import load_run
 
     return load_run(Path(run_folder), update, device=device, precision=precision)

@@ -84,6 +84,10 @@ def _dispatch(words: list[str]) -> int:
 def _unknown_command(name: str, rest: list[str]) -> str:
     if "=" in name or name in FLAGS["train"] or name in SHORT:
         return f"llama-lab needs a command before {name}; try: {shlex.join(['llama-lab', 'train', name, *rest])}"
+    if name.startswith("-"):
+        close = difflib.get_close_matches(name, ("--help", "--version"), n=1)
+        hint = f"did you mean {close[0]}?" if close else "a command comes first, such as llama-lab train"
+        return f"llama-lab has no flag {name}; {hint} (llama-lab --help lists commands)"
     close = difflib.get_close_matches(name, COMMANDS, n=1)
     hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
     return f"llama-lab has no command {name!r}; {hint} (llama-lab --help lists them)"

@@ -75,7 +75,9 @@ def compose(overrides: list[str], *, config_dir: Path | None = None, nodes: Coll
     Raises:
         ConfigError: everything wrong with the overrides and with the run that they make.
     """
-    typed = sort_overrides(overrides, config_dir)
+    if not isinstance(overrides, list | tuple) or not all(isinstance(word, str) for word in overrides):
+        raise ConfigError([(f"overrides={overrides!r}", "is no list of texts; try ['training_tokens=200_000']")], scope="this call")
+    typed = sort_overrides(list(overrides), config_dir)
     found = typed.problems
     swaps = swap_problems(typed, config_dir)
     found += swaps.values()

@@ -5,9 +5,11 @@ Hydra's grammar parses. What a key means, whether its value fits, and what was p
 
 import difflib
 import functools
+import re
 import types
 import typing
 from dataclasses import dataclass, field, fields, is_dataclass
+from decimal import Decimal
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from llama_lab.config import paths
+from llama_lab.config.loose import PRESET, sort_out
 from llama_lab.config.schema import EXAMPLE, GROUPS, SHAPES, WORDS, Problem, RunConfig, shown
 
-PRESET = "experiment"
+COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmbgt])", re.IGNORECASE)
+UNITS = {"k": 3, "m": 6, "b": 9, "g": 9, "t": 12}
+"""How people write large numbers: 5M, 1.5B."""
 CHOSEN = (*GROUPS, PRESET)
 
 
@@ -53,9 +58,12 @@ def sort_overrides(lines: list[str], config_dir: Path | None, *, allow_sweeps: b
         config_dir: a folder with more options and presets.
         allow_sweeps: whether a list of values is none of our business here instead of a mistake.
     """
-    typed = Typed()
+    whole, loose = sort_out(lines, lambda: {key: known.kind for key, known in any_shape().items()}, config_dir)
+    typed = Typed(problems=loose)
+    for key in {subject.split()[0].partition("=")[0] for subject, _ in loose}:
+        _doubt(typed, key)
     parser = OverridesParser.create()
-    for line in lines:
+    for line in whole:
         try:
             override = parser.parse_override(line)
         except HydraException:
@@ -247,6 +255,9 @@ def _wrong_type(key: str, value: Any, field_type: Known, config: DictConfig) -> 
     now = OmegaConf.select(config, key, throw_on_missing=False)
     if field_type.kind is int and isinstance(value, float) and value.is_integer():
         return f"is not written as a whole number; type {key}={int(value)}"
+    if field_type.kind in (int, float) and (count := COUNT.fullmatch(shown(value))) is not None:
+        number = Decimal(count[1]) * Decimal(10) ** UNITS[count[2].lower()]
+        return f"is not written as a number; type {key}={number.normalize():f}"
     if isinstance(field_type.kind, type) and issubclass(field_type.kind, Enum):
         names = [member.name for member in field_type.kind]
         return f"is none of {', '.join(names)}; e.g. {key}={shown(now)}"
@@ -260,9 +271,7 @@ def _wrong_type(key: str, value: Any, field_type: Known, config: DictConfig) -> 
 
 
 def _unreadable(line: str) -> str:
-    key, equals, value = line.partition("=")
-    if not equals:
-        return f"has no =; type {line}=VALUE, or group=option"
+    key, _, value = line.partition("=")
     if not key.strip():
         return "has no key before the =; type key=value"
     quoted = '"' + value.strip("\"'").replace('"', "") + '"'

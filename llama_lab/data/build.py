@@ -114,7 +114,8 @@ def _find_tokenizer(folder: Path, config: TokenizerConfig, corpus: Corpus, say: 
 
     tokenizer = build_tokenizer(config, texts)
     if isinstance(config, BpeConfig):
-        say(f"Trained a tokenizer of {tokenizer.vocab_size:,} entries in {time.perf_counter() - start:.1f} s")
+        wanted = "" if tokenizer.vocab_size == config.vocab_size else f" of the {config.vocab_size:,} that were asked for"
+        say(f"Trained a tokenizer of {tokenizer.vocab_size:,} entries{wanted} in {time.perf_counter() - start:.1f} s")
     draft = folder / f".{TOKENIZER}"
     tokenizer.save(draft)
     with draft.open("r+b") as file:

@@ -4,6 +4,7 @@ Flow: path -> files -> `scan` (filters) -> `selection` (duplicates, split) -> co
 its own.
 """
 
+import difflib
 import functools
 import hashlib
 import json
@@ -278,8 +279,10 @@ def find_files(typed: str) -> list[TextFile]:
         if not found:
             raise refuse(f"matches {f'no {READABLE} file' if matches else 'nothing'} in {root.absolute()}")
     else:
-        parent = next((folder for folder in root.absolute().parents if folder.is_dir()), None)
-        raise refuse(f"does not exist; {parent} is the part of it that does")
+        parent = next(folder for folder in root.absolute().parents if folder.is_dir())
+        name = root.absolute().relative_to(parent).parts[0]
+        close = difflib.get_close_matches(name, [path.name for path in parent.iterdir()], n=1)
+        raise refuse(f"does not exist: there is no {name} in {parent}" + (f"; did you mean {close[0]}?" if close else ""))
     files = [TextFile(path, path.relative_to(root).as_posix()) for path in found]
     return sorted(files, key=lambda file: file.name)
 

@@ -3,6 +3,7 @@
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from operator import index
 
 import torch
 
@@ -145,6 +146,8 @@ def complete(
         ConfigError: prompts that cannot be continued, all at once.
     """
     ids, limits = _read(model, tokenizer, prompts, options)
+    if seeds is not None and len(seeds) != len(ids):
+        raise ConfigError([(f"{len(seeds)} seeds", f"are not one for each of {len(ids)} prompts")], scope="this request")
     seeds = range(options.seed, options.seed + len(ids)) if seeds is None else seeds
     texts = [
         Text(one, limit, options, torch.Generator().manual_seed(seed)) for one, limit, seed in zip(ids, limits, seeds, strict=True)
@@ -177,7 +180,11 @@ def _read(model: Llama, tokenizer: Tokenizer, prompts: Sequence[Prompt], options
     found: list[Problem] = []
     ids, limits = [], []
     for prompt in prompts:
-        one = [tokenizer.start_id, *tokenizer.encode(prompt)] if isinstance(prompt, str) else [int(number) for number in prompt]
+        try:
+            one = [tokenizer.start_id, *tokenizer.encode(prompt)] if isinstance(prompt, str) else list(map(index, prompt))
+        except TypeError:
+            found.append((f"the prompt {_shown(prompt)}", "is neither a text nor a list of ids; give one, or several in a list"))
+            continue
         problem = _problem(model, prompt, one, options)
         if problem is not None:
             found.append((f"the prompt {_shown(prompt)}", problem))
@@ -192,7 +199,7 @@ def _read(model: Llama, tokenizer: Tokenizer, prompts: Sequence[Prompt], options
 
 def _problem(model: Llama, prompt: Prompt, ids: list[int], options: Options) -> str | None:
     """What is wrong with a prompt."""
-    if not prompt:
+    if not ids or (isinstance(prompt, str) and not prompt):
         return "is empty; give it a first word, such as The"
     if not 0 <= min(ids) <= max(ids) < model.vocab_size:
         wrong = next(id for id in ids if not 0 <= id < model.vocab_size)

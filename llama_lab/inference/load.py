@@ -2,6 +2,8 @@
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from numbers import Integral
+from operator import index
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -14,7 +16,7 @@ from llama_lab.config.schema import Problem, RunConfig
 from llama_lab.data.tokenizer import Tokenizer, load_tokenizer
 from llama_lab.inference.completion import Completion, Piece, Prompt, complete
 from llama_lab.inference.generate import BATCH, Decoder
-from llama_lab.inference.options import Options, read_options
+from llama_lab.inference.options import Options, is_number, read_options
 from llama_lab.model.llama import Llama
 from llama_lab.training.checkpoint import load_weights
 from llama_lab.training.choice import chosen_checkpoint, damaged
@@ -78,9 +80,10 @@ class LoadedRun:
         Raises:
             ConfigError: options or prompts that are not as they must be, all at once.
         """
-        is_one = isinstance(prompt, str) or (len(prompt) > 0 and not isinstance(prompt[0], str))
-        found = self.complete([prompt] if is_one else prompt, batch=batch, seed=seed, **options)
-        return found[0].text if is_one else [completion.text for completion in found]
+        several = isinstance(prompt, list | tuple) and (not prompt or any(isinstance(one, str | list | tuple) for one in prompt))
+        given: Any = prompt if several else [prompt]
+        found = self.complete(given, batch=batch, seed=seed, **options)
+        return [completion.text for completion in found] if several else found[0].text
 
     def complete(
         self, prompts: Sequence[Prompt], *, seeds: Sequence[int] | None = None, batch: int = BATCH, **options: Any
@@ -112,10 +115,11 @@ class LoadedRun:
         Args:
             prompts: one text, or several prompts.
         """
-        given: Sequence[Any] = [prompts] if isinstance(prompts, str) else prompts
+        given: Any = prompts if isinstance(prompts, list | tuple) else [prompts]
         asked: Options = read_options(**options)
-        if batch < 1:
-            raise ConfigError([(f"batch={batch}", "is below 1; 1 continues one prompt after the other")], scope=SCOPE)
+        if not is_number(batch, Integral) or batch < 1:
+            rule = "is no whole number from 1 on; 1 continues one prompt after the other"
+            raise ConfigError([(f"batch={batch!r}", rule)], scope=SCOPE)
         return complete(self.model, self.tokenizer, given, asked, seeds=seeds, decoder=self._decoder_of(min(batch, len(given))))
 
     @torch.no_grad()
@@ -129,6 +133,10 @@ class LoadedRun:
             ConfigError: there are none, more than the context holds, or some outside the vocabulary.
         """
         found: list[Problem] = []
+        try:
+            ids = list(map(index, ids))
+        except TypeError:
+            raise ConfigError([(f"ids={ids!r}", "is no list of ids; give the numbers of tokens")], scope=SCOPE) from None
         if not ids:
             found.append(("ids=[]", "is empty; give at least one id"))
         elif len(ids) > self.model.max_seq_len:
@@ -140,7 +148,7 @@ class LoadedRun:
         ][:3]
         if found:
             raise ConfigError(found, scope=SCOPE)
-        return self.model.forward(torch.tensor([list(ids)], device=self.model.embedding.weight.device))[0].float().cpu()
+        return self.model.forward(torch.tensor([ids], device=self.model.embedding.weight.device))[0].float().cpu()
 
     def _decoder_of(self, rows: int) -> Decoder:
         """The decoder of the call before, if it fits: what it has recorded on a GPU is worth keeping."""
@@ -171,15 +179,19 @@ def _device(name: str) -> torch.device:
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         name = "cuda" if has_cuda else "mps" if has_mps else "cpu"
-    kind = name.partition(":")[0]
-    if kind not in ("cpu", "cuda", "mps"):
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda", "mps"):
         raise ConfigError([(f"device={name}", "is no device; there are cpu, cuda, mps and auto")], scope=SCOPE)
-    if (kind == "cuda" and not has_cuda) or (kind == "mps" and not has_mps):
+    is_beyond = device.type == "cuda" and (not has_cuda or (device.index or 0) >= torch.cuda.device_count())
+    if is_beyond or (device.type == "mps" and not has_mps):
         raise ConfigError([(f"device={name}", "is not there; device=cpu works on every machine")], scope=SCOPE)
-    return torch.device(name)
+    return device
 
 
 def _dtype(precision: str) -> torch.dtype:
-    if precision not in DTYPES:
+    if not isinstance(precision, str) or precision not in DTYPES:
         raise ConfigError([(f"precision={precision}", "is neither fp32 nor bf16")], scope=SCOPE)
     return DTYPES[precision]

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, fields
 from enum import Enum
+from numbers import Integral, Real
 from typing import Any
 
 from llama_lab.config.errors import ConfigError
@@ -84,28 +85,53 @@ class Options(Sampling):
         return found
 
 
+NUMBERS = {
+    "repetition_penalty": (Real, "is no number; try 1.2"),
+    "temperature": (Real, "is no number; try 0.8"),
+    "top_k": (Integral, "is no whole number; try 50"),
+    "top_p": (Real, "is no number; try 0.9"),
+    "min_p": (Real, "is no number; try 0.05"),
+    "max_new_tokens": (Integral, "is no whole number; try 100"),
+    "seed": (Integral, "is no whole number; try 0"),
+}
+"""Options that are numbers: of which kind, and what is said of anything else."""
+NEEDED = ("temperature", "seed")
+"""Those of them that are never None."""
+
+
+def is_number(value: Any, kind: type) -> bool:
+    """Whether a value, numpy's included, is a number of a kind. A truth value is none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def read_options(**given: Any) -> Options:
     """Options by name, as a caller gives them; `stop` may be one text, `beyond_context` a word.
 
     Raises:
-        ConfigError: everything that is no option or out of its range.
+        ConfigError: everything that is no option, of another type, or out of its range.
     """
-    known = [field.name for field in fields(Options)]
+    known = {field.name: field.default for field in fields(Options)}
     found: list[Problem] = [
         (f"{name}={value!r}", f"is no option; there are {', '.join(known)}") for name, value in given.items() if name not in known
     ]
-    given = {name: value for name, value in given.items() if name in known}
-    if isinstance(given.get("stop"), str):
-        given["stop"] = (given["stop"],)
-    given["stop"] = tuple(given.get("stop") or ())
-    beyond = given.get("beyond_context", Beyond.refuse)
-    if not isinstance(beyond, Beyond):
-        if beyond in Beyond.__members__:
-            given["beyond_context"] = Beyond[beyond]
+    stop, beyond = given.pop("stop", None), given.pop("beyond_context", Beyond.refuse)
+    fitting: dict[str, Any] = {}
+    for name, (kind, rule) in NUMBERS.items():
+        value = given.get(name, known[name])
+        if (value is None and name not in NEEDED) or is_number(value, kind):
+            fitting[name] = value
         else:
-            given.pop("beyond_context")
-            found.append((f"beyond_context={beyond}", "is neither refuse nor window"))
-    options = Options(**given)
+            found.append((f"{name}={value!r}", rule))
+    stops = [stop] if isinstance(stop, str) else stop or []
+    if isinstance(stops, list | tuple) and all(isinstance(text, str) for text in stops):
+        fitting["stop"] = tuple(stops)
+    else:
+        found.append((f"stop={stop!r}", "is neither a text nor a list of texts; try stop='.'"))
+    if isinstance(beyond, Beyond) or (isinstance(beyond, str) and beyond in Beyond.__members__):
+        fitting["beyond_context"] = beyond if isinstance(beyond, Beyond) else Beyond[beyond]
+    else:
+        found.append((f"beyond_context={beyond}", "is neither refuse nor window"))
+    options = Options(**fitting)
     if found := found + options.problems():
         raise ConfigError(found, scope="this request")
     return options

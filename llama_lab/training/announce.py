@@ -4,7 +4,7 @@ import shlex
 
 import torch
 
-from llama_lab.config.schema import Compile, Device, RunConfig
+from llama_lab.config.schema import BpeConfig, Compile, Device, RunConfig
 from llama_lab.data.mixture import exposures
 from llama_lab.data.prepare import PreparedData
 from llama_lab.model.count import flops_per_token, parameters
@@ -26,9 +26,12 @@ def say_hello(run: RunConfig, folder: RunFolder, data: PreparedData, console: Co
     cost = tokens * flops_per_token(run.model, vocabulary, run.data.max_seq_len)
     processes = "1 process" if run.hardware.processes == 1 else f"{run.hardware.processes} processes"
     device = torch.cuda.get_device_name() if run.hardware.device is Device.cuda else run.hardware.device.value
+    short = ""
+    if isinstance(run.tokenizer, BpeConfig) and vocabulary < run.tokenizer.vocab_size:
+        short = f" (not the {run.tokenizer.vocab_size:,} of tokenizer.vocab_size: the text has no further pair that occurs twice)"
     compiled = ", compiled (the first update takes a while, once for this shape)" if run.hardware.compile is Compile.always else ""
     console.say(f"Run folder: {relative(folder.path)}", style="bold")
-    console.say(f"Model: {size:,} parameters, context {run.data.max_seq_len}, vocabulary {vocabulary}")
+    console.say(f"Model: {size:,} parameters, context {run.data.max_seq_len}, vocabulary {vocabulary}{short}")
     console.say(
         f"Budget: {run.updates:,} updates of {run.data.tokens_per_update:,} tokens = {short_count(tokens)} tokens; {cost:.2e} FLOPs"
     )

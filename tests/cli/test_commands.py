@@ -92,6 +92,19 @@ def test_version(llama_lab):
         (["train", "--config-dir"], "needs a folder"),
         (["train", "--config-dir", "nowhere"], "'nowhere' is none"),
         (["plan", "--cfg"], "no flag --cfg"),
+        (["--versoin"], "llama-lab has no flag --versoin; did you mean --version? (llama-lab --help lists commands)"),
+        (
+            ["generate", "run", "--temperature", "hot"],
+            "llama-lab generate: --temperature hot is not a number; try --temperature 0.5",
+        ),
+        (["data", "replay", "run", "--update", "x"], "llama-lab data replay: --update x is not a whole number; try --update 1"),
+        (["runs", "--sort"], "llama-lab runs: --sort needs a value; type --sort KEY"),
+        (["serve", "run", "--port", "a"], "llama-lab serve: --port 'a' is no port; try 8000"),
+        (
+            ["evaluate"],
+            "llama-lab evaluate lacks RUN; type llama-lab evaluate RUN (RUN is the run's folder, outputs/<name>/<run id>)",
+        ),
+        (["export", "run"], "llama-lab export lacks --to, --out; type llama-lab export RUN --to hf --out DIR"),
         (["completion", "tcsh"], "takes one of bash, zsh, fish, not tcsh"),
     ],
 )

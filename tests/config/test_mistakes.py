@@ -103,7 +103,22 @@ ONE_LINE = {
         "optim.max_lr=1e-3,1e-2 stands for several runs; start them with -m, or type optim.max_lr=[1e-3,1e-2] for one list, "
         "or give one value",
     ),
-    "no equals sign": (["smoke"], "smoke has no =; type smoke=VALUE, or group=option"),
+    "a preset alone": (["smoke"], "smoke has no group; type experiment=smoke"),
+    "an option alone": (["muon"], "muon has no group; type optim=muon"),
+    "a field alone": (["optim.max_lr"], "optim.max_lr has no value; type one, e.g. optim.max_lr=1e-3"),
+    "a mistyped field alone": (["modle.dim"], "modle.dim is no field, and has no value; did you mean model.dim=64?"),
+    "a group alone": (
+        ["data"],
+        "data has no option; type data=OPTION, one of docs, fineweb_edu, mixture, shards, text, tinystories",
+    ),
+    "a folder alone": (["/"], "/ is a folder; to use its text, type data=text data.path=/"),
+    "a value alone": (["64"], "64 has no =; type key=value, such as model.dim=64, or group=option, such as data=text"),
+    "a space for the equals sign": (["model.dim", "64"], "model.dim 64 is one value in pieces; type model.dim=64 without spaces"),
+    "spaces around it": (["model.dim", "=", "64"], "model.dim = 64 is one value in pieces; type model.dim=64 without spaces"),
+    "a space behind it": (["model.dim=", "64"], "model.dim= 64 is one value in pieces; type model.dim=64 without spaces"),
+    "a space before it": (["data", "=text"], "data =text is one value in pieces; type data=text without spaces"),
+    "millions": (["training_tokens=5M"], "training_tokens=5M is not written as a number; type training_tokens=5000000"),
+    "billions": (["training_tokens=1.5b"], "training_tokens=1.5b is not written as a number; type training_tokens=1500000000"),
     "no key": (["=3"], "=3 has no key before the =; type key=value"),
     "no quotes": (
         ["sample.prompts=[Hello, I am (not) sure"],

@@ -199,7 +199,7 @@ def test_another_encoding_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: None, "does not exist; "),
+        (lambda path: None, "does not exist: there is no there in "),
         (lambda path: path.mkdir(), "holds no .txt, .md, .jsonl (each also .gz, .xz or .zst) or .parquet file"),
         (lambda path: path.write_text("x"), "is a file without suffix; use .txt, .md, .jsonl"),
     ],

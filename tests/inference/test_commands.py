@@ -38,8 +38,10 @@ def test_prompts_come_from_files_and_pipes(run_folder, tmp_path, capsys, monkeyp
     words = ["generate", str(run_folder), "-", "--json", "--max-new-tokens", "2", *FIXED]
     assert main([*words, "--prompts", str(tmp_path / "prompts.txt")]) == 0
     assert main([*words[:2], *words[3:], "--prompts", str(tmp_path / "prompts.jsonl"), "--update", "best"]) == 0
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\ntwo\n"))
+    assert main([*words[:2], *words[3:], "--prompts", "-"]) == 0
     prompts = [json.loads(line)["prompt"] for line in capsys.readouterr().out.splitlines()]
-    assert prompts == ["from a pipe", "the", "a text", "two\nlines"]
+    assert prompts == ["from a pipe", "the", "a text", "two\nlines", "one", "two"]
 
 
 def test_a_conversation_continues_sets_options_and_survives_mistakes(run_folder, capsys, monkeypatch):
@@ -59,6 +61,7 @@ def test_a_conversation_continues_sets_options_and_survives_mistakes(run_folder,
         "/wrong is no",
     ):
         assert part in said
+    assert "  temperature is 0.0\n" in said and "  max_new_tokens is 3\n" in said
     assert "temperature 0.0" in said and "max_new_tokens 3" in said
 
 
@@ -149,7 +152,7 @@ def test_a_prepared_set_is_measured_with_its_tokenizer_alone(run_folder, text_fi
         (["--plot", "x.bmp"], "has no ending of a picture; try x.png"),
         (["--out", "nowhere/x.json"], "lies in no folder"),
         (["--task", "gone.jsonl"], "gone.jsonl cannot be read"),
-        (["--precision", "fp64"], "invalid choice"),
+        (["--precision", "fp64"], "llama-lab evaluate: --precision 'fp64' is none of "),
     ],
 )
 def test_mistakes_in_a_request_for_figures_are_named(run_folder, capsys, words, said):

@@ -1,5 +1,6 @@
 """Choosing a token: what is left to draw from is what transformers leaves, and draws follow the probabilities."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -87,6 +88,24 @@ def test_every_mistake_in_the_options_is_named_at_once():
     subjects = [subject for subject, _ in caught.value.problems]
     for name in (*wrong, "seed", "beyond_context", "top_n"):
         assert any(subject.startswith(f"{name}=") for subject in subjects), name
+
+
+def test_options_of_another_type_are_named_at_once():
+    wrong = {"temperature": "hot", "top_k": "a", "top_p": [1], "min_p": True, "repetition_penalty": {}, "max_new_tokens": 2.5}
+    with pytest.raises(ConfigError) as caught:
+        read_options(**wrong, stop=5, seed=None, beyond_context=[1])
+    assert {f"{subject} {rule}" for subject, rule in caught.value.problems} == {
+        "temperature='hot' is no number; try 0.8",
+        "top_k='a' is no whole number; try 50",
+        "top_p=[1] is no number; try 0.9",
+        "min_p=True is no number; try 0.05",
+        "repetition_penalty={} is no number; try 1.2",
+        "max_new_tokens=2.5 is no whole number; try 100",
+        "stop=5 is neither a text nor a list of texts; try stop='.'",
+        "seed=None is no whole number; try 0",
+        "beyond_context=[1] is neither refuse nor window",
+    }
+    assert read_options(top_k=None, temperature=np.float32(0.5), seed=np.int64(3)).seed == 3
 
 
 def test_one_stop_text_and_a_word_for_what_happens_beyond_the_context_will_do():

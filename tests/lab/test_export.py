@@ -177,7 +177,7 @@ def test_what_cannot_be_exported_is_refused(shaped_runs, folders, tmp_path: Path
         file.write_bytes(b"x" + file.read_bytes()[1:])
     assert "no checkpoint of this run is whole" in refusal(broken, tmp_path / "out")
     assert main(["export", str(shaped_runs["mha"]), "--to", "onnx", "--out", str(tmp_path / "out")]) == 2
-    assert "invalid choice: 'onnx'" in capsys.readouterr().err
+    assert "llama-lab export: --to 'onnx' is none of " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

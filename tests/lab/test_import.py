@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from llama_lab import compose, load
 from llama_lab.cli import main
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.identity import load_config
 from llama_lab.formats.gguf_vocabulary import LETTERS, REST, gguf_vocabulary
 from llama_lab.lab.transfer.export import export
 from llama_lab.lab.transfer.import_run import import_run
 from llama_lab.training.checkpoint import load_weights
 from llama_lab.training.manifest import list_checkpoints
 from llama_lab.training.metrics import read_rows
+from llama_lab.training.run_folder import extending_command
 
 from .exports import SHAPES, texts
 
@@ -144,6 +147,13 @@ def test_training_goes_on_from_the_weights(
     assert [checkpoint.update for checkpoint in list_checkpoints(folder / "checkpoints")] == [0]
     assert main(words) == 0
     assert "Continuing after update 0 of 4" in capsys.readouterr().out
+    # Where the rate falls from the start, nothing is gained by the weights that it began with.
+    falling = replace(
+        load_config(folder / "config.yaml"),
+        schedule=compose(["schedule.warmup_updates=0", "schedule.cooldown_fraction=1.0"]).schedule,
+    )
+    assert [checkpoint.update for checkpoint in list_checkpoints(folder / "checkpoints")] == [0, 4]
+    assert extending_command(falling, folder, 4096) == f"llama-lab fork {folder} --update 4 training_tokens=4096"
     rows = read_rows(folder / "metrics.jsonl")
     known = read_rows(shaped_runs["mha"] / "metrics.jsonl")[-1]["val/loss"]
     assert abs(rows[0]["train/loss"] - known) < 0.3

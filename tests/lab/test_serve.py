@@ -168,6 +168,19 @@ MISTAKES: dict[str, tuple[Any, int, str]] = {
 }
 
 
+def test_a_mistyped_model_and_an_address_of_another_interface_say_what_there_is(server: Client):
+    known = server.ask("GET", "/v1/models")[1]["data"][0]["id"]
+    status, said = server.ask("POST", "/v1/completions", {"prompt": "a", "model": known[:-1] + "x"})
+    assert (status, f"did you mean {known!r}? GET /v1/models lists them" in said["error"]["message"]) == (404, True)
+    there = "is not answered here; there are GET /v1/models and POST /v1/completions, and the page at /"
+    status, said = server.ask("POST", "/v1/chat/completions", {"messages": []})
+    assert (status, said["error"]["message"]) == (
+        404,
+        f"POST /v1/chat/completions {there}. These models continue texts and were not trained to chat: send the text as `prompt`",
+    )
+    assert server.ask("POST", "/v1/embeddings", {})[1]["error"]["message"] == f"POST /v1/embeddings {there}"
+
+
 @pytest.mark.parametrize("case", MISTAKES)
 def test_each_mistake_is_answered(case: str, server: Client):
     body, status, said = MISTAKES[case]

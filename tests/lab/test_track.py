@@ -173,6 +173,6 @@ def test_a_tracker_that_is_switched_off_is_said(run, monkeypatch, capsys):
 
 def test_usage(capsys):
     assert main(["track"]) == 2
-    assert "the following arguments are required: RUN" in capsys.readouterr().err
+    assert "llama-lab track lacks RUN; type llama-lab track RUN (RUN is " in capsys.readouterr().err
     assert main(["track", "--help"]) == 0
     assert "usage: llama-lab track" in capsys.readouterr().out

@@ -342,7 +342,7 @@ def test_an_update_that_ended_a_run_is_made_again(shards: Path, outputs: Path, c
 
 def test_mistakes_are_answered(run: Path, tmp_path: Path, capsys: Output) -> None:
     with pytest.raises(ConfigError, match="holds no run itself; runs in it: "):
-        verify(tmp_path)
+        verify(run.parent)
     with pytest.raises(ConfigError, match="--updates 11 is more than the run has done; try --updates 10"):
         verify(run, "--updates", 11)
     with pytest.raises(ConfigError, match=r"--update 11 is none of the updates of .*, 1 to 10"):

@@ -241,6 +241,14 @@ def test_a_trained_run_can_be_loaded_and_asked(tiny):
     assert loaded.logits([1, 2, 3]).shape == (3, 257)
 
 
+def test_a_vocabulary_that_the_text_cannot_fill_is_said(tiny, capsys):
+    trained = train(tiny("tokenizer=bpe", "tokenizer.vocab_size=1000000"))
+    out, size = capsys.readouterr().out, load(trained.folder).tokenizer.vocab_size
+    assert f"Trained a tokenizer of {size} entries of the 1,000,000 that were asked for in " in out
+    short = "(not the 1,000,000 of tokenizer.vocab_size: the text has no further pair that occurs twice)"
+    assert f"context 32, vocabulary {size} {short}\n" in out
+
+
 def test_loading_what_is_no_run_says_so(tmp_path):
     with pytest.raises(ConfigError, match="holds no run"):
         load(tmp_path)

@@ -110,7 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "prompts", nargs="*", metavar="TEXT", help="what to continue, as the beginning of a document; - is the input"
     )
-    parser.add_argument("--prompts", dest="file", metavar="FILE", help="a prompt a line: .txt, or .jsonl with the key `prompt`")
+    parser.add_argument(
+        "--prompts", dest="file", metavar="FILE", help="a prompt a line: .txt, or .jsonl with the key `prompt`; - is the input"
+    )
     parser.add_argument("-i", "--interactive", action="store_true", help="ask for texts, one after the other")
     parser.add_argument(
         "--max-new-tokens", type=int, metavar="N", help=f"tokens added at most (default: {NEW_TOKENS}, or what fits)"
@@ -179,7 +181,7 @@ def _prompts(asked: argparse.Namespace) -> list[str]:
         return found
     path, problems = Path(asked.file).expanduser(), []
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = (sys.stdin.read() if asked.file == "-" else path.read_text(encoding="utf-8-sig")).split("\n")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8"
         raise ConfigError([(f"--prompts {asked.file}", f"cannot be read: {why}")], scope=SCOPE) from None
@@ -283,7 +285,8 @@ def _changed(options: Options, line: str) -> Options:
         kind: Callable[[str], float] = int if name in ("top_k", "max_new_tokens", "seed") else float
         try:
             typed = None if value.strip() in ("none", "null") else kind(value)
-            return read_options(**asdict(options) | {name: typed})
+            options = read_options(**asdict(options) | {name: typed})
+            print(f"  {name} is {typed}")
         except ValueError as error:
             _complain(error) if isinstance(error, ConfigError) else print(f"  {value.strip()} is no number; try /{name} 1")
     elif name != "help":

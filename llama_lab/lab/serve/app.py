@@ -7,11 +7,13 @@ that reads slowly holds no model, and one that has left is noticed between two t
 """
 
 import asyncio
+import difflib
 import json
 import threading
 import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
     from llama_lab.inference.load import LoadedRun
 
+ANSWERED = "there are GET /v1/models and POST /v1/completions, and the page at /"
 PAGE = Path(__file__).parent / "page"
 ASSETS = {"/": "page.html", "/page.js": "page.js", "/page.css": "page.css"}
 MOST_BYTES = 1 << 20
@@ -159,7 +162,10 @@ def build_app(shelf: Shelf, *, waiting: int, running: int, hosts: list[str]) -> 
         asked = read_request(await _body(request))
         entry = shelf.find(asked.model)
         if entry is None:
-            raise HTTPException(404, f"there is no model {asked.model!r}; GET /v1/models lists them")
+            names = [name for one in shelf.entries() for name in (one.id, one.id.rpartition("@")[0])]
+            close = difflib.get_close_matches(asked.model or "", names, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise HTTPException(404, f"there is no model {asked.model!r}; {hint}GET /v1/models lists them")
         ticket = counter.take()
         if ticket is None:
             raise HTTPException(429, "too many requests are waiting; try again in a moment", headers={"Retry-After": "1"})
@@ -272,7 +278,12 @@ def _asset(name: str) -> Callable[[Request], Response]:
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    body = error_body(error.detail, code={404: "not_found", 429: "too_many_requests"}.get(error.status_code))
+    detail = error.detail
+    if detail == HTTPStatus(error.status_code).phrase:  # the framework's own
+        detail = f"{request.method} {request.url.path} is not answered here; {ANSWERED}"
+        if "chat" in request.url.path:
+            detail += ". These models continue texts and were not trained to chat: send the text as `prompt`"
+    body = error_body(detail, code={404: "not_found", 429: "too_many_requests"}.get(error.status_code))
     return JSONResponse(body, error.status_code, headers={**HEADERS, **(error.headers or {})})
 
 
