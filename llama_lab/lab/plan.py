@@ -13,6 +13,8 @@ from llama_lab.data.mixture import Exposure, exposures
 from llama_lab.data.prepare import PreparedData, prepare
 from llama_lab.data.tokenizer import BytesTokenizer
 from llama_lab.lab.sweep import Sweep, expand
+from llama_lab.lab.sweep.budget import left_of
+from llama_lab.lab.sweep.frozen import take_over
 from llama_lab.lab.sweep.local import packing
 from llama_lab.lab.table import print_table
 from llama_lab.model.count import flops_per_token, parameters
@@ -36,7 +38,8 @@ class Plan:
         data: what it would train on; null if that cannot be had yet.
         problem: why it cannot be had; null if it can.
         exposures: what it would take from each source of the data.
-        forecast: what is foreseen of its time and memory; null without data.
+        forecast: what is foreseen of its time and memory, from its first update to its last; null without data.
+        left: the share of its updates that is still to be trained.
     """
 
     run: RunConfig
@@ -45,6 +48,7 @@ class Plan:
     problem: ConfigError | None
     exposures: list[Exposure] = field(default_factory=list)
     forecast: Forecast | None = None
+    left: float = 1.0
 
     @property
     def tokens(self) -> int:
@@ -95,7 +99,8 @@ def show(overrides: list[str], *, multirun: bool = False, config_dir: Path | Non
     sweep = expand(overrides, multirun=multirun, config_dir=config_dir)
     if sweep is None:
         run = resolve(compose(overrides, config_dir=config_dir))
-        (plan,) = plans = _foreseen([_plan(run, run_folder(run))], probes=probes)
+        folder = run_folder(run)
+        (plan,) = plans = _foreseen([_plan(run, folder, RunFolder(folder).left(run))], probes=probes)
         print_table("Plan", ("", ""), [*rows(plan), *_cost(plans, run.budget)])
     else:
         _show_sweep(sweep, plans := _planned(sweep, probes=probes))
@@ -104,7 +109,8 @@ def show(overrides: list[str], *, multirun: bool = False, config_dir: Path | Non
 
 
 def _planned(sweep: Sweep, *, probes: bool) -> list[Plan]:
-    plans = [_plan(job.run, job.folder) for job in sweep.jobs]
+    take_over(sweep)
+    plans = [_plan(job.run, job.folder, left_of(sweep, job)) for job in sweep.jobs]
     if sweep.settings.launcher is Launcher.slurm:
         if probes:
             rule = "would measure this machine, and sweep.launcher=slurm trains on others; plan without it, or probe on such a node"
@@ -118,7 +124,12 @@ def _show_sweep(sweep: Sweep, plans: list[Plan]) -> None:
     lines = [[*job.values.values(), *_line(plan)] for job, plan in zip(sweep.jobs, plans, strict=True)]
     print_table(f"Plan of {len(plans)} runs", headings, lines)
     total = None if any(plan.flops is None for plan in plans) else sum(plan.flops or 0 for plan in plans)
-    print(f"In total: {_count(sum(plan.tokens for plan in plans))} tokens, {_power(total)} FLOPs")
+    tokens = sum(plan.tokens for plan in plans)
+    print(f"In total: {_count(tokens)} tokens, {_power(total)} FLOPs")
+    if any(plan.left < 1.0 for plan in plans):
+        left = round(sum(plan.left * plan.tokens for plan in plans))
+        done = sum(plan.left == 0.0 for plan in plans)
+        print(f"Left: {_count(left)} tokens; {done} of {len(plans)} runs {'is' if done == 1 else 'are'} done")
     at_once = None if sweep.settings.launcher is Launcher.slurm else packing(sweep)[0]
     for what, how_much in _cost(plans, sweep.budget, at_once=at_once):
         print(f"{what[0].upper()}{what[1:]}: {how_much}")
@@ -162,12 +173,12 @@ def _line(plan: Plan) -> list[str]:
     return [*counts, _power(plan.flops), peak, seconds, plan.status, str(plan.folder)]
 
 
-def _plan(run: RunConfig, folder: Path) -> Plan:
+def _plan(run: RunConfig, folder: Path, left: float) -> Plan:
     try:
         data = prepare(run.data, run.tokenizer, say=print)
-        return Plan(run, folder, data, None, exposures(run, data))
+        return Plan(run, folder, data, None, exposures(run, data), left=left)
     except ConfigError as error:
-        return Plan(run, folder, None, error)
+        return Plan(run, folder, None, error, left=left)
 
 
 def _foreseen(plans: list[Plan], *, probes: bool, threads: int | None = None) -> list[Plan]:
@@ -189,32 +200,35 @@ def _foreseen(plans: list[Plan], *, probes: bool, threads: int | None = None) ->
 
 
 def _cost(plans: Sequence[Plan], budget: BudgetConfig, *, at_once: int | None = 1) -> Rows:
-    """What all runs together take: time, hours of GPUs, price, and whether that is within the budget.
+    """What all runs together take: time, hours of GPUs, price, and whether that is within the budget; of what is left, beside all.
 
     Args:
         at_once: how many run side by side; null if that is not known.
     """
-    forecasts = [plan.forecast for plan in plans if plan.forecast is not None]
-    if not forecasts:
-        return []
-    if unknown := next((forecast.unknown for forecast in forecasts if forecast.seconds is None), ""):
+    whole = [plan.forecast for plan in plans if plan.forecast is not None]
+    left = [plan.forecast.rest(plan.left) for plan in plans if plan.forecast is not None and plan.left]
+    if not left:
+        return [("time", "nothing is left to train")] if whole else []
+    if unknown := next((forecast.unknown for forecast in left if forecast.seconds is None), ""):
         over = f"; budget.gpu_hours={budget.gpu_hours:g} needs it" if budget.gpu_hours is not None else ""
         return [("time", f"{unknown}: --probe measures ten updates{over}")]
-    seconds = sum(forecast.seconds or 0.0 for forecast in forecasts)
-    hours = sum(forecast.gpu_hours or 0.0 for forecast in forecasts)
-    sources = " and ".join(dict.fromkeys(forecast.seconds_from for forecast in forecasts))
+    is_begun = any(plan.left < 1.0 for plan in plans)
+    times = [forecast.seconds or 0.0 for forecast in left]
+    hours = sum(forecast.gpu_hours or 0.0 for forecast in left)
+    sources = " and ".join(dict.fromkeys(forecast.seconds_from for forecast in left))
     beside = "; updates alone, without start, validation and samples" if FROM_SPEED in sources else ""
-    if at_once is None or len(plans) == 1:
-        found = [("time", f"{short_time(seconds)} (from {sources}{beside})")]
-    else:
-        wall = max(seconds / at_once, *(forecast.seconds or 0.0 for forecast in forecasts))
-        found = [("time", f"{short_time(wall)} with {at_once} at once, {short_time(seconds)} of runs (from {sources}{beside})")]
+    took = f"{short_time(sum(times))}{' of runs' if len(plans) > 1 else ''}"
+    if at_once is not None and len(plans) > 1:
+        took = f"{short_time(max(sum(times) / at_once, *times))} with {at_once} at once, {took}"
     devices = "GPU hours" if plans[0].run.hardware.device is Device.cuda else "hours of processes"
-    allowed = ""
+    said = f"{hours:.3g}"
+    if is_begun:
+        took += f" for what is left, {short_time(sum(forecast.seconds or 0.0 for forecast in whole))} in all"
+        said += f" for what is left, {sum(forecast.gpu_hours or 0.0 for forecast in whole):.3g} in all"
     if budget.gpu_hours is not None:
         limit = f"budget.gpu_hours={budget.gpu_hours:g}"
-        allowed = f", more than {limit}: train refuses it" if hours > budget.gpu_hours else f" of {limit}"
-    found.append((devices, f"{hours:.3g}{allowed}"))
+        said += f"; more than {limit}: train refuses it" if hours > budget.gpu_hours else f"; {limit} allows it"
+    found = [("time", f"{took} (from {sources}{beside})"), (devices, said)]
     if budget.gpu_hour_price is not None:
         found.append(("price", f"{hours * budget.gpu_hour_price:,.2f} at {budget.gpu_hour_price:g} an hour"))
     return found

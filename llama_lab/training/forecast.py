@@ -77,6 +77,10 @@ class Forecast:
     peak_from: str = ""
     unknown: str = ""
 
+    def rest(self, left: float) -> "Forecast":
+        """What it will take from where it stands, with this share of its updates left."""
+        return self if self.seconds is None or left == 1.0 else replace(self, seconds=self.seconds * left)
+
     @property
     def gpu_hours(self) -> float | None:
         """Hours of all devices together."""
@@ -135,30 +139,45 @@ def keep_probe(run: RunConfig, data: PreparedData, probe: Probe, *, threads: int
 
 
 def keep_to_budget(
-    budget: BudgetConfig, forecasts: Sequence[Forecast], subject: str, command: str, *, jobs: int | None = None
+    budget: BudgetConfig,
+    forecasts: Sequence[Forecast],
+    subject: str,
+    command: str,
+    *,
+    left: Sequence[float] | None = None,
+    to_come: int = 0,
 ) -> None:
-    """Refuse what is foreseen to take more than it may, and what nobody can foresee.
+    """Refuse what is foreseen to take more than it may, and what nobody can foresee. What is done costs nothing more.
 
     Args:
-        forecasts: of everything that is to be started.
-        subject: what that is, in words.
+        forecasts: of each run, from its first update to its last.
+        subject: what they are, in words.
         command: what measures it, as typed.
-        jobs: how many there will be in the end, if more than are known; the others are taken to be like these.
+        left: the share of each that is still to be trained; null: all of it.
+        to_come: further runs that are not known yet; they are taken to be like these.
 
     Raises:
         ConfigError: it is too much, or not known.
     """
-    if budget.gpu_hours is None or not forecasts:
+    shares = left or [1.0] * len(forecasts)
+    open_ones = [forecast for forecast, share in zip(forecasts, shares, strict=True) if share or to_come]
+    if budget.gpu_hours is None or not open_ones:
         return
     setting = f"budget.gpu_hours={budget.gpu_hours:g}"
-    if unknown := next((forecast.unknown for forecast in forecasts if forecast.gpu_hours is None), ""):
+    if unknown := next((forecast.unknown for forecast in open_ones if forecast.gpu_hours is None), ""):
         rule = f"cannot be kept to: {unknown}. {command} measures it in ten updates, which is remembered; null allows any"
         raise ConfigError([(setting, rule)], scope=subject)
-    hours = sum(forecast.gpu_hours or 0.0 for forecast in forecasts) * (jobs or len(forecasts)) / len(forecasts)
+    whole = sum(forecast.gpu_hours or 0.0 for forecast in forecasts)
+    more = whole * to_come / len(forecasts)
+    hours = more + sum(forecast.rest(share).gpu_hours or 0.0 for forecast, share in zip(forecasts, shares, strict=True))
     if hours > budget.gpu_hours:
-        source = " and ".join(sorted({forecast.seconds_from for forecast in forecasts}))
-        rule = f"is less than the {hours:.3g} hours foreseen, from {source}; lower training_tokens to "
-        rule += f"{100 * budget.gpu_hours / hours:.0f} % or less, or raise the budget"
+        source = " and ".join(sorted({forecast.seconds_from for forecast in open_ones}))
+        if min(shares) == 1.0:
+            advice = f"lower training_tokens to {100 * budget.gpu_hours / hours:.0f} % or less, or raise the budget"
+            rule = f"is less than the {hours:.3g} hours foreseen, from {source}; {advice}"
+        else:
+            rule = f"is less than the {hours:.3g} hours foreseen for what is left, of {whole + more:.3g} in all, from {source}; "
+            rule += "raise the budget (other training_tokens would begin anew what is done)"
         raise ConfigError([(setting, rule)], scope=subject)
 
 

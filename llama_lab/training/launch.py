@@ -95,7 +95,7 @@ def _lead(
                 _say(shorter)
             data = _prepare(run, _say)
             run = settle_micro_batch(run, data, _say)
-            forecast = _foreseen(run, data, command)
+            forecast = _foreseen(run, RunFolder(path), data, command)
             folder = held.enter_context(open_run(run, path, origin=_origin(run, data, command)))
             if folder.finished:
                 return _already(folder, _say)
@@ -286,7 +286,7 @@ def _decide(
             forecast = None
             if not folder.finished or run.fresh:
                 run = settle_micro_batch(run, data, _say)
-                forecast = _foreseen(run, data, command)
+                forecast = _foreseen(run, folder, data, command)
             held.enter_context(open_run(run, folder.path, origin=_origin(run, data, command)))
             decision = ["finished" if folder.finished else run.micro_batch]
             if not folder.finished and forecast is not None:
@@ -346,11 +346,12 @@ def _origin(run: RunConfig, data: PreparedData, command: list[str] | None) -> di
     return describe_origin(run, command=command, data=fingerprints, validation=data.validation_text)
 
 
-def _foreseen(run: RunConfig, data: PreparedData, command: list[str] | None) -> Forecast:
-    """What the run will take; refused where that is more than it may."""
+def _foreseen(run: RunConfig, folder: RunFolder, data: PreparedData, command: list[str] | None) -> Forecast:
+    """What the run will take in all; refused where what is left of it is more than it may."""
     forecast = foresee(run, data)
     words = command[2:] if command is not None and command[1:2] == ["train"] else ["…"]
-    keep_to_budget(run.budget, [forecast], "this run", shlex.join(["llama-lab", "plan", "--probe", *words]).replace("'…'", "…"))
+    plan = shlex.join(["llama-lab", "plan", "--probe", *words]).replace("'…'", "…")
+    keep_to_budget(run.budget, [forecast], "this run", plan, left=[folder.left(run)])
     return forecast
 
 

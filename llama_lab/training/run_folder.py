@@ -69,6 +69,18 @@ class RunFolder:
         return writing(relative(self.path), ELSEWHERE)
 
     @property
+    def saved_tokens(self) -> list[int]:
+        """Tokens trained on in each of its checkpoints, in order."""
+        return sorted(int(found.parent.name.removeprefix("tokens-")) for found in self.checkpoints.glob("tokens-*/manifest.json"))
+
+    def left(self, run: RunConfig) -> float:
+        """The share of a run's updates that is still to be trained, should it go on here: 0 once it is finished."""
+        if run.fresh:
+            return 1.0
+        saved = max(self.saved_tokens, default=0) / (run.updates * run.data.tokens_per_update)
+        return 0.0 if self.finished else max(0.0, 1.0 - saved)
+
+    @property
     def finished(self) -> bool:
         """Whether the run has done all of its updates."""
         return self.summary().get("status") == "finished"
@@ -239,8 +251,7 @@ def extending_command(run: RunConfig, path: Path, training_tokens: int, *, updat
         updates: those whose checkpoints are whole; None: every one there is.
     """
     if updates is None:
-        names = [found.parent.name.removeprefix("tokens-") for found in path.glob("checkpoints/tokens-*/manifest.json")]
-        updates = [int(name) // run.data.tokens_per_update for name in names]
+        updates = [tokens // run.data.tokens_per_update for tokens in RunFolder(path).saved_tokens]
     begun = RunFolder(path).meta().get("lineage", {}).get("update", -1)
     updates = sorted(update for update in updates if update > begun)
     if not updates:

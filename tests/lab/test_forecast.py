@@ -19,6 +19,7 @@ from llama_lab.lab import probe as probe_module
 from llama_lab.lab import sweep
 from llama_lab.lab.plan import show
 from llama_lab.lab.probe import Timetable, measured, probe, shortened
+from llama_lab.lab.sweep.budget import keep_sweep_to_budget
 from llama_lab.model.llama import Llama
 from llama_lab.training import forecast
 from llama_lab.training.buckets import GradientBuckets
@@ -213,7 +214,7 @@ def test_a_budget_refuses_what_is_over_and_what_nobody_knows():
     with pytest.raises(ConfigError, match=r"gpu_hours=1.5 is less than the 2 hours foreseen, from a probe; lower .* to 75 %"):
         keep_to_budget(BudgetConfig(gpu_hours=1.5), [hour, hour], "this sweep", "plan")
     with pytest.raises(ConfigError, match="the 10 hours"):  # eight more like these
-        keep_to_budget(BudgetConfig(gpu_hours=1.5), [hour, hour], "this sweep", "plan", jobs=10)
+        keep_to_budget(BudgetConfig(gpu_hours=1.5), [hour, hour], "this sweep", "plan", to_come=8)
     with pytest.raises(ConfigError, match=r"cannot be kept to: nobody knows\. llama-lab plan --probe … measures"):
         keep_to_budget(BudgetConfig(gpu_hours=9), [hour, Forecast(1, unknown="nobody knows")], "this", "llama-lab plan --probe …")
 
@@ -251,8 +252,38 @@ def test_a_sweep_is_foreseen_as_a_whole(tiny: Make, text: Path, cache: Path, cap
     said = capsys.readouterr().out
     assert len(re.findall(r"  0\.75 +32s +new  ", said)) == 3
     assert "Time: 48s with 2 at once, 1m 37s of runs (from a probe)" in said
-    assert "Hours of processes: 0.0269, more than budget.gpu_hours=0.02: train refuses it" in said
+    assert "Hours of processes: 0.0269; more than budget.gpu_hours=0.02: train refuses it" in said
     assert "Price: 2.69 at 100 an hour" in said
+
+
+def test_what_is_done_costs_nothing_more(
+    tiny: Make, text: Path, make: Callable[..., Path], cache: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    words = [*tiny_overrides(text), "seed.init=0,1,2", "sweep.at_once=2", "eval.max_tokens=null"]
+    jobs = sweep.expand(words, multirun=True)
+    assert jobs is not None
+    keep_probe(*known(jobs.jobs[0].run), ALL_PARTS)
+    make(0, folder=jobs.jobs[0].folder)
+    half = make(1, folder=jobs.jobs[1].folder, last=12)
+    saved = half / "checkpoints" / "tokens-000000000005120" / "manifest.json"
+    saved.parent.mkdir(parents=True)
+    saved.touch()
+    show([*words, "budget.gpu_hours=0.012"], multirun=True)
+    said = capsys.readouterr().out
+    assert "In total: 30,720 tokens" in said
+    assert "Left: 15,360 tokens; 1 of 3 runs is done" in said
+    assert "Time: 32s with 2 at once, 48s of runs for what is left, 1m 37s in all (from a probe)" in said
+    over = "more than budget.gpu_hours=0.012: train refuses it"
+    assert f"Hours of processes: 0.0134 for what is left, 0.0269 in all; {over}" in said
+    refused = sweep.expand([*words, "budget.gpu_hours=0.012"], multirun=True)
+    assert refused is not None
+    rule = r"budget\.gpu_hours=0\.012 is less than the 0\.0134 hours foreseen for what is left, of 0\.0269 in all, from a probe; "
+    with pytest.raises(ConfigError, match=rule + r"raise the budget \(other training_tokens would begin anew what is done\)"):
+        sweep.run_sweep(refused)
+    keep_sweep_to_budget(replace(refused, budget=BudgetConfig(gpu_hours=0.014)))
+    show([*words[:-3], "seed.init=0", words[-1]])
+    assert re.search(r"time +nothing is left to train", capsys.readouterr().out)
 
 
 def test_a_run_is_probed_then_records_what_was_foreseen_and_what_became_true(

@@ -57,8 +57,7 @@ def freeze(sweep: Sweep) -> None:
     """
     known = _read(sweep.folder)
     sweep.folder.mkdir(parents=True, exist_ok=True)
-    if known:
-        _take_over(sweep, known)
+    take_over(sweep)
     for job in sweep.jobs:
         _save_job(sweep, job)
     for number, base in enumerate(sweep.bases, start=1):
@@ -68,6 +67,29 @@ def freeze(sweep: Sweep) -> None:
             save_config(base.run, path)
     starts = [*known.get("starts", []), {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": scrub_command(sweep.command)}]
     _write(sweep, starts)
+
+
+def take_over(sweep: Sweep) -> None:
+    """Put the jobs of an earlier start in the place of those that were composed now, and keep what is new behind them."""
+    known = _read(sweep.folder)
+    if not known:
+        return
+    frozen = [_load_job(sweep.folder, entry) for entry in known["jobs"]]
+    is_same = known["fixed"] == sweep.fixed
+    composed = {job.folder: job for job in sweep.jobs}
+    for job in frozen:
+        now = composed.get(job.folder)
+        if now is not None and not is_same:
+            job.run, job.overrides = now.run, now.overrides
+        elif now is not None:
+            # Words to this start, not to the run.
+            job.run.fresh, job.run.accept_changes = now.run.fresh, now.run.accept_changes
+    there = {job.folder for job in frozen}
+    # What Optuna has chosen stands in the place of what it would be given to start with.
+    new = [] if sweep.settings.search is Search.optuna else [job for job in sweep.jobs if job.folder not in there]
+    for number, job in enumerate(new, start=len(frozen) + 1):
+        job.number = number
+    sweep.jobs = [*frozen, *new]
 
 
 def add_jobs(sweep: Sweep, jobs: list[Job]) -> None:
@@ -142,26 +164,6 @@ def known_outcome(sweep: Sweep, job: Job) -> Outcome:
         status = "interrupted" if known["status"] in ("running", "preempted", "finished") else known["status"]
         return Outcome(status, str(job.folder), known.get("update", 0), known.get("tokens", 0), known)
     return Outcome("not started")
-
-
-def _take_over(sweep: Sweep, known: dict[str, Any]) -> None:
-    """Put the frozen jobs in the place of those that were composed now, and keep what is new behind them."""
-    frozen = [_load_job(sweep.folder, entry) for entry in known["jobs"]]
-    is_same = known["fixed"] == sweep.fixed
-    composed = {job.folder: job for job in sweep.jobs}
-    for job in frozen:
-        now = composed.get(job.folder)
-        if now is not None and not is_same:
-            job.run, job.overrides = now.run, now.overrides
-        elif now is not None:
-            # Words to this start, not to the run.
-            job.run.fresh, job.run.accept_changes = now.run.fresh, now.run.accept_changes
-    there = {job.folder for job in frozen}
-    # What Optuna has chosen stands in the place of what it would be given to start with.
-    new = [] if sweep.settings.search is Search.optuna else [job for job in sweep.jobs if job.folder not in there]
-    for number, job in enumerate(new, start=len(frozen) + 1):
-        job.number = number
-    sweep.jobs = [*frozen, *new]
 
 
 def _save_job(sweep: Sweep, job: Job) -> None:
