@@ -129,6 +129,10 @@ def test_runs_that_are_made_are_measured_and_stored_by_the_same_command(text: Pa
     out = capsys.readouterr().out
     assert "5 jobs, 5 of them done before" in out
     assert "kernels" in out and "Stored for llama-lab compare" in out
+    # The run that repeats another's seeds is for the kernels alone.
+    assert "There is no report" not in out and "One config with 4 finished seeds" in next(outputs.rglob("report.html")).read_text()
+    assert main(["report", str(outputs / "tiny"), "--out", str(outputs / "page")]) == 0
+    assert "One config with 4 finished seeds: val/loss 2.0000 to 2.0300." in capsys.readouterr().out
     assert len(list((outputs / "noise").glob("*.json"))) == 1
 
 

@@ -37,7 +37,7 @@ class Arm:
 
 
 def group_arms(records: Sequence[RunRecord], ignore: Sequence[str] = ()) -> list[Arm]:
-    """The arms that runs form, in the order in which they first come.
+    """The arms that runs form, in the order in which they first come. A repeat is left out where the run that it repeats is there.
 
     Args:
         ignore: key paths that are taken to make no difference.
@@ -53,6 +53,7 @@ def group_arms(records: Sequence[RunRecord], ignore: Sequence[str] = ()) -> list
     for record in records:
         kept = {key: value for key, value in record.values.items() if key not in ignore}
         groups.setdefault(json.dumps(kept, sort_keys=True, default=str), []).append(replace(record, values=kept))
+    groups = {key: _without_repeats(group) for key, group in groups.items()}
     if twins := [problem for group in groups.values() for problem in _twins(group)]:
         raise _refused(twins)
     labels = _labels([group[0].values for group in groups.values()])
@@ -104,6 +105,12 @@ def notes(arms: Sequence[Arm]) -> list[str]:
     if any(run.folder is None for run in runs):
         found.append("a CSV does not say what its runs were validated on; it is taken to be the same text")
     return found
+
+
+def _without_repeats(group: list[RunRecord]) -> list[RunRecord]:
+    """Runs of one config without those that repeat another of them."""
+    own = {run.seed for run in group if not run.is_repeat}
+    return [run for run in group if not (run.is_repeat and run.seed in own)]
 
 
 def _twins(group: list[RunRecord]) -> list[Problem]:

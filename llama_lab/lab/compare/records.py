@@ -28,6 +28,8 @@ AXES = ("tokens", "flops", "seconds", "cost")
 WANDB_COLUMNS = ("ID", "Name", "State", "Notes", "User", "Tags", "Created", "Runtime", "Sweep", "Group", "Job Type", "Description")
 SEED_NODE = re.compile(r"^seed:\n  init: (?P<init>\d+)\n  data: (?P<data>\d+)\n  sampling: (?P<sampling>\d+)\n", re.MULTILINE)
 SHAPES_NODE = re.compile(r"^  shapes:\n(?:    .*\n)+", re.MULTILINE)
+# How `llama-lab noise` names a run that it makes again with the same seeds.
+REPEAT = re.compile(r"-repeat-\d+-[0-9a-f]{8}$")
 OURS = {item.name for item in fields(RunConfig)}
 
 
@@ -61,6 +63,11 @@ class RunRecord:
     def is_finished(self) -> bool:
         """Whether it has done all of its updates."""
         return self.status == "finished"
+
+    @property
+    def is_repeat(self) -> bool:
+        """Whether it was made to repeat another run, seeds included, so that it says nothing that the other does not."""
+        return self.folder is not None and REPEAT.search(self.folder.name) is not None
 
     @property
     def seed(self) -> tuple[int, ...]:
