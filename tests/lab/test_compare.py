@@ -204,7 +204,10 @@ def test_bad_runs_are_each_a_sentence(make: Make, tmp_path: Path):
     empty = make(0, lr=2e-3, last=0, status="finished")
     assert "has no metrics yet" in refusal(str(first), str(empty))
     unfinished = make(0, lr=3e-3, last=12)
-    assert "is not finished (preempted, update 12 of 20); --finished leaves such runs out" in refusal(str(first), str(unfinished))
+    again = "the command that started it goes on with it, --finished leaves such runs out"
+    assert f"is not finished (preempted, update 12 of 20); {again}" in refusal(str(first), str(unfinished))
+    killed = make(0, lr=6e-3, last=12, status="running")
+    assert f"is not finished (dead, update 12 of 20); {again}" in refusal(str(first), str(killed))
     diverged = make(0, None, lr=4e-3)
     assert "has no finite number as its last val/loss" in refusal(str(first), str(diverged))
     other = str(make(0, lr=5e-3))

@@ -124,7 +124,7 @@ def test_runs_without_metrics_are_named_and_have_no_curve(make: Make):
     empty = make(0, 1.9, 2e-3, status="running")
     (empty / "metrics.jsonl").write_text("", encoding="utf-8")
     text = answer(empty.parent)
-    assert f"{empty.parent.name}/{empty.name} is not finished (running, update 0 of 20)" in text
+    assert f"{empty.parent.name}/{empty.name} is not finished (dead, update 0 of 20)" in text
     whole = (empty.parent.parent / "out" / "report.md").read_text(encoding="utf-8").replace("\\", "")
     assert f"{empty.name}: has no metrics yet, and so no curve." in whole
 

@@ -19,6 +19,7 @@ from typing import Any
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import SCIENCE, load_config, science
 from llama_lab.config.schema import Origin, Problem, RunConfig, SeedConfig
+from llama_lab.lab.runs.listing import status_of
 from llama_lab.training.metrics import read_rows
 from llama_lab.training.run_folder import RunFolder, relative
 
@@ -41,7 +42,7 @@ class RunRecord:
         name: how it is spoken of: its folder as short as it can be typed, or its name in a CSV.
         values: key path -> value of everything that decides its curve, seeds left out.
         seeds: by key path.
-        status: what it says of itself.
+        status: what it says of itself; `dead` where it says that it runs and no process of it does.
         rows: its metrics, in order; a single one if it comes from a CSV.
         folder: null if it comes from a CSV.
         run: its config; null if it comes from a CSV.
@@ -185,7 +186,7 @@ def load_record(folder: Path) -> RunRecord:
         name=relative(folder.absolute()),
         values=values,
         seeds=seeds,
-        status=summary.get("status", "started"),
+        status=status_of(folder.absolute(), summary),
         rows=rows,
         folder=folder.absolute(),
         run=run,

@@ -18,6 +18,7 @@ from llama_lab.lab.compare.curves import crossing, reach, value_at
 from llama_lab.lab.compare.power import Need, need, seeds_needed, visible_effect
 from llama_lab.lab.compare.records import AXES, RunRecord
 from llama_lab.lab.compare.statistics import LEVEL, Estimate, corrected, estimate_difference
+from llama_lab.lab.runs.listing import RUNNING
 
 ROUNDING = 0.01
 HIGHER_IS_BETTER = ("speed/tokens_per_second", "speed/mfu")
@@ -184,7 +185,9 @@ def _finished(arms: Sequence[Arm], question: Question) -> tuple[list[Arm], list[
     if not found or (question.at is not None and not question.finished_only):
         return list(arms), []
     if not question.finished_only:
-        rule = "; --finished leaves such runs out, --at tokens compares at what all have reached"
+        is_training = all(run.status in ("finished", RUNNING) for arm in arms for run in arm.runs)
+        rule = "; wait for it" if is_training else "; the command that started it goes on with it"
+        rule += ", --finished leaves such runs out, --at tokens compares at what all have reached"
         raise _refused([(name, said + rule if number == 0 else said) for number, (name, said) in enumerate(found)])
     kept = [replace(arm, runs=tuple(run for run in arm.runs if run.is_finished)) for arm in arms]
     said = [f"left out: {name} {rule}" for name, rule in found]

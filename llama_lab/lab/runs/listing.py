@@ -90,7 +90,7 @@ def look_at(folder: Path, now: float | None = None) -> Glance:
     try:
         config = _read_config((folder / "config.yaml").read_text(encoding="utf-8"))
         summary = _read_object(folder / "summary.json")
-        touched = max((folder / name).stat().st_mtime for name in FILES if (folder / name).is_file())
+        touched = _touched(folder)
     except FileNotFoundError:
         raise _broken(folder, "has no config.yaml") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -99,11 +99,28 @@ def look_at(folder: Path, now: float | None = None) -> Glance:
         raise _broken(folder, f"has a damaged summary.json: {error}") from None
     if "training_tokens" not in config:
         raise _broken(folder, "has a config.yaml that is none of ours: training_tokens is not in it")
+    status, holder = _state(folder, summary, touched, now or time.time())
+    return Glance(folder, f"{folder.parent.name}/{folder.name}", status, config, summary, touched, holder)
+
+
+def status_of(folder: Path, summary: dict[str, Any]) -> str:
+    """What a run is: what its summary says, but `dead` where that says that it runs and no process of it does.
+
+    Args:
+        folder: absolute, with a config.yaml.
+    """
+    return _state(folder, summary, _touched(folder), time.time())[0]
+
+
+def _state(folder: Path, summary: dict[str, Any], touched: float, now: float) -> tuple[str, dict[str, Any]]:
+    """(status, who trains it)."""
     status = summary.get("status", "started")
     holder = _holder(folder) if status in (RUNNING, "started") else {}
-    if status == RUNNING and not is_alive(holder, touched, now or time.time()):
-        status = DEAD
-    return Glance(folder, f"{folder.parent.name}/{folder.name}", status, config, summary, touched, holder)
+    return (DEAD if status == RUNNING and not is_alive(holder, touched, now) else status), holder
+
+
+def _touched(folder: Path) -> float:
+    return max((folder / name).stat().st_mtime for name in FILES if (folder / name).is_file())
 
 
 def is_alive(holder: dict[str, Any], touched: float, now: float) -> bool:
