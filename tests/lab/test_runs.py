@@ -60,6 +60,14 @@ def test_keys_of_configs_and_metrics_filter_and_sort(study: Path, capsys: Output
     assert losses == sorted(losses, key=lambda loss: -float(str(loss)))
 
 
+def test_what_tells_runs_of_a_study_apart_is_said(study: Path, make: Make, capsys: Output):
+    make(5, name="other")
+    told = {str(row["differs"]) for row in listed(capsys)}
+    assert told == {"", "init=2 data=2 max_lr=0.004"} | {
+        f"init={seed} data={seed} max_lr={lr}" for seed in (0, 1) for lr in (0.001, 0.002)
+    }
+
+
 def test_csv_is_what_a_spreadsheet_reads(study: Path, capsys: Output):
     assert main(["runs", str(study), "--csv", "--columns", "run,tokens"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))

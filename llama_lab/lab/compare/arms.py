@@ -9,8 +9,8 @@ from typing import Any
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import Problem, shown
 from llama_lab.lab.compare.records import RunRecord
+from llama_lab.lab.labels import differences_of
 
-LABEL_VALUES = 3
 LOSS, BITS = "val/loss", "val/bits_per_byte"
 # What of the data changes how text is fed, not which text it is.
 FEEDING = ("data.max_seq_len", "data.tokens_per_update", "data.window")
@@ -131,28 +131,13 @@ def _twins(group: list[RunRecord]) -> list[Problem]:
 
 
 def _labels(configs: list[dict[str, Any]]) -> list[str]:
-    """What differs between configs, for each of them."""
-    keys = list(dict.fromkeys(key for config in configs for key in config))
-    differing = [key for key in keys if len({shown(config.get(key, "-")) for config in configs}) > 1]
-    # Where the kind of a part differs, its fields differ with it; the kind says it all, but for fields that both kinds have.
-    everywhere = [key for key in differing if all(key in config for config in configs)]
-    named = everywhere or differing
-    if not named:
+    """A name for each arm, of what differs between their configs."""
+    labels = differences_of(configs)
+    if not any(labels):
         return [f"arm {number}" for number in range(1, len(configs) + 1)] if len(configs) > 1 else ["all runs"]
-    labels = []
-    for config in configs:
-        own = [f"{_short(key, named)}={shown(config.get(key, '-'))}" for key in named]
-        more = f" (and {len(own) - LABEL_VALUES} more)" if len(own) > LABEL_VALUES else ""
-        labels.append(" ".join(own[:LABEL_VALUES]) + more)
     if len(set(labels)) < len(labels):
         labels = [f"{label} #{number}" for number, label in enumerate(labels, start=1)]
     return labels
-
-
-def _short(key: str, keys: list[str]) -> str:
-    """The last part of a key path where that says which it is."""
-    last = key.rpartition(".")[2]
-    return last if sum(other.rpartition(".")[2] == last for other in keys) == 1 else key
 
 
 def _missing(runs: list[RunRecord], metric: str) -> list[Problem]:

@@ -17,11 +17,11 @@ from llama_lab.config.errors import ConfigError
 from llama_lab.config.flags import Parser
 from llama_lab.config.identity import outputs_folder
 from llama_lab.config.schema import Problem
-from llama_lab.lab.runs.listing import STATES, Glance, find_folders, look_at
+from llama_lab.lab.runs.listing import STATES, Glance, beside_each_other, find_folders, look_at
 from llama_lab.lab.table import print_table
 from llama_lab.training.run_folder import relative
 
-COLUMNS = ("run", "status", "val/loss", "tokens", "done", "speed", "age", "model")
+COLUMNS = ("run", "status", "val/loss", "tokens", "done", "speed", "age", "model", "differs")
 SHORT = {"speed": "speed/tokens_per_second", "name": "study", "loss": "val/loss"}
 """Words for keys that are long or have another name inside."""
 OPERATORS = ("!=", "<=", ">=", "=", "<", ">")
@@ -79,6 +79,7 @@ def run_runs_command(words: list[str]) -> int:
             runs.append(look_at(folder, now))
         except ConfigError as error:
             broken += error.problems
+    runs = beside_each_other(runs)
     columns = _columns(asked.columns)
     sort = asked.sort or "-age"
     _check_keys(runs, [(f"{one.key}{one.operator}{one.value}", one.key) for one in filters])
@@ -125,6 +126,7 @@ def value_of(run: Glance, key: str, now: float) -> Any:
         "age": lambda: round(now - run.touched),
         "done": lambda: _done(run),
         "tokens": lambda: run.summary.get("tokens", 0),
+        "differs": lambda: run.differs,
     }
     if key in own:
         return own[key]()
@@ -177,7 +179,7 @@ def _columns(text: str | None) -> list[str]:
 
 def _check_keys(runs: Sequence[Glance], asked: Sequence[tuple[str, str]]) -> None:
     """Refuse keys that no run has."""
-    known = {"run", "folder", "study", "status", "age", "done", "tokens", *COLUMNS, *SHORT}
+    known = {"folder", "study", *COLUMNS, *SHORT}
     known |= {key for run in runs for key in (*run.summary, *run.config)}
     problems: list[Problem] = []
     for said, key in asked:

@@ -8,14 +8,15 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.identity import outputs_folder
+from llama_lab.config.identity import is_science, outputs_folder
 from llama_lab.config.schema import Problem
+from llama_lab.lab.labels import differences_of
 from llama_lab.training.run_folder import relative
 
 LINE = re.compile(r"^( *)([\w.]+):(?: (.*))?$")
@@ -25,6 +26,8 @@ QUIET_SECONDS = 300.0
 DEAD, RUNNING = "dead", "running"
 STATES = ("started", RUNNING, "preempted", "failed", DEAD, "finished")
 """What a run can be in."""
+UNTOLD = ("name", "fresh", "accept_changes", "budget", "wandb")
+"""Parts of a config that say nothing of what a run is."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Glance:
         summary: last values.
         touched: when something was written last, in seconds since the epoch.
         holder: who trains it, as its lock says.
+        differs: what of its config tells it from the other runs of its study, if they were looked at beside it.
     """
 
     folder: Path
@@ -48,6 +52,7 @@ class Glance:
     summary: dict[str, Any]
     touched: float
     holder: dict[str, Any] = field(default_factory=dict)
+    differs: str = ""
 
     @property
     def total_tokens(self) -> int | None:
@@ -101,6 +106,24 @@ def look_at(folder: Path, now: float | None = None) -> Glance:
         raise _broken(folder, "has a config.yaml that is none of ours: training_tokens is not in it")
     status, holder = _state(folder, summary, touched, now or time.time())
     return Glance(folder, f"{folder.parent.name}/{folder.name}", status, config, summary, touched, holder)
+
+
+def beside_each_other(runs: Sequence[Glance]) -> list[Glance]:
+    """The same runs, each with what tells it from those of its study: names of folders have no room for that."""
+    studies: dict[Path, list[Glance]] = {}
+    for run in runs:
+        studies.setdefault(run.folder.parent, []).append(run)
+    said: dict[Path, str] = {}
+    for study in studies.values():
+        told = [_telling(run.config) for run in study]
+        said |= dict(zip((run.folder for run in study), differences_of(told), strict=True))
+    return [replace(run, differs=said[run.folder]) for run in runs]
+
+
+def _telling(config: dict[str, str]) -> dict[str, str]:
+    """The values that a run is told from others by, those that decide its curve in front."""
+    kept = {key: value for key, value in config.items() if key.partition(".")[0] not in UNTOLD}
+    return dict(sorted(kept.items(), key=lambda item: not is_science(item[0])))
 
 
 def status_of(folder: Path, summary: dict[str, Any]) -> str:

@@ -19,12 +19,12 @@ from llama_lab.config.flags import Parser
 from llama_lab.config.identity import outputs_folder
 from llama_lab.config.schema import Problem
 from llama_lab.lab.runs.command import short_age
-from llama_lab.lab.runs.listing import DEAD, RUNNING, Glance, find_folders, is_alive, look_at
+from llama_lab.lab.runs.listing import DEAD, RUNNING, Glance, beside_each_other, find_folders, is_alive, look_at
 from llama_lab.lab.table import print_table
 from llama_lab.training.metrics import short_time
 from llama_lab.training.run_folder import relative
 
-HEADINGS = ("run", "status", "done", "left", "train loss", "", "val loss", "tok/s", "written")
+HEADINGS = ("run", "status", "done", "left", "train loss", "", "val loss", "tok/s", "written", "differs")
 NUMBERS = (3, 4, 6, 7, 8)
 EVERY_SECONDS = 2.0
 # Without a terminal a table is printed now and then, not drawn over.
@@ -149,8 +149,8 @@ class _Watcher:
                 if not folder.is_dir():
                     continue  # moved aside, or removed
                 glance = Glance(folder, folder.name, "unreadable", {}, {"error": _said(error.problems)}, 0.0)
-            seen.append(Seen(glance, _tail(folder / "metrics.jsonl")))
-        return seen
+            seen.append(glance)
+        return [Seen(glance, _tail(glance.folder / "metrics.jsonl")) for glance in beside_each_other(seen)]
 
     def goes_on(self, seen: Sequence[Seen]) -> bool:
         """Whether any of them trains, or a sweep among them is to start more."""
@@ -233,6 +233,7 @@ def _cells(one: Seen) -> list[str]:
         _value(summary["val/loss"]) if "val/loss" in summary else "",
         f"{speed:,.0f}" if speed and is_running else "",
         f"{short_age(time.time() - glance.touched)} ago" if glance.touched else "",
+        glance.differs,
     ]
 
 

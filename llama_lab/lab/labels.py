@@ -1,0 +1,30 @@
+"""What tells configs apart, in a few words for each of them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llama_lab.config.schema import shown
+
+MOST_VALUES = 3
+
+
+def differences_of(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What differs between configs, for each of them: `max_lr=0.01 init=2`; empty where nothing does.
+
+    Args:
+        configs: value by key path. Of what differs the first keys are named.
+    """
+    keys = dict.fromkeys(key for config in configs for key in config)
+    differing = [key for key in keys if len({shown(config.get(key, "-")) for config in configs}) > 1]
+    # Where the kind of a part differs, its fields differ with it; the kind says it all, but for fields that both kinds have.
+    everywhere = [key for key in differing if all(key in config for config in configs)]
+    named = everywhere or differing
+    words = {key: _short(key, named) for key in named[:MOST_VALUES]}
+    more = f" (and {len(named) - MOST_VALUES} more)" if len(named) > MOST_VALUES else ""
+    return [" ".join(f"{word}={shown(config.get(key, '-'))}" for key, word in words.items()) + more for config in configs]
+
+
+def _short(key: str, keys: list[str]) -> str:
+    """The last part of a key path where that says which it is."""
+    last = key.rpartition(".")[2]
+    return last if sum(other.rpartition(".")[2] == last for other in keys) == 1 else key
