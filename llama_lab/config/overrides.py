@@ -135,6 +135,17 @@ def node_type(node: Any) -> type:
     return kind
 
 
+def fields_of_node(key: str, known: dict[str, Known]) -> list[str]:
+    """What was probably meant where a node was given a value: its fields that are whole numbers, or its first one."""
+    inner = {name: kind for name, kind in known.items() if name.rpartition(".")[0] == key}
+    return [name for name, kind in inner.items() if kind.kind is int and not kind.optional] or list(inner)[:1]
+
+
+def takes_no_value(key: str, known: dict[str, Known]) -> bool:
+    """Whether a key is a node that is neither chosen nor left out, so that only its fields can be typed."""
+    return key not in CHOSEN and key in known and known[key].is_node and not known[key].optional
+
+
 def missing_values(config: DictConfig, unclear: set[str]) -> list[Problem]:
     """Fields that no option has a value for, and that were not typed."""
     found: list[Problem] = []
@@ -172,6 +183,7 @@ def unknown_field(key: str, known: dict[str, Known], choices: dict[str, str]) ->
     if not close:
         names = {other.rpartition(".")[2]: other for other in known}
         close = [names[match] for match in difflib.get_close_matches(name, names, n=1, cutoff=0.75)]
+    close = [name for other in close for name in (fields_of_node(other, known) if takes_no_value(other, known) else [other])]
     if close:
         return f"is no field; did you mean {' or '.join(close[:3])}?"
     listed = ", ".join(other.rpartition(".")[2] for other in siblings)
@@ -238,8 +250,7 @@ def _set(config: DictConfig, key: str, value: Any, known: dict[str, Known]) -> l
     if field_type.is_node and not (value is None and field_type.optional):
         if value is None:
             return [(subject, "cannot be left out")]
-        inner = {name: kind for name, kind in known.items() if name.rpartition(".")[0] == key}
-        counts = [name for name, kind in inner.items() if kind.kind is int and not kind.optional] or list(inner)[:1]
+        counts = fields_of_node(key, known)
         return [(subject, "holds several values; type " + " ".join(f"{name}={shown(value)}" for name in counts))]
     if field_type.words and value not in (None, *field_type.words) and type(value) is not int:
         return [(subject, _wrong_type(key, value, field_type, config))]
@@ -281,6 +292,8 @@ def _unreadable(line: str) -> str:
 def _several(override: Override) -> str:
     line = override.input_line or ""
     key, _, value = line.partition("=")
+    if takes_no_value(key, any_shape()):
+        return f"stands for several runs, and {key} holds several values; type -m {fields_of_node(key, any_shape())[0]}={value}"
     return f"stands for several runs; start them with -m, or type {key}=[{value}] for one list, or give one value"
 
 

@@ -64,6 +64,8 @@ ONE_LINE = {
         ["tokenizer.vocab_size=100"],
         "tokenizer.vocab_size=100 is below 261: 4 special tokens, 256 bytes and one merge; try 2048",
     ),
+    "seeds": (["seeds=1"], "seeds=1 is no field; did you mean seed.init or seed.data or seed.sampling?"),
+    "several seeds": (["seed=0,1"], "seed=0,1 stands for several runs, and seed holds several values; type -m seed.init=0,1"),
     "seed": (["seed=1"], "seed=1 holds several values; type seed.init=1 seed.data=1 seed.sampling=1"),
     "name": (
         ["name=a/b"],

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 
 from llama_lab.config.compose import Request, compose, read_request
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import is_science, run_folder, slug_part
-from llama_lab.config.overrides import PRESET
+from llama_lab.config.overrides import CHOSEN, PRESET, any_shape, fields_of_node, takes_no_value, unknown_field
 from llama_lab.config.paths import option_file
 from llama_lab.config.resolve import resolve
 from llama_lab.config.schema import AUTO, BudgetConfig, Device, Launcher, Precision, Problem, RunConfig, Search, SweepConfig
@@ -326,6 +327,8 @@ def _axes(request: Request, config_dir: Path | None) -> tuple[list[str], list[Ax
             problems.append((line, f"is about the sweep as a whole and takes one value, such as {key}=2"))
         elif key.startswith("sweep."):
             problems.append((line, f"is about the sweep as a whole and takes one value; for one list, type {key}=[a,b]"))
+        elif (wrong := _key_problem(key, override)) is not None:
+            problems.append((line, wrong))
         else:
             axis = read_axis(override, config_dir)
             axes.append(axis)
@@ -335,6 +338,16 @@ def _axes(request: Request, config_dir: Path | None) -> tuple[list[str], list[Ax
     if problems:
         raise _refused(problems)
     return fixed, axes
+
+
+def _key_problem(key: str, override: Override) -> str | None:
+    """What is wrong with the key of an axis, said once and not for each of its values; None if nothing is."""
+    known = any_shape()
+    if takes_no_value(key, known):
+        text = (override.input_line or "").partition("=")[2]
+        return f"holds several values; type {fields_of_node(key, known)[0]}={text}"
+    is_known = key in known or key in CHOSEN or re.search(r"[@/+~]", key) is not None
+    return None if is_known else unknown_field(key, known, {})
 
 
 def _is_sweep(preset: str, config_dir: Path | None) -> bool:
