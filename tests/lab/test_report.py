@@ -129,6 +129,19 @@ def test_runs_without_metrics_are_named_and_have_no_curve(make: Make):
     assert f"{empty.name}: has no metrics yet, and so no curve." in whole
 
 
+def test_runs_stopped_before_their_validation_have_a_page_all_the_same(make: Make, capsys: Output):
+    for lr in (1e-3, 2e-3):
+        folder = make(0, lr=lr, last=8)
+        text = (folder / "metrics.jsonl").read_text(encoding="utf-8").replace("val/loss", "train/loss")
+        (folder / "metrics.jsonl").write_text(text.replace("val/bits_per_byte", "train/bits_per_byte"), encoding="utf-8")
+    rule = "val/loss was measured in none of these runs: train them as far as a validation, or --metric train/loss compares by that"
+    said = answer(folder.parent)
+    assert rule in said and "do not mean the same" not in said
+    assert "train/loss as a table" in (folder.parent.parent / "out" / "report.html").read_text(encoding="utf-8")
+    assert main(["compare", str(folder.parent)]) == 2
+    assert rule in capsys.readouterr().err
+
+
 def test_one_config_and_one_run_have_nothing_to_be_compared_with(make: Make):
     folder = make(0, 2.0)
     assert "One finished run: val/loss 2.0000. One seed does not say how far another would end." in answer(folder.parent)

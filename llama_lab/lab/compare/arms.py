@@ -11,7 +11,7 @@ from llama_lab.config.schema import Problem, shown
 from llama_lab.lab.compare.records import RunRecord
 from llama_lab.lab.labels import differences_of
 
-LOSS, BITS = "val/loss", "val/bits_per_byte"
+LOSS, BITS, TRAINING_LOSS = "val/loss", "val/bits_per_byte", "train/loss"
 # What of the data changes how text is fed, not which text it is.
 FEEDING = ("data.max_seq_len", "data.tokens_per_update", "data.window")
 
@@ -73,7 +73,7 @@ def choose_metric(arms: Sequence[Arm], asked: str | None) -> str:
     runs = [run for arm in arms for run in arm.runs]
     if asked is None and len(_tokenizers(runs)) > 1:
         metric = BITS
-    problems = _missing(runs, metric) or _incomparable(runs, metric)
+    problems = _missing(runs, metric, is_asked=asked is not None) or _incomparable(runs, metric)
     if problems:
         raise _refused(problems)
     return metric
@@ -140,9 +140,13 @@ def _labels(configs: list[dict[str, Any]]) -> list[str]:
     return labels
 
 
-def _missing(runs: list[RunRecord], metric: str) -> list[Problem]:
+def _missing(runs: list[RunRecord], metric: str, *, is_asked: bool) -> list[Problem]:
     found: list[Problem] = []
     known = sorted({key for run in runs for key in run.metrics if not key.startswith("_")})
+    if known and metric not in known and not is_asked:
+        other = TRAINING_LOSS if TRAINING_LOSS in known else known[0]
+        rule = f"was measured in none of these runs: train them as far as a validation, or --metric {other} compares by that"
+        return [(metric, rule)]
     if known and metric not in known:
         close = difflib.get_close_matches(metric, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"

@@ -10,7 +10,7 @@ from typing import Any
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import is_science
 from llama_lab.config.schema import Problem, shown
-from llama_lab.lab.compare.arms import LOSS, Arm, choose_metric, group_arms
+from llama_lab.lab.compare.arms import LOSS, TRAINING_LOSS, Arm, choose_metric, group_arms
 from llama_lab.lab.compare.question import baseline_first
 from llama_lab.lab.compare.records import SEEDS, RunRecord, in_order, load_records
 from llama_lab.lab.compare.study import HIGHER_IS_BETTER, Question, Study, compare_arms
@@ -120,7 +120,7 @@ def gather(words: Sequence[str], asked: Asked, command: Sequence[str]) -> Materi
     if question.price is None:
         question = replace(question, price=_recorded_price(records))
     arms = baseline_first(group_arms(records, asked.ignore), asked.baseline)
-    metric, problems = _metric(arms, question)
+    metric, problems, is_comparable = _metric(arms, question)
     study, refused, times, times_refused = None, problems, None, []
     if not problems:
         try:
@@ -145,7 +145,7 @@ def gather(words: Sequence[str], asked: Asked, command: Sequence[str]) -> Materi
         higher_is_better=higher,
         study=study,
         refused=refused,
-        is_comparable=not problems,
+        is_comparable=is_comparable,
         times=times,
         times_refused=times_refused,
         sweep=sweep,
@@ -183,15 +183,22 @@ def _brief(key: str, value: Any) -> str:
     return shown(value) if "." not in key and isinstance(value, str) else f"{key.rpartition('.')[2]}={shown(value)}"
 
 
-def _metric(arms: list[Arm], question: Question) -> tuple[str, list[Problem]]:
-    """The metric, and why its values cannot be compared. Runs that have none of it yet do not make the others incomparable."""
+def _metric(arms: list[Arm], question: Question) -> tuple[str, list[Problem], bool]:
+    """The metric, why nothing can be compared by it, and whether what there is of it means the same in all runs.
+
+    Runs that have none of it yet do not make the others incomparable. Where nobody has validated, the training loss is shown.
+    """
+    metric = question.metric or LOSS
     measured = [replace(arm, runs=runs) for arm in arms if (runs := tuple(run for run in arm.runs if run.rows))]
     if not measured:
-        return question.metric or LOSS, [(run.name, "has no metrics yet; train it") for arm in arms for run in arm.runs]
+        return metric, [(run.name, "has no metrics yet; train it") for arm in arms for run in arm.runs], True
     try:
-        return choose_metric(measured, question.metric), []
+        return choose_metric(measured, question.metric), [], True
     except ConfigError as error:
-        return question.metric or LOSS, error.problems
+        keys = [{key for row in run.rows for key in row} for arm in measured for run in arm.runs]
+        is_untold = question.metric is None and not any(metric in own for own in keys)
+        shown_metric = TRAINING_LOSS if is_untold and any(TRAINING_LOSS in own for own in keys) else metric
+        return shown_metric, error.problems, not all(metric in own for own in keys)
 
 
 def _read_sweep(words: Sequence[str]) -> SweepPoints | None:
