@@ -92,8 +92,17 @@ def test_what_is_no_floor_is_refused(make: Make):
             measure(load_records([first, *words]))
         return str(caught.value)
 
-    assert "has nothing to be compared with" in refusal()
-    assert "differs from" in refusal(str(make(1, lr=2e-3))) and "in optim.max_lr" in refusal(str(make(1, lr=2e-3, name="b")))
+    assert "are the least; llama-lab noise with the overrides that made it makes them" in refusal()
+    typed = ["llama-lab", "train", "name=b", "seed.init=1", "model.dim=32"]
+    told = refusal(str(make(1, lr=2e-3, name="b", command=typed)))
+    assert (
+        "these 2 runs have 2 configs, which differ in optim.max_lr; a floor is measured on runs that differ in seeds alone; "
+        in told
+    )
+    twin = str(make(1))
+    assert f"seeds alone; try llama-lab noise {first} {twin}" in refusal(twin, str(make(0, lr=4e-3, name="c")))
+    with pytest.raises(ConfigError, match="are the least; llama-lab noise name=b model.dim=32 makes them"):
+        measure(load_records([str(make(2, name="d", command=typed))]))
     assert "is not finished (preempted, update 8 of 20); a floor is measured on finished runs" in refusal(str(make(2, last=8)))
     assert "has no finite val/loss at its end" in refusal(str(make(3, None)))
     assert "was trained on other data" in refusal(str(make(4, data={"data": "e", "tokenizer": "t"})))

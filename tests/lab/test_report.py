@@ -138,7 +138,7 @@ def test_runs_stopped_before_their_validation_have_a_page_all_the_same(make: Mak
     said = answer(folder.parent)
     assert rule in said and "do not mean the same" not in said
     assert "train/loss as a table" in (folder.parent.parent / "out" / "report.html").read_text(encoding="utf-8")
-    assert main(["compare", str(folder.parent)]) == 2
+    assert main(["compare", str(folder.parent), "--at", "tokens"]) == 2
     assert rule in capsys.readouterr().err
 
 

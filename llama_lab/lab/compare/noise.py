@@ -9,6 +9,7 @@ differ, so that what was measured on one variant serves the others.
 import hashlib
 import json
 import math
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -92,7 +93,9 @@ def measure(runs: Sequence[RunRecord]) -> Floor:
     if not scatter:
         raise _refused([(runs[0].name, f"has none of {', '.join(METRICS)}")])
     if not any(scatter.values()):
-        rule = "has nothing to be compared with: two runs with another seed, or with the same, are the least; --seeds 5 makes them"
+        rule = (
+            f"has nothing to be compared with: two runs of other or of the same seeds are the least; {_making(runs[0])} makes them"
+        )
         raise _refused([(runs[0].name, rule)])
     variant = {key: value for key, value in runs[0].values.items() if key.partition(".")[0] in VARIANTS}
     names = [str(run.folder or run.name) for run in runs]
@@ -141,18 +144,37 @@ def own_part(floor: Floor, metric: str, kind: str) -> float:
 def _check(runs: Sequence[RunRecord]) -> None:
     found: list[Problem] = list(unfinished_runs(runs))
     found = [(name, f"{said}; a floor is measured on finished runs") for name, said in found]
+    found += _several(runs)
     first = runs[0]
     for run in runs[1:]:
-        keys = sorted(key for key in {*first.values, *run.values} if first.values.get(key) != run.values.get(key))
-        if keys:
-            rule = f"differs from {first.name} in {', '.join(keys[:3])}; a floor is measured on runs that differ in seeds alone"
-            found.append((run.name, rule))
-        elif first.meta.get("data") != run.meta.get("data"):
+        if first.values == run.values and first.meta.get("data") != run.meta.get("data"):
             found.append((run.name, f"was trained on other data than {first.name}; a floor is measured on the same"))
     if any(not run.seeds for run in runs):
         found.append((next(run.name for run in runs if not run.seeds), "does not say its seeds"))
     if found:
         raise _refused(found)
+
+
+def _several(runs: Sequence[RunRecord]) -> list[Problem]:
+    """That runs are of several configs, with the command that measures the one of which there are most."""
+    configs: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        configs.setdefault(json.dumps(run.values, sort_keys=True, default=str), []).append(run)
+    if len(configs) == 1:
+        return []
+    keys = dict.fromkeys(key for run in runs for key in run.values if run.values[key] != runs[0].values.get(key))
+    most = max(configs.values(), key=len)
+    command = shlex.join(["llama-lab", "noise", *(run.name for run in most)]) if len(most) > 1 else _making(most[0])
+    rule = f"have {len(configs)} configs, which differ in {', '.join(list(keys)[:3])}; a floor is measured on runs that differ in "
+    return [(f"these {len(runs)} runs", f"{rule}seeds alone; try {command}")]
+
+
+def _making(run: RunRecord) -> str:
+    """The command that makes runs of a run's config and measures them."""
+    words = run.meta.get("command") or []
+    if words[:2] != ["llama-lab", "train"]:
+        return "llama-lab noise with the overrides that made it"
+    return shlex.join(["llama-lab", "noise", *(word for word in words[2:] if not word.startswith(("seed.init=", "seed.data=")))])
 
 
 def _split(runs: Sequence[RunRecord], value: Callable[[RunRecord], float]) -> dict[str, Scatter]:
