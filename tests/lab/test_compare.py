@@ -132,8 +132,9 @@ def test_equal_places_are_compared_along_every_axis(make: Make, capsys: Output):
     assert flops.place == UPDATES * TOKENS * flops_per_token(arms[0].runs[0].run.model, 257, 32)  # pyright: ignore[reportOptionalMemberAccess]
     assert compare_arms(arms, Question(at="cost", price=7.2)).place == pytest.approx(0.02)
     assert "needs the price" in refusal(*words, at="cost")
-    assert "is first measured at 2048, after tokens=100" in refusal(*words, at="tokens", place=100)
-    assert "ends at 10240, before tokens=1e+06; all runs have come to 10240" in refusal(*words, at="tokens", place=1e6)
+    rule = "--at tokens=100 is not where all runs were measured; that is from 2048 to 10240, and --at tokens takes the last"
+    assert refusal(*words, at="tokens", place=100).splitlines()[1:] == [f"  {rule}"]
+    assert f"--at tokens=1e+06 {rule.partition(' ')[2].partition(' ')[2]}" in refusal(*words, at="tokens", place=1e6)
     assert main(["compare", *words, "--worth", "-1"]) == 2
     assert "--worth -1 is not above 0" in capsys.readouterr().err
     assert main(["compare", *words, "--at", "watts"]) == 2
@@ -166,9 +167,32 @@ def test_time_to_loss_gives_the_multiplier_that_was_planted(make: Make, capsys: 
     out = capsys.readouterr().out
     assert "multiplier" in out and "FLOPs" in out and "of money" in out
     assert main(["compare", str(folder.parent), "--to-loss", "1.2"]) == 2
-    assert "never comes down to 1.2000, its lowest is" in capsys.readouterr().err
+    said = capsys.readouterr()
+    rule = "is no loss that every run was seen to come down to; try one from 2.0046 to 2.5377, or --to-loss alone for the lowest"
+    assert said.err.splitlines()[1:] == [f"  --to-loss 1.2 {rule}"] and said.out == ""
     assert main(["compare", str(folder.parent), "--to-loss", "9"]) == 2
-    assert "is below 9.0000 when it is first measured" in capsys.readouterr().err
+    assert "--to-loss 9 is no loss that every run was seen to come down to" in capsys.readouterr().err
+
+
+def test_runs_that_were_validated_once_are_told_what_would_compare_them(make: Make, capsys: Output):
+    short = [make(seed, training_tokens=8 * TOKENS, last=8) for seed in range(2)]
+    long = [make(seed, 1.9, lr=2e-3) for seed in range(2)]
+    for folder in (*short, *long):
+        text = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+        (folder / "metrics.jsonl").write_text(text + "\n", encoding="utf-8")
+    (said,) = refusal(str(short[0].parent)).splitlines()[1:]
+    rule = f"was trained on 10,240 tokens, {short[0]} on 4,096; train them to the same training_tokens"
+    assert said == f"  {long[0]} (and 1 more) {rule}"
+    (said,) = refusal(str(short[0].parent), at="tokens").splitlines()[1:]
+    rule = f"finds no place at which all runs were measured: {long[0]} is first at 10240, {short[0]} ends at 4096; "
+    assert said == f"  --at tokens {rule}train them to the same training_tokens, or with a smaller eval.every_updates"
+    other = make(0, 2.2, lr=4e-3)
+    (other / "metrics.jsonl").write_text(
+        (other / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1] + "\n", encoding="utf-8"
+    )
+    assert main(["compare", str(long[0]), str(other), "--to-loss"]) == 2
+    rule = f"finds no loss that every run was seen to come down to: {other} reaches 2.2000, and {long[0]} is at 1.9000 when it is "
+    assert f"  --to-loss {rule}first validated; train them with a smaller eval.every_updates\n" in capsys.readouterr().err
 
 
 def test_curves_are_read_between_their_points():
@@ -177,7 +201,6 @@ def test_curves_are_read_between_their_points():
     assert crossing(curve, 3.5) == pytest.approx(math.sqrt(10))
     assert crossing(curve, 4.0) == 1.0
     assert value_at([(5.0, 1.0)], 5.0) == 1.0
-    assert "ends at 100" in str(value_at(curve, 101))
 
 
 def test_what_cannot_be_compared_is_refused_with_its_reason(make: Make):

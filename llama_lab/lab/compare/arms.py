@@ -219,5 +219,13 @@ def _tokenizer(run: RunRecord) -> str:
     return str(run.meta.get("data", {}).get("tokenizer"))
 
 
+def together(problems: Sequence[Problem]) -> list[Problem]:
+    """Problems with one line for what is wrong in the same way with several runs."""
+    names: dict[str, list[str]] = {}
+    for name, rule in problems:
+        names.setdefault(rule, []).append(name)
+    return [(own[0] + (f" (and {len(own) - 1} more)" if len(own) > 1 else ""), rule) for rule, own in names.items()]
+
+
 def _refused(problems: list[Problem]) -> ConfigError:
-    return ConfigError(problems, scope="this comparison")
+    return ConfigError(together(problems), scope="this comparison")

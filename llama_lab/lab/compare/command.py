@@ -41,9 +41,10 @@ def run_compare_command(words: list[str]) -> int:
     question = read_question(asked)
     arms = baseline_first(group_arms(load_records(asked.runs), asked.ignore), asked.baseline)
     study = compare_arms(arms, question)
+    times = None if asked.to_loss is None else times_to_loss(study, read_loss(asked.to_loss))
     _show(study)
-    if asked.to_loss is not None:
-        _show_times(study, read_loss(asked.to_loss))
+    if times is not None:
+        _show_times(study, *times)
     return 0
 
 
@@ -81,8 +82,7 @@ def _show(study: Study) -> None:
         print(f"Note: {note}")
 
 
-def _show_times(study: Study, target: float | None) -> None:
-    target, rows = times_to_loss(study, target)
+def _show_times(study: Study, target: float, rows: list[list[str]]) -> None:
     print()
     print_table(f"To {study.metric} {target:.4f}, against {study.arms[0].label}", TIME_HEADINGS, rows)
     print(f"  {TIME_NOTE}")

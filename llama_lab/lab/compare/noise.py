@@ -93,9 +93,7 @@ def measure(runs: Sequence[RunRecord]) -> Floor:
     if not scatter:
         raise _refused([(runs[0].name, f"has none of {', '.join(METRICS)}")])
     if not any(scatter.values()):
-        rule = (
-            f"has nothing to be compared with: two runs of other or of the same seeds are the least; {_making(runs[0])} makes them"
-        )
+        rule = f"has nothing to be compared with: two runs of any seeds are the least; {_making(runs[0])} makes them"
         raise _refused([(runs[0].name, rule)])
     variant = {key: value for key, value in runs[0].values.items() if key.partition(".")[0] in VARIANTS}
     names = [str(run.folder or run.name) for run in runs]

@@ -13,7 +13,7 @@ import numpy as np
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import Problem
-from llama_lab.lab.compare.arms import Arm, choose_metric, notes, unfinished_runs
+from llama_lab.lab.compare.arms import Arm, choose_metric, notes, together, unfinished_runs
 from llama_lab.lab.compare.curves import crossing, reach, value_at
 from llama_lab.lab.compare.power import Need, need, seeds_needed, visible_effect
 from llama_lab.lab.compare.records import AXES, RunRecord
@@ -21,6 +21,9 @@ from llama_lab.lab.compare.statistics import LEVEL, Estimate, corrected, estimat
 from llama_lab.lab.runs.listing import RUNNING
 
 ROUNDING = 0.01
+# Numbers of tokens and the like that differ by less are one place.
+CLOSE = 1 + 1e-9
+SAME_BUDGET = "train them to the same training_tokens"
 HIGHER_IS_BETTER = ("speed/tokens_per_second", "speed/mfu")
 BETTER, WORSE, UNDECIDED, SAME, UNKNOWN = "better", "worse", "undecided", "no difference worth having", "cannot be said"
 
@@ -147,22 +150,28 @@ def time_to_loss(
     """
     metric = choose_metric(arms, question.metric)
     curves = {run.name: _curve(run, metric, axis, question) for arm in arms for run in arm.runs}
-    if target is None:
-        target = max(min(value for _, value in curve) for curve in curves.values())
-    problems: list[Problem] = []
-    taken: dict[str, float] = {}
-    for name, curve in curves.items():
-        found = crossing(curve, target)
-        if isinstance(found, str):
-            problems.append((name, f"{found}; type another --to-loss"))
-        else:
-            taken[name] = found
-    if problems:
-        raise _refused(problems)
+    target = _common_loss(curves, target)
+    taken = {name: crossing(curve, target) for name, curve in curves.items()}
     logs = {name: math.log(value) for name, value in taken.items()}
     plain = replace(question, worth=None)
     found_all = [_compare(arms[0], arm, logs, plain, higher=False) for arm in arms[1:]]
     return target, _corrected(found_all, plain, higher=False), taken
+
+
+def _common_loss(curves: dict[str, list[tuple[float, float]]], target: float | None) -> float:
+    """The loss that was asked for, or the lowest that every run reaches; refused where one of them was not seen to come down to it."""
+    lowest = {name: min(value for _, value in curve) for name, curve in curves.items()}
+    highest = {name: curve[0][1] for name, curve in curves.items()}
+    late, early = max(lowest, key=lambda name: lowest[name]), min(highest, key=lambda name: highest[name])
+    least, most = lowest[late], highest[early]
+    if least > most:
+        rule = f"finds no loss that every run was seen to come down to: {late} reaches {least:.4f}, and {early} is at {most:.4f} when it "
+        raise _refused([("--to-loss", rule + "is first validated; train them with a smaller eval.every_updates")])
+    if target is not None and not least <= target <= most:
+        known = f"from {math.ceil(least * 1e4) / 1e4:.4f} to {math.floor(most * 1e4) / 1e4:.4f}"
+        rule = f"is no loss that every run was seen to come down to; try one {known}, or --to-loss alone for the lowest"
+        raise _refused([(f"--to-loss {target:g}", rule)])
+    return least if target is None else target
 
 
 def pair_runs(baseline: Arm, arm: Arm, *, paired: bool | None) -> tuple[list[RunRecord], list[RunRecord], bool]:
@@ -185,6 +194,7 @@ def _finished(arms: Sequence[Arm], question: Question) -> tuple[list[Arm], list[
     if not found or (question.at is not None and not question.finished_only):
         return list(arms), []
     if not question.finished_only:
+        found = together(found)
         is_training = all(run.status in ("finished", RUNNING) for arm in arms for run in arm.runs)
         rule = "; wait for it" if is_training else "; the command that started it goes on with it"
         rule += ", --finished leaves such runs out, --at tokens compares at what all have reached"
@@ -199,7 +209,7 @@ def _values(arms: Sequence[Arm], metric: str, question: Question) -> tuple[float
     """(place, value of each run there)."""
     runs = [run for arm in arms for run in arm.runs]
     if question.at is None:
-        _same_budget(runs)
+        _same_budget(runs, metric)
         problems, values = [], {}
         for run in runs:
             value = run.last(metric)
@@ -212,19 +222,23 @@ def _values(arms: Sequence[Arm], metric: str, question: Question) -> tuple[float
             raise _refused(problems)
         return None, values
     curves = {run.name: _curve(run, metric, question.at, question) for run in runs}
-    furthest = min(reach(curve) for curve in curves.values())
-    place = furthest if question.place is None else question.place
-    problems = []
-    values = {}
-    for name, curve in curves.items():
-        found = value_at(curve, place)
-        if isinstance(found, str):
-            problems.append((name, f"{found} {question.at}={place:.6g}; all runs have come to {furthest:.6g}"))
-        else:
-            values[name] = found
-    if problems:
-        raise _refused(problems)
-    return place, values
+    place = _common_place(curves, question)
+    return place, {name: value_at(curve, place) for name, curve in curves.items()}
+
+
+def _common_place(curves: dict[str, list[tuple[float, float]]], question: Question) -> float:
+    """Where on the axis the runs are looked at; refused where one of them was not measured before and behind it."""
+    late, early = max(curves, key=lambda name: curves[name][0][0]), min(curves, key=lambda name: reach(curves[name]))
+    start, end = curves[late][0][0], reach(curves[early])
+    if start > end * CLOSE:
+        rule = f"finds no place at which all runs were measured: {late} is first at {start:.6g}, {early} ends at {end:.6g}; "
+        raise _refused([(f"--at {question.at}", rule + f"{SAME_BUDGET}, or with a smaller eval.every_updates")])
+    if question.place is None:
+        return end
+    if not start <= question.place * CLOSE or not question.place <= end * CLOSE:
+        rule = f"is not where all runs were measured; that is from {start:.6g} to {end:.6g}, and --at {question.at} takes the last"
+        raise _refused([(f"--at {question.at}={question.place:.6g}", rule)])
+    return question.place
 
 
 def _curve(run: RunRecord, metric: str, axis: str, question: Question) -> list[tuple[float, float]]:
@@ -245,15 +259,18 @@ def _curve(run: RunRecord, metric: str, axis: str, question: Question) -> list[t
     return [(place, value) for place, value in points if value is not None]
 
 
-def _same_budget(runs: Sequence[RunRecord]) -> None:
+def _same_budget(runs: Sequence[RunRecord], metric: str) -> None:
     """Refuse ends at different numbers of tokens, beyond what whole updates of different size leave of one budget."""
+    measured = [[row["tokens"] for row in run.rows if metric in row and "tokens" in row] for run in runs]
+    is_shared = all(measured) and max(places[0] for places in measured) <= min(places[-1] for places in measured)
+    instead = "--at tokens, flops, seconds or cost gives both the same" if is_shared else SAME_BUDGET
     first, ours = runs[0].name, _tokens(runs[0])
     problems: list[Problem] = []
     for run in runs[1:]:
         theirs = _tokens(run)
         if ours is not None and theirs is not None and abs(theirs - ours) > ROUNDING * ours:
             said = f"was trained on {theirs:,.0f} tokens, {first} on {ours:,.0f}"
-            problems.append((run.name, f"{said}; --at tokens, flops, seconds or cost gives both the same"))
+            problems.append((run.name, f"{said}; {instead}"))
     if problems:
         raise _refused(problems)
 
@@ -335,4 +352,4 @@ def _verdict(found: Estimate, p: float, question: Question, *, higher: bool) -> 
 
 
 def _refused(problems: list[Problem]) -> ConfigError:
-    return ConfigError(problems, scope="this comparison")
+    return ConfigError(together(problems), scope="this comparison")
