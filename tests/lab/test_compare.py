@@ -206,7 +206,14 @@ def test_curves_are_read_between_their_points():
 def test_what_cannot_be_compared_is_refused_with_its_reason(make: Make):
     first = make(0)
     other_text = make(0, lr=2e-3, data={"data": "other", "tokenizer": "t"}, validation="w")
-    assert "was validated on another text" in refusal(str(first), str(other_text))
+    way_out = "no metric can be compared between them; llama-lab evaluate RUN TEXT measures each on one text"
+    same = "(the same files with other content)"
+    assert f"was validated on another text {same} than {first} {same}; {way_out}" in refusal(str(first), str(other_text))
+    config = (other_text / "config.yaml").read_text(encoding="utf-8")
+    (other_text / "config.yaml").write_text(config.replace("corpus.jsonl", "other.jsonl"), encoding="utf-8")
+    path = load_config(first / "config.yaml").data.path  # pyright: ignore[reportAttributeAccessIssue]
+    rule = f"(data.path={path.replace('corpus', 'other')}) than {first} (data.path={path}); {way_out}"
+    assert f"was validated on another text {rule}" in refusal(str(first), str(other_text))
     unknown = make(0, lr=3e-3, data={"data": "other", "tokenizer": "t"}, validation=None)
     assert "it is not recorded that both were validated on the same text" in refusal(str(first), str(unknown))
     tokenizer = make(0, lr=4e-3, data={"data": "other", "tokenizer": "u"})

@@ -12,6 +12,7 @@ from llama_lab.lab.compare.records import RunRecord
 from llama_lab.lab.labels import differences_of
 
 LOSS, BITS, TRAINING_LOSS = "val/loss", "val/bits_per_byte", "train/loss"
+EVALUATE = "no metric can be compared between them; llama-lab evaluate RUN TEXT measures each on one text"
 # What of the data changes how text is fed, not which text it is.
 FEEDING = ("data.max_seq_len", "data.tokens_per_update", "data.window")
 
@@ -185,17 +186,27 @@ def _other_text(first: RunRecord, run: RunRecord, metric: str) -> str | None:
         return None if same_data else f"was trained on other data than {first.name}, so their training losses say nothing together"
     asked = [None if record.run.eval is None else record.run.eval.max_tokens for record in (first, run) if record.run is not None]
     if asked[0] != asked[1]:
-        return f"was validated on eval.max_tokens={shown(asked[1])}, {first.name} on {shown(asked[0])}: not the same text"
+        return (
+            f"was validated on eval.max_tokens={shown(asked[1])}, {first.name} on {shown(asked[0])}: not the same text; {EVALUATE}"
+        )
     if same_data:
         return None
     texts = [record.meta.get("validation") for record in (first, run)]
     if None in texts:
-        return f"was trained on other data than {first.name}, and it is not recorded that both were validated on the same text"
+        why = "and it is not recorded that both were validated on the same text"
+        return f"was trained on other data ({_told(run, first)}) than {first.name} ({_told(first, run)}), {why}; {EVALUATE}"
     if texts[0] != texts[1]:
-        return f"was validated on another text than {first.name}; no metric can be compared between them"
+        return f"was validated on another text ({_told(run, first)}) than {first.name} ({_told(first, run)}); {EVALUATE}"
     if asked[0] is not None and _tokenizer(first) != _tokenizer(run):
         return f"was validated on eval.max_tokens={asked[0]} of another tokenizer than {first.name}, which is not the same text"
     return None
+
+
+def _told(run: RunRecord, other: RunRecord) -> str:
+    """Where a run's text comes from, as far as that is not where another's does."""
+    keys = [key for key in run.values if key.partition(".")[0] == "data" and key not in FEEDING]
+    own = [f"{key}={shown(run.values[key])}" for key in keys if run.values[key] != other.values.get(key, ...)]
+    return " ".join(own[:2]) or "the same files with other content"
 
 
 def _other_text_by_values(first: RunRecord, run: RunRecord) -> str | None:
