@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from llama_lab.config.identity import load_config
-from llama_lab.lab.repeat.checks import Rows, check_checkpoints, check_identity, check_rows
+from llama_lab.lab.repeat.checks import check_checkpoints, check_identity, check_rows
+from llama_lab.lab.repeat.rows import Rows
 from llama_lab.training.run_folder import RunFolder
 
 POLL_SECONDS = 0.02

@@ -178,6 +178,11 @@ def test_what_cannot_change_is_said_at_once(trunk):
     assert refusal(trunk, "training_tokens=6000", update="12") == [
         "training_tokens=6000 ends after update 11, and the checkpoint is of update 12; at least 6656"
     ]
+    # So short a run would not leave its warm-up either, which is not what to mend.
+    assert refusal(trunk, "training_tokens=1_024", "optm.max_lr=1", update="12") == [
+        "training_tokens=1024 ends after update 2, and the checkpoint is of update 12; at least 6656",
+        "optm.max_lr=1 is no field; did you mean optim.max_lr?",
+    ]
 
 
 def test_mistakes_have_the_answers_of_train(trunk):

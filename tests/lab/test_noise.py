@@ -101,7 +101,7 @@ def test_what_is_no_floor_is_refused(make: Make):
     )
     twin = str(make(1))
     assert f"seeds alone; try llama-lab noise {first} {twin}" in refusal(twin, str(make(0, lr=4e-3, name="c")))
-    with pytest.raises(ConfigError, match="are the least; llama-lab noise name=b model.dim=32 makes them"):
+    with pytest.raises(ConfigError, match=r"are the least; llama-lab noise name=b model\.dim=32 makes them"):
         measure(load_records([str(make(2, name="d", command=typed))]))
     assert "is not finished (preempted, update 8 of 20); a floor is measured on finished runs" in refusal(str(make(2, last=8)))
     assert "has no finite val/loss at its end" in refusal(str(make(3, None)))

@@ -13,9 +13,9 @@ import pytest
 from llama_lab import compose, train
 from llama_lab.config.errors import ConfigError
 from llama_lab.data.prepare import prepare
-from llama_lab.lab.repeat.checks import Rows
 from llama_lab.lab.repeat.fork import fork
 from llama_lab.lab.repeat.reproduce import apart
+from llama_lab.lab.repeat.rows import Rows
 from llama_lab.lab.repeat.verify import run_verify_command
 from llama_lab.training.checkpoint import load_checkpoint, save_checkpoint
 from llama_lab.training.errors import Diverged
@@ -366,6 +366,24 @@ def test_the_command(llama_lab: Any, run: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("Verified: ")
     assert llama_lab("verify", "--help").stdout.startswith("usage: llama-lab verify")
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        ("verify {run} --update 11", "--update 11 is none of the updates of {run}, 1 to 10"),
+        ("verify {run} --updates 11", "--updates 11 is more than the run has done; try --updates 10"),
+        ("fork {run} training_tokens=20480 --update 5", "--update 5 is no checkpoint of {run}; there are 4, 8, 10"),
+        ("generate {run} The --update 5", "--update 5 is no checkpoint of {run}; there are 4, 8, 10"),
+        ("export {run} --to hf --out x --update 5", "--update 5 is no checkpoint of {run}; there are 4, 8, 10"),
+    ],
+)
+def test_an_update_that_is_not_there_is_answered_without_torch(
+    llama_lab: Any, run: Path, tmp_path: Path, words: str, rule: str
+) -> None:
+    done = llama_lab(*words.format(run=run).split(), PYTHONPROFILEIMPORTTIME="1")
+    assert done.returncode == 2
+    assert rule.format(run=run.relative_to(tmp_path)) in done.stderr and " torch\n" not in done.stderr
 
 
 def test_how_far_numbers_are_apart() -> None:

@@ -159,14 +159,14 @@ def time_to_loss(
 
 
 def _common_loss(curves: dict[str, list[tuple[float, float]]], target: float | None) -> float:
-    """The loss that was asked for, or the lowest that every run reaches; refused where one of them was not seen to come down to it."""
+    """The loss that was asked for, or the lowest that every run reaches; refused where one was not seen to come down to it."""
     lowest = {name: min(value for _, value in curve) for name, curve in curves.items()}
     highest = {name: curve[0][1] for name, curve in curves.items()}
     late, early = max(lowest, key=lambda name: lowest[name]), min(highest, key=lambda name: highest[name])
     least, most = lowest[late], highest[early]
     if least > most:
-        rule = f"finds no loss that every run was seen to come down to: {late} reaches {least:.4f}, and {early} is at {most:.4f} when it "
-        raise _refused([("--to-loss", rule + "is first validated; train them with a smaller eval.every_updates")])
+        rule = f"finds no loss that every run was seen to come down to: {late} reaches {least:.4f}, and {early} is at {most:.4f} "
+        raise _refused([("--to-loss", rule + "when it is first validated; train them with a smaller eval.every_updates")])
     if target is not None and not least <= target <= most:
         known = f"from {math.ceil(least * 1e4) / 1e4:.4f} to {math.floor(most * 1e4) / 1e4:.4f}"
         rule = f"is no loss that every run was seen to come down to; try one {known}, or --to-loss alone for the lowest"

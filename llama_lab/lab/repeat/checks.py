@@ -3,12 +3,10 @@
 Each function answers with one line of a table. Nothing is written.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from llama_lab.config.errors import ConfigError
@@ -18,6 +16,7 @@ from llama_lab.data.prepare import PreparedData
 from llama_lab.data.shards import MANIFEST, TOKENIZER, verify_shards
 from llama_lab.data.stream import batch_hash, training_stream
 from llama_lab.data.tokenizer import load_tokenizer
+from llama_lab.lab.repeat.rows import Rows, first_update
 from llama_lab.training.due import validation_due
 from llama_lab.training.manifest import DamagedCheckpoint, list_checkpoints, list_incomplete, verify_checkpoint
 from llama_lab.training.metrics import perplexity
@@ -46,35 +45,6 @@ class Check:
     said: str
     is_exact: bool = True
     reproduces: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """The lines of a run's files that could be read, in order.
-
-    Attributes:
-        broken: what is wrong with lines that could not.
-    """
-
-    metrics: list[dict[str, Any]]
-    batches: list[dict[str, Any]]
-    broken: list[str]
-
-    @classmethod
-    def of(cls, folder: RunFolder) -> "Rows":
-        """Those of a run. A last line without an end is being written, or was cut by a kill; it does not count."""
-        broken: list[str] = []
-        return cls(_lines(folder.path / "metrics.jsonl", broken), _lines(folder.path / "batches.jsonl", broken), broken)
-
-    @property
-    def training(self) -> list[dict[str, Any]]:
-        """The rows with a training loss."""
-        return [row for row in self.metrics if "train/loss" in row]
-
-    @property
-    def done(self) -> int:
-        """Number of the last update that left a line."""
-        return max((row["update"] for row in (*self.metrics, *self.batches)), default=0)
 
 
 def check_identity(run: RunConfig, folder: RunFolder) -> Check:
@@ -175,28 +145,6 @@ def check_batches(run: RunConfig, data: PreparedData, rows: Rows, *, last: int, 
             return Check("batches", False, said)
     more = "" if len(looked_at) == len(rows.batches) else f" of {len(rows.batches)}; --data looks at all"
     return Check("batches", True, f"{len(looked_at)} updates are fed the same windows{more}")
-
-
-def first_update(folder: RunFolder) -> int:
-    """Number of the update that the run itself began after: 0, or that of the checkpoint it was forked from."""
-    return folder.meta().get("lineage", {}).get("update", 0)
-
-
-def _lines(path: Path, broken: list[str]) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    found = []
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        if not line.endswith(b"\n"):
-            continue
-        try:
-            row = json.loads(line)
-            if not isinstance(row["update"], int):
-                raise TypeError
-            found.append(row)
-        except (ValueError, TypeError, LookupError):
-            broken.append(f"line {number} of {path.name} is no row")
-    return found
 
 
 def _order(rows: Rows) -> Iterator[str]:

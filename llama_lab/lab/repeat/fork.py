@@ -20,6 +20,7 @@ from llama_lab.config.resolve import resolve
 from llama_lab.config.schema import SHAPES, BpeConfig, FileTokenizerConfig, Problem, RunConfig, shown
 from llama_lab.data.prepare import prepare
 from llama_lab.training.choice import chosen_update, damaged, missing
+from llama_lab.training.manifest import Checkpoint, DamagedCheckpoint, list_checkpoints, read_manifest, verify_checkpoint
 from llama_lab.training.run_folder import (
     FORMAT_VERSION,
     RunFolder,
@@ -61,7 +62,7 @@ class Fork:
     parent: RunFolder
     parent_run: RunConfig
     update: int
-    checkpoint: "Checkpoint | None"
+    checkpoint: Checkpoint | None
     run: RunConfig
     slug: str
     folder: Path
@@ -109,27 +110,45 @@ def look_up(path: Path, overrides: list[str], *, update: str | None, config_dir:
     if not overrides:
         rule = "would repeat its parent: type what changes, e.g. schedule.cooldown_fraction=0.2, training_tokens=…, optim.max_lr=…"
         raise _refused([("this fork", rule)])
-    run = recompose(parent_run, overrides, config_dir=config_dir)
+    checkpoints = {checkpoint.update: checkpoint for checkpoint in list_checkpoints(parent.checkpoints)}
+    number = chosen_update(parent, list(checkpoints), update, scope=SCOPE)
+    run = _recomposed(parent_run, overrides, number, config_dir)
     if found := _fixed(parent_run, run):
         raise _refused(found)
     if isinstance(run.tokenizer, BpeConfig) and _documents(run) != _documents(parent_run):
         # Trained anew, on other text, it would give other ids than the weights know.
         run = replace(run, tokenizer=FileTokenizerConfig(path=str(parent.path / "tokenizer.json")))
     run = resolve(run)
-
-    from llama_lab.training.manifest import list_checkpoints
-
-    checkpoints = {checkpoint.update: checkpoint for checkpoint in list_checkpoints(parent.checkpoints)}
-    number = chosen_update(parent, list(checkpoints), update, scope=SCOPE)
     slug = f"from-{_hash(parent, parent_run)}-{number}"
     found = Fork(parent, parent_run, number, checkpoints.get(number), run, slug, run_folder(run, slug))
     if found.checkpoint is None and (run.fresh or not RunFolder(found.folder).meta()):
         raise missing(parent, number, list(checkpoints), scope=SCOPE)
-    if run.updates <= number:
-        least = (number + 1) * run.data.tokens_per_update
-        rule = f"ends after update {run.updates}, and the checkpoint is of update {number}; at least {least}"
-        raise _refused([(f"training_tokens={run.training_tokens}", rule)])
+    if short := _ends_before(run.training_tokens, run.data.tokens_per_update, number):
+        raise _refused(short)
     return found
+
+
+def _recomposed(parent: RunConfig, overrides: list[str], number: int, config_dir: Path | None) -> RunConfig:
+    """The parent's config with what changes. Of a fork that ends too early that is said, and not what its schedule says of it."""
+    try:
+        return recompose(parent, overrides, config_dir=config_dir)
+    except ConfigError as error:
+        typed = [word.partition("=")[2].replace("_", "") for word in overrides if word.startswith("training_tokens=")]
+        tokens = int(typed[-1]) if typed and typed[-1].isdecimal() else 0
+        short = _ends_before(tokens, parent.data.tokens_per_update, number) if tokens else []
+        if not short:
+            raise
+        others = [problem for problem in error.problems if not problem[0].startswith(("schedule.", "training_tokens="))]
+        raise _refused([*short, *others]) from None
+
+
+def _ends_before(training_tokens: int, tokens_per_update: int, number: int) -> list[Problem]:
+    """That a budget is spent before the update that a fork starts after, or with it."""
+    updates = training_tokens // tokens_per_update
+    if updates > number:
+        return []
+    rule = f"ends after update {updates}, and the checkpoint is of update {number}; at least {(number + 1) * tokens_per_update}"
+    return [(f"training_tokens={training_tokens}", rule)]
 
 
 def begin(asked: Fork, command: list[str] | None) -> None:
@@ -180,7 +199,6 @@ def _fill(asked: Fork, draft: Path, origin: dict[str, Any]) -> str:
 
 def _inherit(asked: Fork, draft: Path) -> dict[str, Any]:
     """Fill a fork's folder from its parent's; returns where it came from, as meta.json keeps it."""
-    from llama_lab.training.manifest import DamagedCheckpoint, read_manifest, verify_checkpoint
     from llama_lab.training.metrics import cut_back, read_rows
 
     assert asked.checkpoint is not None
@@ -261,8 +279,6 @@ def _hash(parent: RunFolder, run: RunConfig) -> str:
 
 def _same_parent(asked: Fork, known: dict[str, Any]) -> None:
     """Refuse to go on with a fork of another state: the parent may have been trained anew under the same name."""
-    from llama_lab.training.manifest import read_manifest
-
     if asked.checkpoint is None:
         return
     now = {name: entry["sha256"] for name, entry in read_manifest(asked.checkpoint.path)["files"].items()}

@@ -11,7 +11,8 @@ from llama_lab.config.schema import Compile, Device, Precision, RunConfig
 from llama_lab.data.prepare import PreparedData, prepare
 from llama_lab.data.shards import TOKENIZER
 from llama_lab.data.tokenizer import load_tokenizer
-from llama_lab.lab.repeat.checks import Check, Rows, first_update
+from llama_lab.lab.repeat.checks import Check
+from llama_lab.lab.repeat.rows import SCOPE, Rows, first_update, updates_done
 from llama_lab.lab.table import print_table
 from llama_lab.model.count import flops_per_token
 from llama_lab.training.guard import FILE, norms_told, ranked, windows_of
@@ -20,7 +21,6 @@ from llama_lab.training.metrics import read_rows
 from llama_lab.training.replay import Compared, Replayed, Request, replay
 from llama_lab.training.run_folder import RunFolder, changes_since, describe_origin, relative
 
-SCOPE = "this request"
 # So many operations take half a minute or less.
 CHEAP_FLOPS = {Device.cpu: 2e12, Device.mps: 2e13, Device.cuda: 2e15}
 
@@ -112,7 +112,7 @@ def choose_span(run: RunConfig, folder: RunFolder, rows: Rows, here: Here, *, up
             rule = f"was {_begun(folder)}, and has no checkpoint left to begin at"
             raise ConfigError([(relative(folder.path), rule)], scope=SCOPE)
         first = begin.update
-    done = max(rows.done, there[-1].update if there else 0) - first
+    done = updates_done(folder, rows) - first
     if done < 1:
         raise ConfigError([(relative(folder.path), "has done no update that could be made again; train it first")], scope=SCOPE)
     if updates is not None and updates > done:

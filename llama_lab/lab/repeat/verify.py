@@ -9,6 +9,7 @@ from llama_lab.config.errors import ConfigError
 from llama_lab.config.flags import Parser
 from llama_lab.config.identity import load_config
 from llama_lab.config.schema import RunConfig
+from llama_lab.lab.repeat.rows import Rows, check_asked
 from llama_lab.lab.table import print_table
 from llama_lab.training.run_folder import RunFolder, find_run, relative
 
@@ -40,10 +41,8 @@ def run_verify_command(words: list[str]) -> int:
         rule = "has no meta.json, so it is not known what it was made with; copy the run again as a whole"
         raise ConfigError([(str(asked.run), rule)], scope="this request")
     run = load_config(folder.path / "config.yaml")
+    check_asked(run, folder, updates=asked.updates, update=asked.update)
     if asked.update is not None:
-        if asked.update > run.updates:
-            rule = f"is none of the updates of {relative(folder.path)}, 1 to {run.updates}"
-            raise ConfigError([(f"--update {asked.update}", rule)], scope="this request")
         from llama_lab.lab.repeat.reproduce import show_update
 
         return 0 if show_update(run, folder, asked.update) else 1
@@ -78,7 +77,7 @@ def _checks(run: RunConfig, folder: RunFolder, *, updates: int | None, read_all:
     from llama_lab.data.prepare import prepare
     from llama_lab.lab.repeat import checks, reproduce
 
-    rows, here = checks.Rows.of(folder), reproduce.find_here(run, folder)
+    rows, here = Rows.of(folder), reproduce.find_here(run, folder)
     span = reproduce.choose_span(run, folder, rows, here, updates=updates, least=UPDATES)
     yield checks.check_identity(run, folder)
     yield checks.check_code(folder, here.origin)
