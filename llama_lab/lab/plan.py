@@ -16,7 +16,7 @@ from llama_lab.lab.sweep import Sweep, expand
 from llama_lab.lab.sweep.budget import left_of
 from llama_lab.lab.sweep.frozen import take_over
 from llama_lab.lab.sweep.local import packing
-from llama_lab.lab.table import print_table
+from llama_lab.lab.table import counted, print_table
 from llama_lab.model.count import flops_per_token, parameters
 from llama_lab.training.forecast import FROM_SPEED, Forecast, foresee, kind_of
 from llama_lab.training.gpu_memory import gpu_memory
@@ -122,7 +122,7 @@ def _planned(sweep: Sweep, *, probes: bool) -> list[Plan]:
 def _show_sweep(sweep: Sweep, plans: list[Plan]) -> None:
     headings = [*sweep.jobs[0].values, "parameters", "updates", "tokens", "FLOPs", "peak GiB", "time", "status", "folder"]
     lines = [[*job.values.values(), *_line(plan)] for job, plan in zip(sweep.jobs, plans, strict=True)]
-    print_table(f"Plan of {len(plans)} runs", headings, lines)
+    print_table(f"Plan of {counted(len(plans), 'run')}", headings, lines)
     total = None if any(plan.flops is None for plan in plans) else sum(plan.flops or 0 for plan in plans)
     tokens = sum(plan.tokens for plan in plans)
     print(f"In total: {_count(tokens)} tokens, {_power(total)} FLOPs")

@@ -4,6 +4,11 @@ import sys
 from collections.abc import Sequence
 
 
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: 1 run, 2 runs."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
 def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print cells as they are; nothing is cut, because a path or a number that was cut cannot be copied."""
     if sys.stdout.isatty():

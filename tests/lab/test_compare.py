@@ -141,6 +141,15 @@ def test_equal_places_are_compared_along_every_axis(make: Make, capsys: Output):
     assert "there are tokens, flops, seconds, cost" in capsys.readouterr().err
 
 
+def test_seeds_are_said_so_that_each_is_known(make: Make, capsys: Output):
+    for lr, seeds in ((1e-3, [(0, 0), (1, 0)]), (2e-3, [(0, 0), (1, 1)]), (3e-3, [(0, 0), (1, 1), (1, 0)])):
+        for init, data in seeds:
+            folder = make(init, data_seed=data, lr=lr)
+    assert main(["compare", str(folder.parent)]) == 0
+    lines = capsys.readouterr().out.partition("Against")[0].rstrip().splitlines()[2:]
+    assert [re.split(r" {2,}", line)[-1] for line in lines] == ["init 0 1, data 0", "0 1", "0/0 1/0 1/1 (init/data)"]
+
+
 def test_runs_of_a_table_that_share_a_name_are_two_runs(tmp_path: Path, capsys: Output):
     lines = ["Name,State,optim,seed.init,val/loss", "a,finished,muon,0,2.5", "a,finished,muon,1,2.6"]
     lines += ["a,finished,adamw,0,2.9", "a,finished,adamw,1,2.95"]

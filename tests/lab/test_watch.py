@@ -60,7 +60,7 @@ def test_one_look_shows_how_far_and_how_fast(trainer, capsys: Output):
         write_row(process)
     assert main(["watch", "--once"]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("1 run, which trains")
+    assert shown.startswith("1 of 1 run training")
     # 7 of 20 updates, and 13 more at half a second each.
     assert {"running", "35", "6.5s", "2.3000", "█▅▁", "1,024"} <= set(shown.split())
     assert folder.name in shown
@@ -77,12 +77,12 @@ def test_it_ends_with_the_last_run_and_says_which_are_dead(trainer, make: Make, 
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as watching:
         assert watching.stdout is not None
         first = [watching.stdout.readline() for _ in range(5)]
-        assert first[0] == "1 of 3 runs train\n"
+        assert first[0] == "1 of 3 runs training\n"
         assert process.stdin is not None
         process.stdin.close()
         rest = watching.stdout.read()
         assert watching.wait(30) == 1
-    assert "0 of 3 runs train" in rest
+    assert "0 of 3 runs training" in rest
     assert "finished" in rest
     assert f"{dead.name} is dead: it says that it runs, but its process is gone" in rest
     assert f"{failed.name} failed: Diverged: loss is nan\n" in rest
@@ -94,7 +94,7 @@ def test_ctrl_c_ends_it_without_a_traceback(trainer):
     words = [sys.executable, "-m", "llama_lab", "watch", "--every", "30"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
         assert watching.stdout is not None and watching.stderr is not None
-        assert watching.stdout.readline() == "1 run, which trains\n"
+        assert watching.stdout.readline() == "1 of 1 run training\n"
         watching.send_signal(signal.SIGINT)
         assert watching.wait(30) == 0
         assert "what trains goes on" in watching.stdout.read()
@@ -122,7 +122,7 @@ def test_a_run_that_is_gone_while_it_is_watched_is_left_out(trainer, tmp_path: P
     words = [sys.executable, "-m", "llama_lab", "watch", str(folder), "--every", "0.05"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
         assert watching.stdout is not None and watching.stderr is not None
-        assert watching.stdout.readline() == "1 run, which trains\n"
+        assert watching.stdout.readline() == "1 of 1 run training\n"
         process.kill()
         process.wait()
         folder.rename(tmp_path / "moved")

@@ -71,8 +71,19 @@ def arm_cells(study: Study, arm: Arm) -> list[str]:
     """Name, runs, mean, standard deviation, seeds: a line of the table of arms."""
     values = study.of(arm)
     sd = f"{statistics.stdev(values):.2g}" if len(values) > 1 else ""
-    seeds = " ".join(run.seed_said for run in arm.runs) if all(run.seed for run in arm.runs) else "unknown"
-    return [arm.label, str(len(values)), f"{statistics.fmean(values):.4f}", sd, seeds]
+    return [arm.label, str(len(values)), f"{statistics.fmean(values):.4f}", sd, _seeds(arm)]
+
+
+def _seeds(arm: Arm) -> str:
+    """The seeds of an arm's runs: one number each where those of weights and of data are the same."""
+    if not all(run.seed for run in arm.runs):
+        return "unknown"
+    if any(len(run.seed) != 2 for run in arm.runs) or all(len(set(run.seed)) == 1 for run in arm.runs):
+        return " ".join(run.seed_said for run in arm.runs)
+    init, data = (list(dict.fromkeys(run.seed[part] for run in arm.runs)) for part in (0, 1))
+    if min(len(init), len(data)) == 1:
+        return f"init {' '.join(map(str, init))}, data {' '.join(map(str, data))}"
+    return " ".join("/".join(map(str, run.seed)) for run in arm.runs) + " (init/data)"
 
 
 def times_to_loss(study: Study, target: float | None) -> tuple[float, list[list[str]]]:

@@ -18,7 +18,7 @@ from llama_lab.config.flags import Parser
 from llama_lab.config.identity import outputs_folder
 from llama_lab.config.schema import Problem
 from llama_lab.lab.runs.listing import STATES, Glance, beside_each_other, find_folders, look_at
-from llama_lab.lab.table import print_table
+from llama_lab.lab.table import counted, print_table
 from llama_lab.training.run_folder import relative
 
 COLUMNS = ("run", "status", "val/loss", "tokens", "done", "speed", "age", "model", "differs")
@@ -94,14 +94,14 @@ def run_runs_command(words: list[str]) -> int:
         writer.writerow(columns)
         writer.writerows([[_plain(value_of(run, column, now)) for column in columns] for run in kept])
     elif kept:
-        of = f" of {len(runs)}" if len(kept) < len(runs) else ""
         rows = [[_shown(column, value_of(run, column, now)) for column in columns] for run in kept]
-        print_table(f"{len(kept)}{of} {'run' if len(runs) == 1 else 'runs'}", columns, rows)
+        of = f"{len(kept)} of " if len(kept) < len(runs) else ""
+        print_table(f"{of}{counted(len(runs), 'run')}", columns, rows)
     else:
         states = Counter(str(value_of(run, "status", now)) for run in runs)
         there = ", ".join(f"{state} {count}" for state, count in sorted(states.items()))
         print(
-            f"None of {len(runs)} runs fits; by status: {there}"
+            f"None of {counted(len(runs), 'run')} fits; by status: {there}"
             if runs
             else f"There is no run in {relative(outputs_folder())}; llama-lab train makes one"
         )

@@ -20,7 +20,7 @@ from llama_lab.config.identity import outputs_folder
 from llama_lab.config.schema import Problem
 from llama_lab.lab.runs.command import short_age
 from llama_lab.lab.runs.listing import DEAD, RUNNING, Glance, beside_each_other, find_folders, is_alive, look_at
-from llama_lab.lab.table import print_table
+from llama_lab.lab.table import counted, print_table
 from llama_lab.training.metrics import short_time
 from llama_lab.training.run_folder import relative
 
@@ -213,8 +213,7 @@ def _print(watcher: _Watcher, seen: list[Seen], every: float) -> list[Seen]:
 
 def _table(seen: Sequence[Seen]) -> tuple[str, Sequence[str], list[list[str]]]:
     training = sum(one.glance.status == RUNNING for one in seen)
-    trains = f"{training} of {len(seen)} runs train" if len(seen) > 1 else "1 run, which trains" if training else "1 run"
-    return trains, HEADINGS, [_cells(one) for one in seen]
+    return f"{training} of {counted(len(seen), 'run')} training", HEADINGS, [_cells(one) for one in seen]
 
 
 def _cells(one: Seen) -> list[str]:

@@ -10,7 +10,7 @@ from llama_lab.lab.sweep import run_sweep
 from llama_lab.lab.sweep.expand import Sweep
 from llama_lab.lab.sweep.frozen import known_outcome, load_sweep
 from llama_lab.lab.sweep.show import print_results
-from llama_lab.lab.table import print_table
+from llama_lab.lab.table import counted, print_table
 from llama_lab.training.run_folder import relative
 
 
@@ -59,7 +59,7 @@ def _list_sweeps() -> None:
             continue
         rows.append([relative(path.parent), *_counts(sweep)])
     if rows:
-        title = f"{len(rows)} sweeps, the newest first" if len(rows) > 1 else "1 sweep"
+        title = counted(len(rows), "sweep") + (", the newest first" if len(rows) > 1 else "")
         print_table(title, ["sweep", "jobs", "finished", "failed", "left"], rows)
     else:
         print(f"There is no sweep in {relative(outputs)}; llama-lab train -m seed.init=0,1,2 starts one")

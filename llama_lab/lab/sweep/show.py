@@ -19,7 +19,7 @@ from rich.text import Text
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import Direction
 from llama_lab.lab.sweep.expand import Job, Sweep
-from llama_lab.lab.table import print_table
+from llama_lab.lab.table import counted, print_table
 from llama_lab.training.metrics import short_time
 from llama_lab.training.run_folder import RunFolder, relative
 
@@ -160,7 +160,7 @@ def print_results(sweep: Sweep) -> None:
         where = "" if job.outcome.folder is None else relative(job.folder)
         values = [shown_value(key, _metric(job, key)) for key in columns]
         rows.append([*job.values.values(), *values, job.outcome.status, where])
-    print_table(f"{len(sweep.jobs)} jobs, the best first", headings, rows)
+    print_table(f"{counted(len(sweep.jobs), 'job')}, the best first", headings, rows)
     if points := _points(sweep, best):
         print()
         print_table(
