@@ -3,6 +3,8 @@
 Read as plain files, so that every list of options is exactly what `llama-lab` would accept.
 """
 
+import difflib
+from glob import has_magic
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -33,6 +35,27 @@ def option_file(group: str, option: str, config_dir: Path | None = None) -> Path
     """The file that an option is read from; none if there is no such option."""
     files = (folder / group / f"{option}.yaml" for folder in search_folders(config_dir))
     return next((file for file in files if file.is_file()), None)
+
+
+def or_meant(path: Path, otherwise: str) -> str:
+    """What to say of a path that a user typed and that is not there: which near it was probably meant.
+
+    Args:
+        otherwise: what to say where nothing near is named alike, or the path is there.
+    """
+    there = next((folder for folder in path.parents if folder.is_dir()), None)
+    if there is None or path.exists():
+        return otherwise
+    mistyped, *rest = path.parts[len(there.parts) :]
+    try:
+        names = [] if has_magic(mistyped) else [entry.name for entry in there.iterdir()]
+    except OSError:
+        return otherwise
+    close = difflib.get_close_matches(mistyped, [name for name in names if not name.startswith(".")], n=1)
+    if not close:
+        return otherwise
+    meant = there / close[0]
+    return f"did you mean {meant.joinpath(*rest) if meant.joinpath(*rest).exists() else meant}?"
 
 
 def fingerprint(folders: list[Path]) -> tuple[tuple[str, int, int], ...]:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.paths import or_meant
 from llama_lab.config.schema import Problem
 from llama_lab.data.cache import ContentHashes
 
@@ -243,7 +244,7 @@ def _load_manifest(folder: Path, refuse: Callable[[str], ConfigError]) -> dict[s
         version = manifest["format_version"]
     except FileNotFoundError as error:
         what = "holds no manifest.json, so nothing was prepared here to the end" if folder.is_dir() else "is no folder"
-        raise refuse(f"{what}; prepared sets are listed by llama-lab cache") from error
+        raise refuse(f"{what}; {or_meant(folder, 'prepared sets are listed by llama-lab cache')}") from error
     except OSError as error:
         raise refuse(f"cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -4,7 +4,6 @@ Flow: path -> files -> `scan` (filters) -> `selection` (duplicates, split) -> co
 its own.
 """
 
-import difflib
 import functools
 import hashlib
 import json
@@ -19,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.paths import or_meant
 from llama_lab.config.schema import CorpusConfig, OnError, Problem, TextConfig
 from llama_lab.data.cache import ContentHashes, prepared_root, writing_cache
 from llama_lab.data.corpus import Corpus, Document, Say, Side
@@ -280,9 +280,8 @@ def find_files(typed: str) -> list[TextFile]:
             raise refuse(f"matches {f'no {READABLE} file' if matches else 'nothing'} in {root.absolute()}")
     else:
         parent = next(folder for folder in root.absolute().parents if folder.is_dir())
-        name = root.absolute().relative_to(parent).parts[0]
-        close = difflib.get_close_matches(name, [path.name for path in parent.iterdir()], n=1)
-        raise refuse(f"does not exist: there is no {name} in {parent}" + (f"; did you mean {close[0]}?" if close else ""))
+        name, meant = root.absolute().relative_to(parent).parts[0], or_meant(root, "")
+        raise refuse(f"does not exist: there is no {name} in {parent}" + (f"; {meant}" if meant else ""))
     files = [TextFile(path, path.relative_to(root).as_posix()) for path in found]
     return sorted(files, key=lambda file: file.name)
 

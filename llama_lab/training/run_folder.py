@@ -25,6 +25,7 @@ from llama_lab.config import devices
 from llama_lab.config.disk import replace_text, why, writing
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import load_config, outputs_folder, save_config, science
+from llama_lab.config.paths import or_meant
 from llama_lab.config.schema import Device, RunConfig, WsdConfig
 from llama_lab.training.scrub import scrub_command, scrub_patch
 
@@ -147,7 +148,7 @@ def no_run(path: Path) -> str:
         places = ((path.parent, "*"), (path.parent.parent, "*/*"), (outputs_folder(), "*/*"))
         runs = {run.name: run for place, depth in places for run in _runs(place, depth)}
         close = difflib.get_close_matches(path.name, runs, n=1) or [name for name in runs if name.startswith(path.name)]
-        return "does not exist; " + (f"did you mean {relative(runs[close[0]].absolute())}?" if close else instead)
+        return "does not exist; " + (f"did you mean {relative(runs[close[0]].absolute())}?" if close else or_meant(path, instead))
     if not path.is_dir():
         return f"is a file; {instead}"
     if runs := _runs(path, "*") or _runs(path, "*/*"):

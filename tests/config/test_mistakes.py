@@ -11,6 +11,7 @@ import pytest
 
 from llama_lab.config.compose import compose, read_request
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.paths import or_meant
 from llama_lab.config.schema import shown
 from llama_lab.config.validate import problems as problems_of
 
@@ -138,6 +139,24 @@ ONE_LINE = {
         "accept_changes=true contradicts fresh=true, which starts anew; leave one of them out",
     ),
 }
+
+
+def test_a_path_that_is_not_there_is_told_what_is_near(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "outputs" / "study").mkdir(parents=True)
+    (tmp_path / "outputs" / "study" / "run-1").touch()
+    (tmp_path / "README.md").touch()
+    monkeypatch.chdir(tmp_path)
+    for typed, said in (
+        ("READNE.md", "did you mean README.md?"),
+        (f"{tmp_path}/output/study", f"did you mean {tmp_path}/outputs/study?"),
+        ("outputs/studdy/run-1", "did you mean outputs/study/run-1?"),
+        ("outputs/studdy/other", "did you mean outputs/study?"),
+        ("outputs/studdy/*", "did you mean outputs/study?"),
+        ("outputs/study/*-2", "name another"),
+        ("outputs/study", "name another"),
+        ("zzz", "name another"),
+    ):
+        assert or_meant(Path(typed), "name another") == said
 
 
 @pytest.mark.parametrize("mistake", ONE_LINE)

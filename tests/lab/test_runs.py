@@ -88,6 +88,14 @@ def test_mistakes_are_answered(words: list[str], hint: str, study: Path, capsys:
     assert hint in capsys.readouterr().err
 
 
+def test_a_mistyped_folder_is_told_what_is_near(study: Path, capsys: Output):
+    mistyped = study.with_name("tinny")
+    for command in ("runs", "verify", "compare", "track", "serve"):
+        assert main([command, str(mistyped)]) == 2
+        said = capsys.readouterr().err
+        assert f"{mistyped} " in said and f"; did you mean {study}?" in said
+
+
 def test_broken_folders_are_named_and_the_others_listed(study: Path, capsys: Output):
     first, second, third, *_ = sorted(path for path in study.iterdir() if path.name != ".locks")
     (first / "summary.json").write_text("{", encoding="utf-8")

@@ -18,6 +18,7 @@ from typing import Any
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import SCIENCE, load_config, science
+from llama_lab.config.paths import or_meant
 from llama_lab.config.schema import Origin, Problem, RunConfig, SeedConfig
 from llama_lab.lab.runs.listing import status_of
 from llama_lab.training.metrics import read_rows
@@ -250,7 +251,8 @@ def _named(word: str) -> tuple[list[Path], list[RunRecord]]:
     except (ValueError, NotImplementedError):
         matches = []
     if not matches:
-        raise _refused(word, "names no folder or CSV file; name runs (outputs/<name>/<run id>), a folder of runs, or a sweep")
+        instead = or_meant(path, "name runs (outputs/<name>/<run id>), a folder of runs, or a sweep")
+        raise _refused(word, f"names no folder or CSV file; {instead}")
     runs = [match for match in matches if (match / "config.yaml").is_file()]
     inside = [run for match in matches if match.is_dir() and match not in runs for run in _children(match)]
     if not runs and not inside:

@@ -10,7 +10,7 @@ from typing import Any
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import is_science
 from llama_lab.config.schema import Problem, shown
-from llama_lab.lab.compare.arms import LOSS, TRAINING_LOSS, Arm, choose_metric, group_arms
+from llama_lab.lab.compare.arms import LOSS, TRAINING_LOSS, Arm, choose_metric, group_arms, together
 from llama_lab.lab.compare.question import baseline_first
 from llama_lab.lab.compare.records import SEEDS, RunRecord, in_order, load_records
 from llama_lab.lab.compare.study import HIGHER_IS_BETTER, Question, Study, compare_arms
@@ -191,7 +191,7 @@ def _metric(arms: list[Arm], question: Question) -> tuple[str, list[Problem], bo
     metric = question.metric or LOSS
     measured = [replace(arm, runs=runs) for arm in arms if (runs := tuple(run for run in arm.runs if run.rows))]
     if not measured:
-        return metric, [(run.name, "has no metrics yet; train it") for arm in arms for run in arm.runs], True
+        return metric, together([(run.name, "has no metrics yet; train it") for arm in arms for run in arm.runs]), True
     try:
         return choose_metric(measured, question.metric), [], True
     except ConfigError as error:

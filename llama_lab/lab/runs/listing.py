@@ -15,6 +15,7 @@ from typing import Any
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import is_science, outputs_folder
+from llama_lab.config.paths import or_meant
 from llama_lab.config.schema import Problem
 from llama_lab.lab.labels import differences_of
 from llama_lab.training.run_folder import relative
@@ -76,7 +77,8 @@ def find_folders(words: Iterable[str]) -> list[Path]:
     for word in listed or [str(outputs_folder())]:
         folders = _named(word)
         if not folders and listed:
-            problems.append((word, "names no run; name a run's folder, a folder of runs, a sweep, or a pattern of these"))
+            instead = or_meant(Path(word).expanduser(), "name a run's folder, a folder of runs, a sweep, or a pattern of these")
+            problems.append((word, f"names no run; {instead}"))
         found |= dict.fromkeys(folders)
     if problems:
         raise ConfigError(problems, scope="this request")

@@ -22,6 +22,7 @@ from typing import Any
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import load_config, save_config
+from llama_lab.config.paths import or_meant
 from llama_lab.config.schema import Direction, Launcher, Search, SlurmConfig, SweepConfig
 from llama_lab.lab.sweep.expand import Job, Outcome, Sweep
 from llama_lab.lab.sweep.space import Axis
@@ -119,7 +120,8 @@ def load_sweep(folder: Path) -> Sweep:
     """
     known = _read(folder)
     if not known:
-        rule = "holds no sweep; name outputs/<name>/sweeps/<sweep>" if folder.is_dir() else "is no folder of a sweep"
+        named = "name outputs/<name>/sweeps/<sweep>"
+        rule = f"holds no sweep; {named}" if folder.is_dir() else f"is no folder of a sweep; {or_meant(folder, named)}"
         raise ConfigError([(str(folder), rule)], scope="this request")
     folder = folder.absolute()
     saved: dict[str, Any] = dict(known["settings"])
