@@ -16,6 +16,7 @@ from llama_lab.config.schema import RunConfig
 from llama_lab.data.tokenizer import Tokenizer, load_tokenizer
 from llama_lab.lab.transfer.card import model_card
 from llama_lab.training.choice import chosen_checkpoint, damaged
+from llama_lab.training.manifest import WEIGHTS, Checkpoint, DamagedCheckpoint
 from llama_lab.training.retention import short_bytes
 from llama_lab.training.run_folder import RunFolder, find_run, relative
 
@@ -67,6 +68,7 @@ def export(run_folder: Path, out: Path, *, target: str, update: str | None = Non
     """
     folder = find_run(run_folder)
     run = load_config(folder.path / "config.yaml")
+    chosen = chosen_checkpoint(folder, update, scope=SCOPE)
     out = out.expanduser().absolute()
     _check_place(out)
     if target == "gguf":
@@ -79,7 +81,7 @@ def export(run_folder: Path, out: Path, *, target: str, update: str | None = Non
             out.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir()
-            _write(folder, run, draft, out.name, target=target, update=update, dtype=dtype)
+            _write(folder, run, draft, out.name, target=target, chosen=chosen, dtype=dtype)
             if out.is_dir():
                 out.rmdir()
             os.replace(draft, out)
@@ -108,16 +110,14 @@ def _check_place(out: Path) -> None:
         raise ConfigError([(f"--out {out}", f"{what}; name a folder that does not exist yet")], scope=SCOPE)
 
 
-def _write(folder: RunFolder, run: RunConfig, draft: Path, name: str, *, target: str, update: str | None, dtype: str) -> None:
+def _write(folder: RunFolder, run: RunConfig, draft: Path, name: str, *, target: str, chosen: Checkpoint, dtype: str) -> None:
     """Fill a draft: weights, what belongs to them, the card and its picture."""
     from llama_lab.formats.gguf_file import write_gguf
     from llama_lab.formats.hf_weights import write_folder
     from llama_lab.training.checkpoint import load_weights
-    from llama_lab.training.manifest import WEIGHTS, DamagedCheckpoint
     from llama_lab.training.metrics import read_rows
     from llama_lab.training.plots import draw_loss
 
-    chosen = chosen_checkpoint(folder, update, scope=SCOPE)
     tokenizer: Tokenizer = load_tokenizer(folder.path / "tokenizer.json")
     try:
         weights = load_weights(chosen)
