@@ -67,17 +67,19 @@ def test_sources_together_are_their_documents_together(model, documents):
     assert whole.calibration.counts.sum() == whole.tokens.sum() == sum(SIZES) + len(SIZES)
 
 
-def test_intervals_cover_the_truth_where_documents_differ():
+@pytest.mark.parametrize("unevenness", [0.0, 0.5, 1.0, 1.5])
+@pytest.mark.parametrize("count", [10, 30])
+def test_intervals_cover_the_truth_where_documents_differ(count: int, unevenness: float):
     """Lengths and difficulties vary together, as they do in texts: tokens counted as independent would miss most of the time."""
     draw = np.random.default_rng(0)
     hits = 0
     for _ in range(2000):
-        hardness = draw.normal(3.0, 0.6, 30)
-        tokens = draw.integers(20, 400, 30).astype(float)
+        hardness = draw.normal(3.0, 0.6, count)
+        tokens = 300 * np.exp(draw.normal(0.0, unevenness, count))
         limits = ratio_interval(hardness * tokens + draw.normal(0, np.sqrt(tokens)), tokens)
         assert limits is not None
         hits += limits.low < 3.0 < limits.high
-    assert 0.93 < hits / 2000 < 0.97
+    assert 0.935 < hits / 2000 < 0.975
 
 
 def test_few_documents_have_no_interval_and_none_reaches_below_zero():
@@ -86,6 +88,7 @@ def test_few_documents_have_no_interval_and_none_reaches_below_zero():
     for count in (1, 2, 9):
         assert ratio_interval(nats[:count], tokens[:count]) is None
     limits = ratio_interval(nats[:10], tokens[:10])
+    assert ratio_interval(nats[:20], np.eye(20)[0]) is None, "one document is all there is"
     assert limits is not None and limits.low == 0.0 < nats[:10].mean() < limits.high
 
 
