@@ -116,7 +116,7 @@ def test_the_runs_that_tell_chances_apart_are_planned_with_folders_of_their_own(
     assert len({job.folder for job in sweep.jobs}) == 8
     assert "repeat-1" in sweep.jobs[-1].folder.name
     assert plan_runs(overrides, seeds=3, repeats=2, config_dir=None).folder == sweep.folder
-    assert main(["noise", *overrides, "--seeds", "2", "--cfg"]) == 0
+    assert main(["noise", *overrides, "sample.prompts=[The,One]", "--seeds", "2", "--cfg"]) == 0
     assert capsys.readouterr().out.count("llama-lab train") == 5
     for words, rule in (
         (["seed.init=3"], "is what this command varies"),

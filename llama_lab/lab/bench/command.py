@@ -18,7 +18,10 @@ from llama_lab.lab.table import print_table
 
 def run_bench_command(words: list[str]) -> int:
     """`llama-lab bench`; returns the exit code."""
-    arguments, overrides = _parser().parse_known_args(words)
+    try:
+        arguments, overrides = _parser().parse_known_args(words)
+    except SystemExit as stop:
+        return int(stop.code or 0)
     if arguments.updates < (least := WARM + 2 * EVERY):
         rule = f"is too few to say anything: the first {WARM} are not counted, so {least} is the least; try {WARM + 6 * EVERY}"
         raise ConfigError([(f"--updates {arguments.updates}", rule)])

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from llama_lab.lab.table import print_table
 from llama_lab.training.run_folder import relative
 
 SEEDS, REPEATS = 5, 2
+SEVERAL = re.compile(r"=(?:[^\[({'\",]|\[.*\]|\(.*\)|\{.*\}|'.*'|\".*\")*,")
+"""A comma outside of brackets and quotes: a list of values to sweep over."""
 MEANING = {
     "seeds": "initial weights and order of the data",
     "init": "initial weights alone",
@@ -78,7 +81,7 @@ def plan_runs(overrides: list[str], *, seeds: int, repeats: int, config_dir: Pat
     Raises:
         ConfigError: one of them could not be started.
     """
-    if typed := [word for word in overrides if word.startswith(("seed.init=", "seed.data=")) or "," in word.partition("=")[2]]:
+    if typed := [word for word in overrides if word.startswith(("seed.init=", "seed.data=")) or SEVERAL.search(word)]:
         rule = (
             "is what this command varies; leave it out"
             if typed[0].startswith("seed.")
