@@ -19,7 +19,7 @@ from llama_lab.formats.hf_config import SpecialIds, hf_config
 from llama_lab.formats.hf_folder import WEIGHTS, ForeignModel, special_ids
 from llama_lab.formats.names import weight_names
 from llama_lab.model.llama import Llama
-from llama_lab.training.tensor_file import write_tensors
+from llama_lab.training.saving.tensor_file import write_tensors
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 COMPUTED = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")

@@ -11,7 +11,7 @@ from torch.nn import functional
 from llama_lab.data.stream import TokenStream
 from llama_lab.model.llama import Llama
 from llama_lab.model.loss import IGNORE
-from llama_lab.training.stop import Stopped
+from llama_lab.training.processes.stop import Stopped
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from llama_lab.inference.recorded import RecordedStep
 from llama_lab.inference.sampling import draw
 from llama_lab.model.cache import KVCache, Step
 from llama_lab.model.llama import Llama
-from llama_lab.training.stop import Stopped
+from llama_lab.training.processes.stop import Stopped
 
 Finish = Literal["eos", "length", "stop"]
 """Why a text ended: the model ended it, it has all the tokens it may have, or whoever reads it has seen enough."""

@@ -18,10 +18,10 @@ from llama_lab.inference.completion import Completion, Piece, Prompt, complete
 from llama_lab.inference.generate import BATCH, Decoder
 from llama_lab.inference.options import Options, is_number, read_options
 from llama_lab.model.llama import Llama
-from llama_lab.training.checkpoint import load_weights
-from llama_lab.training.choice import chosen_checkpoint, damaged
-from llama_lab.training.manifest import WEIGHTS, DamagedCheckpoint
 from llama_lab.training.run_folder import find_run
+from llama_lab.training.saving.checkpoint import load_weights
+from llama_lab.training.saving.choice import chosen_checkpoint, damaged
+from llama_lab.training.saving.manifest import WEIGHTS, DamagedCheckpoint
 
 SCOPE = "this request"
 FLAG = "update="

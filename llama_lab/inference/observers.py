@@ -16,7 +16,7 @@ from llama_lab.inference.tasks import load_tasks
 from llama_lab.model.llama import Llama
 from llama_lab.training.metrics import Sample
 from llama_lab.training.observing import Observers
-from llama_lab.training.worker import Worker
+from llama_lab.training.processes.worker import Worker
 
 
 def validate(model: Llama, data: PreparedData, run: RunConfig, worker: Worker, stopped: Callable[[], bool]) -> Evaluation:

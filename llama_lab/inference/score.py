@@ -10,7 +10,7 @@ import torch.distributed as dist
 from llama_lab.data.tokenizer import Tokenizer
 from llama_lab.inference.tasks import Question, Task
 from llama_lab.model.llama import Llama
-from llama_lab.training.stop import Stopped
+from llama_lab.training.processes.stop import Stopped
 
 LOGITS_AT_ONCE = 1 << 25
 """Numbers in the logits of a batch: 128 MB in float32."""

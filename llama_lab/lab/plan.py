@@ -18,12 +18,12 @@ from llama_lab.lab.sweep.frozen import take_over
 from llama_lab.lab.sweep.local import packing
 from llama_lab.lab.table import counted, print_table
 from llama_lab.model.count import flops_per_token, parameters
-from llama_lab.training.forecast import FROM_SPEED, Forecast, foresee, kind_of
-from llama_lab.training.gpu_memory import gpu_memory
-from llama_lab.training.memory import expected_micro_batch, settle_micro_batch
+from llama_lab.training.foresight.forecast import FROM_SPEED, Forecast, foresee, kind_of
+from llama_lab.training.foresight.gpu_memory import gpu_memory
+from llama_lab.training.foresight.memory import expected_micro_batch, settle_micro_batch
 from llama_lab.training.metrics import short_time
-from llama_lab.training.retention import Need, beside_free, need
 from llama_lab.training.run_folder import RunFolder
+from llama_lab.training.saving.retention import Need, beside_free, need
 
 Rows = list[tuple[str, str]]
 

@@ -22,10 +22,10 @@ from llama_lab.config.schema import BudgetConfig, Compile, RunConfig, TrackerMod
 from llama_lab.data.prepare import PreparedData
 from llama_lab.lab.sweep.expand import Outcome
 from llama_lab.lab.sweep.job import Request, be_job, read_answer
-from llama_lab.training.forecast import Probe, keep_probe, validated_tokens
+from llama_lab.training.foresight.forecast import Probe, keep_probe, validated_tokens
+from llama_lab.training.foresight.occasions import occasions
 from llama_lab.training.metrics import read_rows, short_time
-from llama_lab.training.occasions import occasions
-from llama_lab.training.stop import blocked_signals
+from llama_lab.training.processes.stop import blocked_signals
 
 UPDATES = 10
 ENOUGH_SECONDS = 10.0

@@ -9,11 +9,11 @@ from llama_lab.data.mixture import exposures
 from llama_lab.data.prepare import PreparedData
 from llama_lab.model.count import flops_per_token, parameters
 from llama_lab.training.console import Console
-from llama_lab.training.forecast import said
+from llama_lab.training.foresight.forecast import said
 from llama_lab.training.metrics import short_count, short_time
-from llama_lab.training.retention import beside_free, need
 from llama_lab.training.run_folder import RunFolder, extending_command, relative
-from llama_lab.training.tracker import Tracker
+from llama_lab.training.saving.retention import beside_free, need
+from llama_lab.training.tracking.tracker import Tracker
 
 SMALL_MODEL = 20_000_000
 

@@ -9,11 +9,11 @@ from torch import Tensor
 from llama_lab.config.identity import to_yaml
 from llama_lab.config.schema import RunConfig
 from llama_lab.model.llama import Llama
-from llama_lab.training.checkpoint import save_checkpoint
-from llama_lab.training.manifest import Checkpoint
 from llama_lab.training.optim import build_optimizer
+from llama_lab.training.processes.worker import Place, Worker
+from llama_lab.training.saving.checkpoint import save_checkpoint
+from llama_lab.training.saving.manifest import Checkpoint
 from llama_lab.training.state import State
-from llama_lab.training.worker import Place, Worker
 
 
 def save_beginning(

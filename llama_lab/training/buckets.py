@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from llama_lab.model import products
-from llama_lab.training.worker import Worker
+from llama_lab.training.processes.worker import Worker
 
 BUCKET_BYTES = 2**26
 """Large enough for the full speed of the links, small enough that little is left to send when the last backward ends."""

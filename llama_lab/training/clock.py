@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from llama_lab.training.worker import Worker
+from llama_lab.training.processes.worker import Worker
 
 
 class Clock:

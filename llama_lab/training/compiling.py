@@ -24,7 +24,7 @@ from torch._functorch import config as functorch_config
 from llama_lab.config.identity import plain_config, science
 from llama_lab.config.schema import Compile, RunConfig
 from llama_lab.data.cache import compiled_root, lock_file, mark_used
-from llama_lab.training.worker import Worker
+from llama_lab.training.processes.worker import Worker
 
 if TYPE_CHECKING:
     import filelock

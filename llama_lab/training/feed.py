@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from llama_lab.config.schema import Compile, RunConfig
 from llama_lab.data.stream import IGNORE, Batch, MixedStream, batch_hash
-from llama_lab.training.worker import Worker
+from llama_lab.training.processes.worker import Worker
 
 # Micro-batches that wait at most: enough to bridge a hiccup of the disk, little in memory.
 DEPTH = 4

@@ -24,9 +24,9 @@ from llama_lab.config.disk import why
 from llama_lab.config.schema import RunConfig
 from llama_lab.training.errors import Diverged
 from llama_lab.training.metrics import read_rows
+from llama_lab.training.processes.worker import Worker
 from llama_lab.training.run_folder import relative
 from llama_lab.training.update import Gradients
-from llama_lab.training.worker import Worker
 
 FILE = "guard.jsonl"
 # Updates that the host may be ahead of what it has looked at: enough that the device always has work.

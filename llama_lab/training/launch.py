@@ -23,17 +23,17 @@ from llama_lab.config.identity import load_config, run_folder
 from llama_lab.config.resolve import resolve
 from llama_lab.config.schema import RunConfig, Window
 from llama_lab.data.prepare import PreparedData, prepare
-from llama_lab.training.board import Board, failure_of
-from llama_lab.training.choice import told, way_out
 from llama_lab.training.errors import RankFailed, SaveFailed
-from llama_lab.training.forecast import Forecast, foresee, keep_to_budget
-from llama_lab.training.manifest import is_whole, list_checkpoints, newest_damage
-from llama_lab.training.memory import explained, settle_micro_batch
-from llama_lab.training.ranks import end_rank, run_ranks
-from llama_lab.training.retention import check_disk, need
+from llama_lab.training.foresight.forecast import Forecast, foresee, keep_to_budget
+from llama_lab.training.foresight.memory import explained, settle_micro_batch
+from llama_lab.training.processes.board import Board, failure_of
+from llama_lab.training.processes.ranks import end_rank, run_ranks
+from llama_lab.training.processes.stop import Stop, stop_on_signals, stop_with_parent
+from llama_lab.training.processes.watchdog import Watchdog
 from llama_lab.training.run_folder import RunFolder, describe_origin, extending_command, open_run, relative, shorter_run
-from llama_lab.training.stop import Stop, stop_on_signals, stop_with_parent
-from llama_lab.training.watchdog import Watchdog
+from llama_lab.training.saving.choice import told, way_out
+from llama_lab.training.saving.manifest import is_whole, list_checkpoints, newest_damage
+from llama_lab.training.saving.retention import check_disk, need
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ def _lead(
 
 def _alone(run: RunConfig, folder: RunFolder, data: PreparedData, load_observers: Callable[[], Any], stop: Stop) -> str:
     """Train in this very process."""
-    from llama_lab.training.worker import Place, join
+    from llama_lab.training.processes.worker import Place, join
 
     with join(run.hardware, Place()) as worker:
         return _work(run, folder, data, worker, load_observers, stop)
@@ -119,7 +119,7 @@ def _work(run: RunConfig, folder: RunFolder, data: PreparedData, worker: Any, lo
     from llama_lab.training.console import Console
     from llama_lab.training.loop import train_run
     from llama_lab.training.plots import draw_plots
-    from llama_lab.training.tracker import Tracker, start_tracker
+    from llama_lab.training.tracking.tracker import Tracker, start_tracker
 
     log = folder.path / "train.log"
     watchdog = _watchdog(run, folder, worker)
@@ -216,7 +216,7 @@ def _spawned(
     rank: int, run: RunConfig, path: Path, data: PreparedData, rendezvous: str, load_observers: Callable[[], Any], asked: Any
 ) -> None:
     """What a spawned process runs. Its parent alone listens to signals, and passes a stop on through `asked`."""
-    from llama_lab.training.worker import Place, join
+    from llama_lab.training.processes.worker import Place, join
 
     with join(run.hardware, Place(rank, run.hardware.processes or 1, rank, rendezvous)) as worker:
         _work(run, RunFolder(path), data, worker, load_observers, Stop(asked))
@@ -243,7 +243,7 @@ def _follow(
     run: RunConfig, load_observers: Callable[[], Any], stop: Stop, command: list[str] | None, extra_slug: str | None
 ) -> TrainResult:
     """Be one of the processes that torchrun started: the first holds the folder, the others do as it says."""
-    from llama_lab.training.worker import Place, join
+    from llama_lab.training.processes.worker import Place, join
 
     place, folder = Place.from_environment(), RunFolder(run_folder(run, extra_slug))
     say = _say if place.rank == 0 else _silent

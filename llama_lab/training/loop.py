@@ -20,18 +20,18 @@ from llama_lab.training.guard import Guard
 from llama_lab.training.metrics import Metrics
 from llama_lab.training.observing import Observers, observe
 from llama_lab.training.optim import Optimizers, build_optimizer
+from llama_lab.training.processes.stop import Stop
+from llama_lab.training.processes.watchdog import Watchdog
+from llama_lab.training.processes.worker import Worker
 from llama_lab.training.profiler import Profiler
 from llama_lab.training.recording import record, source_counts
-from llama_lab.training.retention import checkpoint_bytes, checkpoint_due
 from llama_lab.training.run_folder import RunFolder
-from llama_lab.training.saver import Saver
+from llama_lab.training.saving.retention import checkpoint_bytes, checkpoint_due
+from llama_lab.training.saving.saver import Saver
 from llama_lab.training.state import end_saving, resume, save
-from llama_lab.training.stop import Stop
 from llama_lab.training.stopwatch import Stopwatch
-from llama_lab.training.tracker import Tracker
+from llama_lab.training.tracking.tracker import Tracker
 from llama_lab.training.update import Updater
-from llama_lab.training.watchdog import Watchdog
-from llama_lab.training.worker import Worker
 
 
 def train_run(

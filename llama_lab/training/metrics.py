@@ -17,7 +17,7 @@ from typing import Any
 from llama_lab.training.console import Console
 from llama_lab.training.rows import RowFile
 from llama_lab.training.run_folder import RunFolder
-from llama_lab.training.tracker import Tracker
+from llama_lab.training.tracking.tracker import Tracker
 
 # What depends on the machine and the moment, not on the science; a resumed run equals an unbroken one in all other keys.
 VOLATILE = ("seconds", "speed/", "memory/")

@@ -11,9 +11,9 @@ from llama_lab.model.llama import Llama
 from llama_lab.training.clock import Clock
 from llama_lab.training.due import samples_due, scores_due, validation_due
 from llama_lab.training.metrics import Metrics, Sample
-from llama_lab.training.stop import Stop, Stopped
-from llama_lab.training.watchdog import Watchdog
-from llama_lab.training.worker import Worker
+from llama_lab.training.processes.stop import Stop, Stopped
+from llama_lab.training.processes.watchdog import Watchdog
+from llama_lab.training.processes.worker import Worker
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from llama_lab.config.disk import why
 from llama_lab.config.schema import RunConfig
 from llama_lab.training.clock import Clock
 from llama_lab.training.console import Console
-from llama_lab.training.worker import Worker
+from llama_lab.training.processes.worker import Worker
 
 FIRST, LAST = 6, 8
 """Updates of this start that are recorded: compiled by then, and the allocator has what it needs."""

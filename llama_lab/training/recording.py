@@ -14,8 +14,8 @@ from llama_lab.training.clock import Clock
 from llama_lab.training.guard import Guard
 from llama_lab.training.metrics import Metrics
 from llama_lab.training.observing import axes
+from llama_lab.training.processes.worker import Worker
 from llama_lab.training.state import State
-from llama_lab.training.worker import Worker
 
 
 def record(

@@ -16,16 +16,16 @@ import torch
 from llama_lab.config.schema import RunConfig
 from llama_lab.data.prepare import PreparedData
 from llama_lab.data.stream import training_stream
-from llama_lab.training.board import Board
-from llama_lab.training.checkpoint import load_weights
 from llama_lab.training.feed import Feed
 from llama_lab.training.loop import build
-from llama_lab.training.manifest import Checkpoint, DamagedCheckpoint
-from llama_lab.training.ranks import run_ranks
+from llama_lab.training.processes.board import Board
+from llama_lab.training.processes.ranks import run_ranks
+from llama_lab.training.processes.stop import Stop
+from llama_lab.training.processes.worker import Place, Worker, join
+from llama_lab.training.saving.checkpoint import load_weights
+from llama_lab.training.saving.manifest import Checkpoint, DamagedCheckpoint
 from llama_lab.training.state import State
-from llama_lab.training.stop import Stop
 from llama_lab.training.update import Updater
-from llama_lab.training.worker import Place, Worker, join
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,19 +8,26 @@ from torch import Tensor
 from llama_lab.config.disk import remedy, why
 from llama_lab.config.schema import RunConfig
 from llama_lab.model.llama import Llama
-from llama_lab.training.checkpoint import load_checkpoint
-from llama_lab.training.choice import damaged, told
 from llama_lab.training.clock import Clock
 from llama_lab.training.console import Console
 from llama_lab.training.errors import Diverged, SaveFailed
 from llama_lab.training.guard import Guard
-from llama_lab.training.manifest import Checkpoint, DamagedCheckpoint, list_checkpoints, list_incomplete, remove_drafts, set_aside
 from llama_lab.training.metrics import Metrics, cut_back
 from llama_lab.training.optim import Optimizers
+from llama_lab.training.processes.worker import Worker
 from llama_lab.training.run_folder import RunFolder
-from llama_lab.training.saver import Saver
+from llama_lab.training.saving.checkpoint import load_checkpoint
+from llama_lab.training.saving.choice import damaged, told
+from llama_lab.training.saving.manifest import (
+    Checkpoint,
+    DamagedCheckpoint,
+    list_checkpoints,
+    list_incomplete,
+    remove_drafts,
+    set_aside,
+)
+from llama_lab.training.saving.saver import Saver
 from llama_lab.training.update import Gradients
-from llama_lab.training.worker import Worker
 
 
 @dataclass(slots=True)

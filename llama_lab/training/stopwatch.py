@@ -5,7 +5,7 @@ from collections import defaultdict
 
 import torch
 
-from llama_lab.training.worker import Worker
+from llama_lab.training.processes.worker import Worker
 
 Mark = float | torch.cuda.Event
 

@@ -15,9 +15,9 @@ from llama_lab.training.compiling import Compiling
 from llama_lab.training.copies import hang, slots, take_down
 from llama_lab.training.feed import Feed
 from llama_lab.training.optim import Optimizers
+from llama_lab.training.processes.worker import Worker
 from llama_lab.training.schedule import lr_factor
 from llama_lab.training.stopwatch import Stopwatch
-from llama_lab.training.worker import Worker
 
 
 class Accumulated(NamedTuple):

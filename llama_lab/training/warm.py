@@ -11,7 +11,7 @@ import torch._dynamo  # the first optimizer of a process imports it, which takes
 import llama_lab.training.announce
 import llama_lab.training.loop
 import llama_lab.training.plots
-import llama_lab.training.worker  # noqa: F401
+import llama_lab.training.processes.worker  # noqa: F401
 
 
 def use_threads(count: int) -> None:

@@ -14,9 +14,9 @@ from llama_lab.inference.few_shot import shipped
 from llama_lab.inference.generate import generate
 from llama_lab.inference.observers import sample
 from llama_lab.inference.options import Sampling
-from llama_lab.training.checkpoint import load_weights
-from llama_lab.training.manifest import list_checkpoints
 from llama_lab.training.metrics import read_rows
+from llama_lab.training.saving.checkpoint import load_weights
+from llama_lab.training.saving.manifest import list_checkpoints
 
 from .conftest import small_model, tiny_overrides
 

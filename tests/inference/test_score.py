@@ -7,7 +7,7 @@ import torch.distributed as dist
 from llama_lab.data.tokenizer import BytesTokenizer, Tokenizer, train_bpe
 from llama_lab.inference.score import log_likelihoods, score_task
 from llama_lab.inference.tasks import Question, Task
-from llama_lab.training.stop import Stopped
+from llama_lab.training.processes.stop import Stopped
 
 from .conftest import WORDS, small_model
 

@@ -27,7 +27,7 @@ from llama_lab.config.resolve import resolve
 from llama_lab.config.schema import RunConfig
 from llama_lab.data.prepare import PreparedData, prepare
 from llama_lab.lab.probe import probe
-from llama_lab.training.forecast import foresee
+from llama_lab.training.foresight.forecast import foresee
 from llama_lab.training.metrics import read_rows
 
 MEMORY_BAR, GPU_TIME_BAR, CPU_TIME_BAR = 0.10, 0.10, 0.20

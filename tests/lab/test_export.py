@@ -14,8 +14,8 @@ from llama_lab import load
 from llama_lab.cli import main
 from llama_lab.config.errors import ConfigError
 from llama_lab.lab.transfer.export import export
-from llama_lab.training.checkpoint import load_weights
-from llama_lab.training.manifest import list_checkpoints
+from llama_lab.training.saving.checkpoint import load_weights
+from llama_lab.training.saving.manifest import list_checkpoints
 
 from .exports import SHAPES, texts
 

@@ -21,16 +21,16 @@ from llama_lab.lab.plan import show
 from llama_lab.lab.probe import Timetable, measured, probe, shortened
 from llama_lab.lab.sweep.budget import keep_sweep_to_budget
 from llama_lab.model.llama import Llama
-from llama_lab.training import forecast
 from llama_lab.training.buckets import GradientBuckets
 from llama_lab.training.copies import hang, slots
 from llama_lab.training.due import samples_due, validation_due
-from llama_lab.training.forecast import Forecast, Probe, foresee, keep_probe, keep_to_budget, kind_of, known_probe
-from llama_lab.training.gpu_memory import gpu_memory
-from llama_lab.training.occasions import occasions
+from llama_lab.training.foresight import forecast
+from llama_lab.training.foresight.forecast import Forecast, Probe, foresee, keep_probe, keep_to_budget, kind_of, known_probe
+from llama_lab.training.foresight.gpu_memory import gpu_memory
+from llama_lab.training.foresight.occasions import occasions
 from llama_lab.training.optim import build_optimizer
+from llama_lab.training.processes.worker import Place, Worker
 from llama_lab.training.run_folder import RunFolder
-from llama_lab.training.worker import Place, Worker
 
 from ..training.conftest import tiny_overrides
 

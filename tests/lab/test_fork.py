@@ -16,8 +16,8 @@ from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import load_config, run_hash
 from llama_lab.config.schema import RunConfig
 from llama_lab.lab.repeat.fork import fork
-from llama_lab.training.manifest import list_checkpoints
 from llama_lab.training.metrics import read_rows
+from llama_lab.training.saving.manifest import list_checkpoints
 
 from ..training.conftest import assert_same_run, final_weights, steady, tiny_overrides
 

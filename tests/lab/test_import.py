@@ -17,10 +17,10 @@ from llama_lab.config.identity import load_config
 from llama_lab.formats.gguf_vocabulary import LETTERS, REST, gguf_vocabulary
 from llama_lab.lab.transfer.export import export
 from llama_lab.lab.transfer.import_run import import_run
-from llama_lab.training.checkpoint import load_weights
-from llama_lab.training.manifest import list_checkpoints
 from llama_lab.training.metrics import read_rows
 from llama_lab.training.run_folder import extending_command
+from llama_lab.training.saving.checkpoint import load_weights
+from llama_lab.training.saving.manifest import list_checkpoints
 
 from .exports import SHAPES, texts
 

@@ -12,8 +12,8 @@ import pytest
 
 from llama_lab import compose, train
 from llama_lab.cli import main
-from llama_lab.training import tracker as tracking
 from llama_lab.training.metrics import read_rows
+from llama_lab.training.tracking import tracker as tracking
 
 from ..training.conftest import tiny_overrides
 from ..training.wandb_reader import history, offline_folders, read_records, sampled_texts, summary

@@ -17,11 +17,11 @@ from llama_lab.lab.repeat.fork import fork
 from llama_lab.lab.repeat.reproduce import apart
 from llama_lab.lab.repeat.rows import Rows
 from llama_lab.lab.repeat.verify import run_verify_command
-from llama_lab.training.checkpoint import load_checkpoint, save_checkpoint
 from llama_lab.training.errors import Diverged
-from llama_lab.training.manifest import list_checkpoints
 from llama_lab.training.metrics import perplexity, read_rows
 from llama_lab.training.run_folder import RunFolder
+from llama_lab.training.saving.checkpoint import load_checkpoint, save_checkpoint
+from llama_lab.training.saving.manifest import list_checkpoints
 
 Output = pytest.CaptureFixture[str]
 

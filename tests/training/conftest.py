@@ -10,10 +10,10 @@ import torch
 
 from llama_lab import compose
 from llama_lab.config.schema import RunConfig
-from llama_lab.training.checkpoint import load_weights
-from llama_lab.training.manifest import list_checkpoints
 from llama_lab.training.metrics import VOLATILE, read_rows
 from llama_lab.training.run_folder import RunFolder
+from llama_lab.training.saving.checkpoint import load_weights
+from llama_lab.training.saving.manifest import list_checkpoints
 
 WORDS = [
     "the",

@@ -37,8 +37,8 @@ from llama_lab.lab.compare.statistics import estimate_difference
 from llama_lab.training.feed import Feed, MicroBatch
 from llama_lab.training.loop import build
 from llama_lab.training.metrics import read_rows
+from llama_lab.training.processes.worker import Place, Worker
 from llama_lab.training.update import Updater
-from llama_lab.training.worker import Place, Worker
 
 TOKENS, TOKENS_OF_TWO = 131_072, 262_144
 WARM = 8

@@ -12,9 +12,16 @@ import torch
 from safetensors.torch import load_file
 
 from llama_lab.config.errors import ConfigError
-from llama_lab.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
-from llama_lab.training.manifest import DamagedCheckpoint, list_checkpoints, list_incomplete, remove_drafts, retire, set_aside
-from llama_lab.training.tensor_file import write_tensors
+from llama_lab.training.saving.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from llama_lab.training.saving.manifest import (
+    DamagedCheckpoint,
+    list_checkpoints,
+    list_incomplete,
+    remove_drafts,
+    retire,
+    set_aside,
+)
+from llama_lab.training.saving.tensor_file import write_tensors
 
 MODEL = {"weight": torch.arange(12.0).view(3, 4)}
 STATE = {
@@ -140,7 +147,7 @@ def test_a_save_that_fails_leaves_the_one_before_and_no_draft(tmp_path):
 
 def test_a_newer_format_is_refused_rather_than_passed_over(tmp_path, monkeypatch):
     checkpoint = save(tmp_path, 1)
-    monkeypatch.setattr("llama_lab.training.manifest.FORMAT_VERSION", 1)
+    monkeypatch.setattr("llama_lab.training.saving.manifest.FORMAT_VERSION", 1)
     with pytest.raises(ConfigError, match="has format 2; this version of llama_lab reads up to 1: install the newer"):
         load_checkpoint(checkpoint)
 

@@ -13,7 +13,7 @@ from llama_lab.config.resolve import resolve
 from llama_lab.config.schema import Compile, RunConfig
 from llama_lab.data.cache import compiled_root, run_cache_command
 from llama_lab.training.compiling import VARIABLES, Compiling
-from llama_lab.training.worker import Place, Worker
+from llama_lab.training.processes.worker import Place, Worker
 
 WORKER = Worker(Place(), torch.device("cpu"))
 

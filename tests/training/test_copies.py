@@ -18,7 +18,7 @@ from llama_lab.model.products import WeightCopy, refresh
 from llama_lab.model.rotary import rotary_tables, rotate
 from llama_lab.training.buckets import GradientBuckets
 from llama_lab.training.copies import hang, slots, take_down
-from llama_lab.training.worker import Place, Worker
+from llama_lab.training.processes.worker import Place, Worker
 
 ALONE = Worker(Place(), torch.device("cpu"))
 SHAPES = {

@@ -16,7 +16,7 @@ from llama_lab.data.prepare import PreparedData, prepare
 from llama_lab.data.stream import IGNORE, MixedStream, batch_hash, training_stream
 from llama_lab.training.feed import DEPTH, Feed, MicroBatch, share
 from llama_lab.training.metrics import read_rows, short_count
-from llama_lab.training.worker import Place, Worker
+from llama_lab.training.processes.worker import Place, Worker
 
 from .conftest import final_weights, tiny_overrides
 

@@ -12,10 +12,10 @@ import torch
 from llama_lab import train
 from llama_lab.config.schema import Precision
 from llama_lab.training import optim as optimizers
-from llama_lab.training.checkpoint import load_checkpoint
 from llama_lab.training.guard import LEAST, WINDOW, LossWindow, norms_told, ranked
-from llama_lab.training.manifest import list_checkpoints
 from llama_lab.training.metrics import VOLATILE, read_rows
+from llama_lab.training.saving.checkpoint import load_checkpoint
+from llama_lab.training.saving.manifest import list_checkpoints
 
 from .conftest import tiny_overrides
 from .test_optim import CONFIGS, backward, small_llama

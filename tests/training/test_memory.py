@@ -16,9 +16,9 @@ from llama_lab import compose, train
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.resolve import resolve
 from llama_lab.data.prepare import prepare
-from llama_lab.training import memory
 from llama_lab.training.errors import OutOfMemory
-from llama_lab.training.kept import keep, kept
+from llama_lab.training.foresight import memory
+from llama_lab.training.foresight.kept import keep, kept
 from llama_lab.training.metrics import read_rows
 
 from .conftest import tiny_overrides

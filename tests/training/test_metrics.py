@@ -8,7 +8,7 @@ import pytest
 from llama_lab.training.console import Console
 from llama_lab.training.metrics import Metrics, cut_back, perplexity, read_rows, short_count, short_time
 from llama_lab.training.run_folder import RunFolder
-from llama_lab.training.tracker import Tracker
+from llama_lab.training.tracking.tracker import Tracker
 
 AXES = {"update": 256, "tokens": 8_388_608, "seconds": 53.0}
 

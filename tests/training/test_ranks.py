@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from llama_lab import train
-from llama_lab.training.board import Board, Failure, Whereabouts
-from llama_lab.training.manifest import list_checkpoints
-from llama_lab.training.watchdog import Watchdog
+from llama_lab.training.processes.board import Board, Failure, Whereabouts
+from llama_lab.training.processes.watchdog import Watchdog
+from llama_lab.training.saving.manifest import list_checkpoints
 
 from .conftest import assert_same_run, tiny_overrides
 from .processes import LONG, SHORT, TORCHRUN, command, end_of, folder_of, rank_process, rows_of, started, status_of, wait_for
@@ -195,7 +195,7 @@ def test_a_process_that_was_stopped_for_long_is_not_taken_to_hang(tmp_path: Path
     code = f"""
 import os, signal, sys, time
 from pathlib import Path
-from llama_lab.training.watchdog import Watchdog
+from llama_lab.training.processes.watchdog import Watchdog
 with Watchdog(rank=0, seconds=2, log=Path({str(tmp_path / "log")!r})) as watchdog:
     watchdog.update(1)
     watchdog.update(2)

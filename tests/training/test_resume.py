@@ -21,9 +21,9 @@ from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import Window
 from llama_lab.data.prepare import prepare
 from llama_lab.data.stream import TokenStream
-from llama_lab.training.manifest import list_checkpoints
 from llama_lab.training.metrics import read_rows
 from llama_lab.training.run_folder import RunFolder, open_run
+from llama_lab.training.saving.manifest import list_checkpoints
 
 from .conftest import rewind, tiny_overrides
 from .kill_runs import Bench, differences, loss_difference, survive

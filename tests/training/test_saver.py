@@ -16,13 +16,13 @@ from llama_lab import train
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import save_config
 from llama_lab.data.prepare import prepare
-from llama_lab.training import retention, saver
-from llama_lab.training.checkpoint import load_checkpoint
-from llama_lab.training.manifest import list_checkpoints
 from llama_lab.training.metrics import read_rows
-from llama_lab.training.retention import beside_free, need, retained
 from llama_lab.training.run_folder import RunFolder
-from llama_lab.training.saver import HostCopy, Saver
+from llama_lab.training.saving import retention, saver
+from llama_lab.training.saving.checkpoint import load_checkpoint
+from llama_lab.training.saving.manifest import list_checkpoints
+from llama_lab.training.saving.retention import beside_free, need, retained
+from llama_lab.training.saving.saver import HostCopy, Saver
 
 from .conftest import tiny_overrides
 

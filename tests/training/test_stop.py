@@ -16,8 +16,8 @@ from llama_lab import compose, load, train
 from llama_lab.inference.evaluate import evaluate
 from llama_lab.inference.generate import generate
 from llama_lab.inference.options import Sampling
-from llama_lab.training.manifest import list_checkpoints
-from llama_lab.training.stop import Stop, Stopped, stop_on_signals
+from llama_lab.training.processes.stop import Stop, Stopped, stop_on_signals
+from llama_lab.training.saving.manifest import list_checkpoints
 
 from .conftest import WORDS, assert_same_run, tiny_overrides
 from .processes import command, end_of, folder_of, rows_of, started, status_of, wait_for
@@ -46,7 +46,7 @@ def test_a_signal_asks_and_the_handlers_are_put_back(name: str) -> None:
 # A library's loop of many minutes, from which Python is not asked anything.
 STUCK = """
 import hashlib, os, signal, threading, time
-from llama_lab.training.stop import ECHO_SECONDS, Stop, stop_on_signals
+from llama_lab.training.processes.stop import ECHO_SECONDS, Stop, stop_on_signals
 stop = Stop()
 def send(*numbers):
     for number in numbers:

@@ -17,11 +17,11 @@ from llama_lab import compose, train
 from llama_lab.config.identity import run_folder, save_config
 from llama_lab.config.resolve import resolve
 from llama_lab.config.schema import RunConfig
-from llama_lab.training import tracker as tracking
 from llama_lab.training.metrics import VOLATILE, read_rows
 from llama_lab.training.run_folder import RunFolder
-from llama_lab.training.sent import GrowingRows, read_sent, rows_in
-from llama_lab.training.tracker import start_tracker
+from llama_lab.training.tracking import tracker as tracking
+from llama_lab.training.tracking.sent import GrowingRows, read_sent, rows_in
+from llama_lab.training.tracking.tracker import start_tracker
 
 from .conftest import tiny_overrides
 from .wandb_reader import history, offline_folders, read_records, sampled_texts, summary
@@ -160,7 +160,7 @@ def test_a_run_that_had_no_tracker_so_far_is_sent_whole_when_it_gets_one(tracked
 
 
 @linux
-@pytest.mark.parametrize("victim", ["wandb-core", "llama_lab.training.wandb_run"])
+@pytest.mark.parametrize("victim", ["wandb-core", "llama_lab.training.tracking.wandb_run"])
 def test_killing_wandb_costs_a_warning_and_nothing_else(tracked, text, outputs, victim):
     budget = ["training_tokens=153600", "log.every_updates=1", "eval=null", "sample=null"]
     command = [sys.executable, "-m", "llama_lab", "train", *words(text), *budget, "name=killed", "wandb.mode=offline"]
@@ -179,7 +179,7 @@ def test_killing_wandb_costs_a_warning_and_nothing_else(tracked, text, outputs, 
     assert (process.returncode, err) == (0, "")
     reason = {
         "wandb-core": r"(ConnectionResetError: .*|BrokenPipeError: .*)",
-        "llama_lab.training.wandb_run": "its process ended with exit code -9",
+        "llama_lab.training.tracking.wandb_run": "its process ended with exit code -9",
     }[victim]
     (line,) = [line for line in out.splitlines() if "W&B" in line]
     sentence = rf"W&B is gone \({reason}\); training goes on, metrics.jsonl is complete; send it later with: llama-lab track "

@@ -16,8 +16,8 @@ import torch
 from llama_lab import compose, load, train
 from llama_lab.config.errors import ConfigError
 from llama_lab.training.errors import Diverged
-from llama_lab.training.manifest import list_checkpoints
 from llama_lab.training.metrics import read_rows
+from llama_lab.training.saving.manifest import list_checkpoints
 
 from .conftest import assert_same_run, final_weights, steady, tiny_overrides
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.flags import Parser
 from llama_lab.inference.options import NEW_TOKENS, Beyond, Options, read_options
-from llama_lab.training.choice import chosen_checkpoint
 from llama_lab.training.run_folder import find_run
+from llama_lab.training.saving.choice import chosen_checkpoint
 
 if TYPE_CHECKING:
     from llama_lab.inference.load import LoadedRun

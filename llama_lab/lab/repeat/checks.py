@@ -18,9 +18,9 @@ from llama_lab.data.stream import batch_hash, training_stream
 from llama_lab.data.tokenizer import load_tokenizer
 from llama_lab.lab.repeat.rows import Rows, first_update
 from llama_lab.training.due import validation_due
-from llama_lab.training.manifest import DamagedCheckpoint, list_checkpoints, list_incomplete, verify_checkpoint
 from llama_lab.training.metrics import perplexity
 from llama_lab.training.run_folder import RunFolder, changes_since, relative
+from llama_lab.training.saving.manifest import DamagedCheckpoint, list_checkpoints, list_incomplete, verify_checkpoint
 from llama_lab.training.schedule import lr_factor
 
 SHOWN = 3

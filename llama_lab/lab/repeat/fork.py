@@ -19,8 +19,6 @@ from llama_lab.config.identity import load_config, plain_config, run_folder, run
 from llama_lab.config.resolve import resolve
 from llama_lab.config.schema import SHAPES, BpeConfig, FileTokenizerConfig, Problem, RunConfig, shown
 from llama_lab.data.prepare import prepare
-from llama_lab.training.choice import chosen_update, damaged, missing
-from llama_lab.training.manifest import Checkpoint, DamagedCheckpoint, list_checkpoints, read_manifest, verify_checkpoint
 from llama_lab.training.run_folder import (
     FORMAT_VERSION,
     RunFolder,
@@ -31,12 +29,14 @@ from llama_lab.training.run_folder import (
     relative,
     write_json,
 )
+from llama_lab.training.saving.choice import chosen_update, damaged, missing
+from llama_lab.training.saving.manifest import Checkpoint, DamagedCheckpoint, list_checkpoints, read_manifest, verify_checkpoint
 from llama_lab.training.schedule import lr_factor
 
 if TYPE_CHECKING:
     from llama_lab.data.prepare import PreparedData
     from llama_lab.training.launch import TrainResult
-    from llama_lab.training.manifest import Checkpoint
+    from llama_lab.training.saving.manifest import Checkpoint
 
 SCOPE = "this fork"
 SHAPE = ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "multiple_of", "tie_embeddings", "qk_norm")

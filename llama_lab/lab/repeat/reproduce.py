@@ -16,10 +16,10 @@ from llama_lab.lab.repeat.rows import SCOPE, Rows, first_update, updates_done
 from llama_lab.lab.table import print_table
 from llama_lab.model.count import flops_per_token
 from llama_lab.training.guard import FILE, norms_told, ranked, windows_of
-from llama_lab.training.manifest import Checkpoint, is_whole, list_checkpoints
 from llama_lab.training.metrics import read_rows
 from llama_lab.training.replay import Compared, Replayed, Request, replay
 from llama_lab.training.run_folder import RunFolder, changes_since, describe_origin, relative
+from llama_lab.training.saving.manifest import Checkpoint, is_whole, list_checkpoints
 
 # So many operations take half a minute or less.
 CHEAP_FLOPS = {Device.cpu: 2e12, Device.mps: 2e13, Device.cuda: 2e15}

@@ -7,8 +7,8 @@ from typing import Any
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import RunConfig
-from llama_lab.training.manifest import list_checkpoints
 from llama_lab.training.run_folder import RunFolder, relative
+from llama_lab.training.saving.manifest import list_checkpoints
 
 SCOPE = "this request"
 

@@ -19,9 +19,9 @@ from llama_lab.config.schema import TrackerMode, WandbConfig
 from llama_lab.lab.sweep.frozen import is_sweep, load_sweep
 from llama_lab.training.metrics import read_rows
 from llama_lab.training.run_folder import RunFolder, find_run, hold_run, relative
-from llama_lab.training.sent import GrowingRows, Sent, read_sent, sending
-from llama_lab.training.tracker import SenderProcess, make_request, new_id
-from llama_lab.training.wandb_run import decide_mode
+from llama_lab.training.tracking.sent import GrowingRows, Sent, read_sent, sending
+from llama_lab.training.tracking.tracker import SenderProcess, make_request, new_id
+from llama_lab.training.tracking.wandb_run import decide_mode
 
 # Uploading a run takes as long as it takes; this only ends what hangs.
 PATIENCE_SECONDS = 3600.0

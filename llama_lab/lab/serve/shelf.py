@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama_lab.training.choice import chosen_checkpoint
 from llama_lab.training.run_folder import RunFolder, find_run
+from llama_lab.training.saving.choice import chosen_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,7 +77,7 @@ class Shelf:
 
     def entries(self) -> list[Entry]:
         """What is there now, each run's newest checkpoint first: a run that is still training adds to it."""
-        from llama_lab.training.manifest import list_checkpoints
+        from llama_lab.training.saving.manifest import list_checkpoints
 
         names = [run.name for run in self._runs]
         found = []

@@ -8,8 +8,8 @@ from llama_lab.data.prepare import prepare
 from llama_lab.lab.sweep.expand import Job, Sweep
 from llama_lab.lab.sweep.frozen import known_outcome, take_over
 from llama_lab.lab.sweep.local import packing
-from llama_lab.training.forecast import foresee, keep_to_budget
-from llama_lab.training.memory import expected_micro_batch
+from llama_lab.training.foresight.forecast import foresee, keep_to_budget
+from llama_lab.training.foresight.memory import expected_micro_batch
 from llama_lab.training.run_folder import RunFolder
 
 

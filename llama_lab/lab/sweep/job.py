@@ -22,8 +22,8 @@ from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import load_config
 from llama_lab.lab.sweep.expand import Outcome
 from llama_lab.training.errors import RunFailed
+from llama_lab.training.processes.stop import NUMBERS, ignore_signals
 from llama_lab.training.run_folder import write_json
-from llama_lab.training.stop import NUMBERS, ignore_signals
 
 WARM = ("llama_lab.training.warm", "llama_lab.inference.observers")
 """What a process imports before a job is known, so that the job need not: with torch, seconds."""

@@ -23,7 +23,7 @@ from llama_lab.config import devices
 from llama_lab.config.schema import Device, RunConfig
 from llama_lab.lab.sweep.expand import Job, Outcome, Sweep
 from llama_lab.lab.sweep.job import BEFORE_START, WARM, Request, be_job, read_answer
-from llama_lab.training.stop import blocked_signals
+from llama_lab.training.processes.stop import blocked_signals
 
 THREADS = "OMP_NUM_THREADS"
 KILLED = "was killed by the system, which had no memory left"

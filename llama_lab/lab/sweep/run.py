@@ -26,8 +26,8 @@ from llama_lab.lab.sweep.halving import Candidate, Halving
 from llama_lab.lab.sweep.job import BEFORE_START, Request
 from llama_lab.lab.sweep.place import choose_place
 from llama_lab.training.metrics import short_time
+from llama_lab.training.processes.stop import ECHO_SECONDS, NUMBERS
 from llama_lab.training.run_folder import RunFolder, relative
-from llama_lab.training.stop import ECHO_SECONDS, NUMBERS
 
 POLL_SECONDS = 0.5
 SAME_ERRORS = 3

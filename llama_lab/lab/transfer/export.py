@@ -15,10 +15,10 @@ from llama_lab.config.identity import load_config
 from llama_lab.config.schema import RunConfig
 from llama_lab.data.tokenizer import Tokenizer, load_tokenizer
 from llama_lab.lab.transfer.card import model_card
-from llama_lab.training.choice import chosen_checkpoint, damaged
-from llama_lab.training.manifest import WEIGHTS, Checkpoint, DamagedCheckpoint
-from llama_lab.training.retention import short_bytes
 from llama_lab.training.run_folder import RunFolder, find_run, relative
+from llama_lab.training.saving.choice import chosen_checkpoint, damaged
+from llama_lab.training.saving.manifest import WEIGHTS, Checkpoint, DamagedCheckpoint
+from llama_lab.training.saving.retention import short_bytes
 
 SCOPE = "this export"
 TARGETS = ("hf", "gguf")
@@ -114,9 +114,9 @@ def _write(folder: RunFolder, run: RunConfig, draft: Path, name: str, *, target:
     """Fill a draft: weights, what belongs to them, the card and its picture."""
     from llama_lab.formats.gguf_file import write_gguf
     from llama_lab.formats.hf_weights import write_folder
-    from llama_lab.training.checkpoint import load_weights
     from llama_lab.training.metrics import read_rows
     from llama_lab.training.plots import draw_loss
+    from llama_lab.training.saving.checkpoint import load_weights
 
     tokenizer: Tokenizer = load_tokenizer(folder.path / "tokenizer.json")
     try:

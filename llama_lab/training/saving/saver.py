@@ -30,10 +30,10 @@ from torch import Tensor, nn
 
 from llama_lab.config.disk import FULL, remedy, why
 from llama_lab.config.schema import RunConfig
-from llama_lab.training.checkpoint import save_checkpoint
-from llama_lab.training.manifest import list_checkpoints, retire
-from llama_lab.training.retention import free_bytes, retained, short_bytes
 from llama_lab.training.run_folder import RunFolder
+from llama_lab.training.saving.checkpoint import save_checkpoint
+from llama_lab.training.saving.manifest import list_checkpoints, retire
+from llama_lab.training.saving.retention import free_bytes, retained, short_bytes
 
 # Page-locked memory comes in powers of two, so it is taken in blocks of one, which tensors then share.
 BLOCK_BYTES = 1 << 28

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from llama_lab.training.manifest import (
+from llama_lab.training.saving.manifest import (
     FORMAT_VERSION,
     MANIFEST,
     MODEL,
@@ -38,7 +38,7 @@ from llama_lab.training.manifest import (
     retire,
     verify_checkpoint,
 )
-from llama_lab.training.tensor_file import write_tensors
+from llama_lab.training.saving.tensor_file import write_tensors
 
 TENSOR, ITEMS, TUPLE = "$tensor", "$items", "$tuple"
 

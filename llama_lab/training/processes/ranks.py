@@ -17,9 +17,9 @@ from multiprocessing.synchronize import Event
 from typing import Any, NoReturn
 
 from llama_lab.config.errors import ConfigError
-from llama_lab.training.board import Board, Failure, failure_of, signal_name
 from llama_lab.training.errors import RunFailed
-from llama_lab.training.stop import Stop, blocked_signals, ignore_signals
+from llama_lab.training.processes.board import Board, Failure, failure_of, signal_name
+from llama_lab.training.processes.stop import Stop, blocked_signals, ignore_signals
 
 STOP_POLL_SECONDS = 0.2
 # A process that does not end so long after another failed is stuck waiting for it.

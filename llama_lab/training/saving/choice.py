@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from llama_lab.config.errors import ConfigError
-from llama_lab.training.manifest import Checkpoint, DamagedCheckpoint, is_whole, list_checkpoints, list_incomplete
 from llama_lab.training.run_folder import RunFolder, relative
+from llama_lab.training.saving.manifest import Checkpoint, DamagedCheckpoint, is_whole, list_checkpoints, list_incomplete
 
 FLAG = "--update "
 """Before the number of an update, as it is typed."""

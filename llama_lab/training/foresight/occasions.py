@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from llama_lab.config.schema import RunConfig, SampleConfig
-from llama_lab.training.retention import need
+from llama_lab.training.saving.retention import need
 
 
 @dataclass(frozen=True, slots=True)

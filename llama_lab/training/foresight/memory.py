@@ -24,11 +24,11 @@ from llama_lab.config.identity import science
 from llama_lab.config.schema import AUTO, Compile, RunConfig
 from llama_lab.data.prepare import PreparedData
 from llama_lab.training.errors import OutOfMemory
-from llama_lab.training.gpu_memory import gpu_memory
-from llama_lab.training.kept import keep, kept
-from llama_lab.training.ranks import end_with_parent
+from llama_lab.training.foresight.gpu_memory import gpu_memory
+from llama_lab.training.foresight.kept import keep, kept
+from llama_lab.training.processes.ranks import end_with_parent
+from llama_lab.training.processes.stop import blocked_signals, ignore_signals
 from llama_lab.training.run_folder import package_version
-from llama_lab.training.stop import blocked_signals, ignore_signals
 
 MARGIN = 0.05
 """Share of the free memory that is left over: for what other libraries take, for validation, for holes between tensors."""
@@ -182,7 +182,7 @@ def _search(answer: Any, run: RunConfig, data: PreparedData, local_rank: int) ->
     try:
         import torch
 
-        from llama_lab.training.worker import Place, join
+        from llama_lab.training.processes.worker import Place, join
 
         with tempfile.TemporaryDirectory(prefix="llama_lab-") as meeting:
             # In a process group where the run is in one, because data parallelism takes memory of its own.

@@ -22,7 +22,7 @@ from typing import IO, Any
 from llama_lab.config.identity import plain_config
 from llama_lab.config.schema import RunConfig, WandbConfig
 from llama_lab.training.run_folder import RunFolder, relative
-from llama_lab.training.wandb_run import Request
+from llama_lab.training.tracking.wandb_run import Request
 
 INIT_SECONDS = 20.0
 FINISH_SECONDS = 30.0
@@ -104,7 +104,7 @@ class SenderProcess:
         environment.pop("WANDB_SERVICE", None)
         with _log_file(Path(request.folder)) as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "llama_lab.training.wandb_run"],
+                [sys.executable, "-P", "-m", "llama_lab.training.tracking.wandb_run"],
                 env=environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

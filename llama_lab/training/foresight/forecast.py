@@ -19,10 +19,10 @@ from llama_lab.config.identity import plain_config, science
 from llama_lab.config.schema import BudgetConfig, Compile, Device, Precision, Recompute, RunConfig, Window
 from llama_lab.data.prepare import PreparedData
 from llama_lab.model.count import flops_per_token, parameters
-from llama_lab.training.gpu_memory import gpu_memory
-from llama_lab.training.kept import keep, kept
+from llama_lab.training.foresight.gpu_memory import gpu_memory
+from llama_lab.training.foresight.kept import keep, kept
+from llama_lab.training.foresight.occasions import Occasions, occasions
 from llama_lab.training.metrics import short_time
-from llama_lab.training.occasions import Occasions, occasions
 from llama_lab.training.run_folder import package_version
 
 PROBES = "probes"

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import urlparse
 
-from llama_lab.training.sent import GrowingRows, Sent, read_sent, rows_in, sending, write_sent
+from llama_lab.training.tracking.sent import GrowingRows, Sent, read_sent, rows_in, sending, write_sent
 
 FOLLOW_SECONDS = 0.5
 PROGRESS_ROWS = 1000

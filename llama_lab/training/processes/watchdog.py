@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from llama_lab.training.board import Board, Failure, Whereabouts
+from llama_lab.training.processes.board import Board, Failure, Whereabouts
 
 # Data is opened, kernels are compiled and checkpoints are read before the first update is done.
 START_SECONDS = 1800.0

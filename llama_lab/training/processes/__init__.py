@@ -1,0 +1,1 @@
+"""The processes of a run: their places, what they tell each other, and how they are ended."""

@@ -1,0 +1,1 @@
+"""A run's rows sent to Weights & Biases, by a process of its own."""
