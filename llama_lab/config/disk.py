@@ -9,10 +9,12 @@ from pathlib import Path
 from llama_lab.config.errors import ConfigError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+IN_THE_WAY = (errno.EEXIST, errno.ENOTDIR)
 REMEDIES = {
     **dict.fromkeys(FULL, "make room on that disk"),
     # Room helps nothing here: `ulimit -f`, a batch system or the file system itself allows no larger file.
     errno.EFBIG: "lift the limit on the size of a file (ulimit -f shows it)",
+    **dict.fromkeys(IN_THE_WAY, "move the file that is in its place"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make it writable"),
 }
 
@@ -43,6 +45,7 @@ def writing(subject: str, otherwise: str, *, scope: str = "this run", goes_on: b
     except OSError as error:
         again = "type the same command again" + (", which goes on from there" if goes_on else "")
         again = f"{remedy(error)} and {again}, or " if error.errno in (*FULL, errno.EFBIG) else ""
+        again = f"{remedy(error)}, or " if error.errno in IN_THE_WAY else again
         raise ConfigError([(subject, f"cannot be written: {why(error)}; {again}{otherwise}")], scope=scope) from error
 
 

@@ -205,7 +205,9 @@ def test_a_full_disk_ends_in_one_sentence_and_the_next_command_goes_on(text: Pat
 
 def test_a_cache_that_cannot_be_written_names_the_variable(text: Path, cache_folder: Path) -> None:
     cache_folder.write_text("a file where the folder should be")
-    with pytest.raises(ConfigError, match=r"The cache .*cache cannot be written: .*; set LLAMA_LAB_CACHE"):
+    with pytest.raises(
+        ConfigError, match=r"The cache .*cache cannot be written: .*; move the file that is in its place, or set LLAMA_LAB_CACHE"
+    ):
         prepare(config(text), BytesConfig())
 
 

@@ -31,7 +31,7 @@ from llama_lab.lab.sweep.frozen import hold_sweep
 from llama_lab.lab.sweep.local import Local
 from llama_lab.lab.sweep.search import mean_objective
 from llama_lab.lab.sweep.show import Board
-from llama_lab.training.run_folder import RunFolder, hold_run
+from llama_lab.training.run_folder import RunFolder, hold_run, relative
 
 from ..training.conftest import tiny_overrides
 from .kill_sweeps import Bench, _broken, _descendants, _state, survive, write_text
@@ -99,8 +99,9 @@ def test_a_failed_job_stops_no_other_and_is_tried_again_from_frozen_configs(make
     blocked.write_text("a file where the first job's folder would be", encoding="utf-8")
     assert run_sweep(sweep) == 1
     said = capsys.readouterr().out
-    assert statuses(sweep) == ["failed (FileExistsError)", "finished"]
-    assert said.index(f"File exists: '{blocked}'") < said.index("[2/2] seed.init=1: finished"), "the error is shown at once"
+    assert statuses(sweep) == ["failed (ConfigError)", "finished"]
+    rule = f"{relative(blocked)} cannot be written: File exists; move the file that is in its place"
+    assert said.index(rule) < said.index("[2/2] seed.init=1: finished"), "the error is shown at once"
     assert "1 of 2 jobs failed; the same command, or llama-lab sweep" in said
     assert "bits/byte" in said
     assert f"The report: {sweep.folder / 'report.html'}" in said and (sweep.folder / "report.html").is_file()

@@ -295,8 +295,8 @@ def test_outputs_that_cannot_be_written_are_named(tiny, outputs, monkeypatch):
     monkeypatch.chdir(outputs.parent)
     with pytest.raises(ConfigError) as caught:
         train(tiny())
-    rule = "cannot be written: Not a directory; set LLAMA_LAB_OUTPUTS to a folder with room that you may write to"
-    assert str(caught.value) == f"1 problem in this run\n  outputs/tiny {rule}"
+    rule = "cannot be written: Not a directory; move the file that is in its place, or set LLAMA_LAB_OUTPUTS to a folder with room"
+    assert str(caught.value) == f"1 problem in this run\n  outputs/tiny {rule} that you may write to"
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a file system without blocks")
