@@ -43,10 +43,13 @@ def writing(subject: str, otherwise: str, *, scope: str = "this run", goes_on: b
     except BrokenPipeError:  # of what is said, not of what is written
         raise
     except OSError as error:
-        again = "type the same command again" + (", which goes on from there" if goes_on else "")
-        again = f"{remedy(error)} and {again}, or " if error.errno in (*FULL, errno.EFBIG) else ""
-        again = f"{remedy(error)}, or " if error.errno in IN_THE_WAY else again
-        raise ConfigError([(subject, f"cannot be written: {why(error)}; {again}{otherwise}")], scope=scope) from error
+        first = ""
+        if error.errno in IN_THE_WAY:
+            first = f"{remedy(error)}, or "
+        elif error.errno in (*FULL, errno.EFBIG):
+            again = "type the same command again" + (", which goes on from there" if goes_on else "")
+            first = f"{remedy(error)} and {again}, or "
+        raise ConfigError([(subject, f"cannot be written: {why(error)}; {first}{otherwise}")], scope=scope) from error
 
 
 def replace_text(path: Path, text: str) -> None:
