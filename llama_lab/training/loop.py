@@ -17,14 +17,13 @@ from llama_lab.training.console import Console
 from llama_lab.training.due import due
 from llama_lab.training.feed import Feed
 from llama_lab.training.guard import Guard
-from llama_lab.training.metrics import Metrics
 from llama_lab.training.observing import Observers, observe
 from llama_lab.training.optim import Optimizers, build_optimizer
 from llama_lab.training.processes.stop import Stop
 from llama_lab.training.processes.watchdog import Watchdog
 from llama_lab.training.processes.worker import Worker
 from llama_lab.training.profiler import Profiler
-from llama_lab.training.recording import record, source_counts
+from llama_lab.training.recording import open_metrics, record, source_counts
 from llama_lab.training.run_folder import RunFolder
 from llama_lab.training.saving.retention import checkpoint_bytes, checkpoint_due
 from llama_lab.training.saving.saver import Saver
@@ -61,17 +60,7 @@ def train_run(
     model, optimizer = build(run, data, worker)
     stream = training_stream(run, data)
     state = resume(run, folder, model, optimizer, worker, console)
-    metrics = None
-    if worker.is_main:
-        start_tokens = state.update * run.data.tokens_per_update
-        metrics = Metrics(
-            folder,
-            console,
-            tracker,
-            vocab_size=data.tokenizer.vocab_size,
-            total_tokens=run.updates * run.data.tokens_per_update,
-            start_tokens=start_tokens,
-        )
+    metrics = open_metrics(run, folder, data, state, console, tracker) if worker.is_main else None
     clock = Clock(state.seconds, worker)
     stopwatch = Stopwatch(worker, is_on=run.log.parts)
     compiling = Compiling(run, data.tokenizer.vocab_size, worker, say=console.say, phase=console.phase)

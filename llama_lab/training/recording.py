@@ -1,4 +1,4 @@
-"""What a row of the log says of the updates since the row before."""
+"""The rows of a run's log: where they go, and what each says of the updates since the row before."""
 
 import math
 
@@ -11,11 +11,28 @@ from llama_lab.data.prepare import PreparedData
 from llama_lab.data.stream import MixedStream
 from llama_lab.model.count import flops_per_token
 from llama_lab.training.clock import Clock
+from llama_lab.training.console import Console
 from llama_lab.training.guard import Guard
 from llama_lab.training.metrics import Metrics
 from llama_lab.training.observing import axes
 from llama_lab.training.processes.worker import Worker
+from llama_lab.training.run_folder import RunFolder
 from llama_lab.training.state import State
+from llama_lab.training.tracking.tracker import Tracker
+
+
+def open_metrics(
+    run: RunConfig, folder: RunFolder, data: PreparedData, state: State, console: Console, tracker: Tracker
+) -> Metrics:
+    """What the rows of this start are written with."""
+    return Metrics(
+        folder,
+        console,
+        tracker,
+        vocab_size=data.tokenizer.vocab_size,
+        total_tokens=run.updates * run.data.tokens_per_update,
+        start_tokens=state.update * run.data.tokens_per_update,
+    )
 
 
 def record(

@@ -18,8 +18,6 @@ from llama_lab.config.errors import ConfigError
 FORMAT_VERSION = 2
 """1 kept the state in a pickle, `state.pt`, and no checksum of the manifest; it is still read."""
 MANIFEST, MODEL, STATE = "manifest.json", "model.safetensors", "state.safetensors"
-
-
 WEIGHTS = (MODEL,)
 """Files of a checkpoint that its weights are in."""
 ALTERED = "is not what was saved (its checksum differs)"
