@@ -48,10 +48,25 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def cpu_seconds() -> Callable[[], float]:
+    """Seconds that processors have spent on processes of this test that have ended.
+
+    What a command costs, also on a machine that does other things meanwhile; it says nothing on Windows.
+    """
+    before = os.times()
+
+    def spent() -> float:
+        now = os.times()
+        return now.children_user + now.children_system - before.children_user - before.children_system
+
+    return spent
+
+
+@pytest.fixture
 def llama_lab(tmp_path: Path) -> Cli:
     """Run `llama-lab …` in a process, in an empty folder, and return what it said."""
 
-    def run(*words: str, timeout: float = 120, **environment: str) -> "subprocess.CompletedProcess[str]":
+    def run(*words: str, timeout: float = 170, **environment: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             [sys.executable, "-m", "llama_lab", *words],
             capture_output=True,

@@ -1,7 +1,6 @@
 """`llama-lab prepare`: what it makes, what it says, and how it takes being stopped."""
 
 import json
-import os
 import random
 import shlex
 import signal
@@ -80,7 +79,7 @@ def test_without_a_folder_train_finds_it_by_the_same_words(capsys: Output) -> No
 
 def test_standard_input_is_found_again_by_its_folder(folder: Path) -> None:
     words = [sys.executable, "-m", "llama_lab", "prepare", "data=text", "data.path=-", "tokenizer=bytes"]
-    done = subprocess.run(words, input="some text " * 500, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(words, input="some text " * 500, capture_output=True, text=True, timeout=170)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith(f"  llama-lab train data=shards data.path={folder / 'cache'}")
 
@@ -148,25 +147,40 @@ def test_tab_offers_what_counts() -> None:
     assert complete("llama-lab prepare tokenizer.vocab", commands) == ["tokenizer.vocab_size="]
 
 
+# A command that gets a signal when it has encoded and saved a quarter of its documents.
+SIGNALLED = """
+import os, signal, sys
+from llama_lab.cli import main
+from llama_lab.data import build
+from llama_lab.data.draft import FolderWriter
+
+# Whoever runs the tests in the background of a shell has made every child deaf to Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+build.SAVE_SECONDS = 0.0
+save, sent = FolderWriter.save, [getattr(signal, sys.argv[1])]
+
+def save_and_get_a_signal(writer):
+    save(writer)
+    if writer.documents > 100 and sent:
+        os.kill(os.getpid(), sent.pop())
+
+FolderWriter.save = save_and_get_a_signal
+sys.exit(main(sys.argv[2:]))
+"""
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_keeps_what_is_done(sent: signal.Signals, folder: Path) -> None:
     text = "\n".join(json.dumps({"text": f"{number} " + "a river runs " * 300}) for number in range(400))
     (folder / "long.jsonl").write_text(text, encoding="utf-8")
     words = ["prepare", "data=text", "data.path=long.jsonl", "tokenizer.vocab_size=300", "--out", "made"]
-    often = "from llama_lab.data import build; build.SAVE_SECONDS = build.SAY_SECONDS = 0.01\n"
-    # Whoever runs the tests in the background of a shell has made every child deaf to Ctrl-C.
-    often += "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    program = f"{often}import sys\nfrom llama_lab.cli import main\nsys.exit(main({words!r}))"
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert next(line for line in process.stdout if line.endswith(" left\n"))
-    os.kill(process.pid, sent)
-    said, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (75, "")
-    assert f"Interrupted; what is done is kept in {folder / '.made.partial'}, and the same command goes on from there" in said
+    stopped = subprocess.run([sys.executable, "-c", SIGNALLED, sent.name, *words], capture_output=True, text=True, timeout=170)
+    assert (stopped.returncode, stopped.stderr) == (75, "")
+    kept = f"Interrupted; what is done is kept in {folder / '.made.partial'}, and the same command goes on from there"
+    assert kept in stopped.stdout
     assert not (folder / "made").exists()
-    again = subprocess.run([sys.executable, "-m", "llama_lab", *words], capture_output=True, text=True, timeout=60)
+    again = subprocess.run([sys.executable, "-m", "llama_lab", *words], capture_output=True, text=True, timeout=170)
     assert again.returncode == 0, again.stderr
     assert "Going on where an earlier command stopped" in again.stdout
     assert main([*words[:-1], "fresh"]) == 0

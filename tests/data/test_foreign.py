@@ -183,7 +183,7 @@ print(prepare(data, FileTokenizerConfig(path={tokenizer.path!r})).train.tokens)
             process.wait(timeout=1)
         cache.Remembered("token-files").of(folder / "a.npy", lambda path: [279, "its hash"])
         held.release()
-        assert process.communicate(timeout=60)[0] == "500\n", "nothing was left to be checked"
+        assert process.communicate(timeout=170)[0] == "500\n", "nothing was left to be checked"
 
 
 def test_the_fingerprint_is_of_the_tokens_and_not_of_the_place(

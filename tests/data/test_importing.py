@@ -206,7 +206,7 @@ FolderWriter.save = save_and_die
 data = ShardsConfig(path={str(folder)!r}, max_seq_len=8, tokens_per_update=8, window=Window.contiguous, val_fraction=0.1)
 prepare(data, FileTokenizerConfig(path={str(tmp_path / "own.json")!r}), print, out=Path({str(tmp_path / "new")!r}))
 """
-    killed = subprocess.run([sys.executable, "-c", program], timeout=60, capture_output=True, text=True)
+    killed = subprocess.run([sys.executable, "-c", program], timeout=170, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "new").exists()
     said: list[str] = []

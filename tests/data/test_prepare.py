@@ -153,7 +153,7 @@ def test_processes_that_start_together_prepare_once(text: Path) -> None:
     )
     command = [sys.executable, "-W", "error", "-c", program]
     workers = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    outputs = [worker.communicate(timeout=60)[0].splitlines() for worker in workers]
+    outputs = [worker.communicate(timeout=170)[0].splitlines() for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0, 0]
     assert sum(line.startswith("Trained") for lines in outputs for line in lines) == 1
     assert len({lines[-1] for lines in outputs}) == 1
@@ -171,7 +171,7 @@ def test_a_killed_preparation_leaves_nothing_that_counts(text: Path) -> None:
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         f"prepare(TextConfig(path={str(text)!r}, val_fraction=0.2), BpeConfig(vocab_size=300), say)\n"
     )
-    killed = subprocess.run([sys.executable, "-c", program], timeout=60, cwd=ROOT)
+    killed = subprocess.run([sys.executable, "-c", program], timeout=170, cwd=ROOT)
     assert killed.returncode == -signal.SIGKILL
     (draft,) = (path for path in prepared_root().iterdir() if path.is_dir())
     assert draft.name.startswith(".text-bpe300-")
@@ -193,7 +193,7 @@ def test_a_full_disk_ends_in_one_sentence_and_the_next_command_goes_on(text: Pat
         "except ConfigError as error:\n"
         "    print(error)\n"
     )
-    result = subprocess.run([sys.executable, "-W", "error", "-c", program], timeout=60, cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-W", "error", "-c", program], timeout=170, cwd=ROOT, capture_output=True, text=True)
     limit = "lift the limit on the size of a file (ulimit -f shows it) and type the same command again, which goes on from there"
     assert f"cannot be written: File too large; {limit}, or set LLAMA_LAB_CACHE to a folder with room" in result.stdout
     assert result.stderr == ""

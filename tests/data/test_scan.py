@@ -131,12 +131,12 @@ def test_documents_are_named_by_file_and_line(tmp_path: Path) -> None:
     ]
 
 
-def large_corpus(folder: Path, files: int = 6, lines: int = 300) -> Path:
+def several_files(folder: Path) -> Path:
     folder.mkdir()
     chance = random.Random(0)
     words = ["".join(chance.choices("abcdefghij", k=chance.randint(2, 9))) for _ in range(500)]
-    for file in range(files):
-        texts = (" ".join(chance.choices(words, k=900)) for _ in range(lines))
+    for file in range(6):
+        texts = (" ".join(chance.choices(words, k=90)) for _ in range(30))
         (folder / f"{file}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
     return folder
 
@@ -161,23 +161,41 @@ def test_several_processes_find_what_one_does(tmp_path: Path, monkeypatch: pytes
 
 
 def wait_for(path: Path, process: "subprocess.Popen[bytes]") -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 170
     while not path.exists():
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.005)
 
 
+DONE = 3
+# The files behind the first three are never scanned to their end, neither in this process nor in those that it starts.
+NEVER_ENDING = f"""
+import time
+from llama_lab.data import scan_pool
+
+def scan_job(job, progress, real=scan_pool.scan_job):
+    while int(job.stem.name) >= {DONE}:
+        time.sleep(0.01)
+    return real(job, progress)
+
+scan_pool.scan_job = scan_job
+scan_pool.SERVE = "import sys; sys.path[:] = {{path!r}}; import never_ending; never_ending.scan_pool.serve()"
+scan_pool.JOB_BYTES = 1
+"""
+
+
 def started(chosen: TextConfig, work: Path, processes: int) -> "subprocess.Popen[bytes]":
+    """A scan that goes on until it is killed."""
     program = (
+        "import never_ending\n"
         "from pathlib import Path\n"
-        "from llama_lab.data import scan_pool\n"
         "from llama_lab.config.schema import TextConfig\n"
         "from llama_lab.data.cache import ContentHashes\n"
         "from llama_lab.data.text import TextSource\n"
-        "scan_pool.JOB_BYTES = 1\n"
         f"config = TextConfig(path={chosen.path!r}, val_fraction={chosen.val_fraction})\n"
         f"TextSource(config, ContentHashes(), {processes}).corpus(print, Path({str(work)!r}))\n"
     )
+    (work.parent / "never_ending.py").write_text(NEVER_ENDING)
     script = work.parent / "scan.py"
     script.write_text(program)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -191,20 +209,19 @@ def test_a_killed_scan_goes_on_with_the_files_that_are_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
 ) -> None:
     monkeypatch.setattr(scan_pool, "JOB_BYTES", 1)
-    chosen = config(large_corpus(tmp_path / "text"))
+    chosen = config(several_files(tmp_path / "text"))
     process = started(chosen, tmp_path / "work", processes)
-    wait_for(tmp_path / "work" / "scan" / "000001.json", process)
+    for number in range(DONE):
+        wait_for(tmp_path / "work" / "scan" / f"{number:06}.json", process)
     children = descendants(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait(30)
-    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "work" / "scan").glob("*.json")}
-    assert 1 <= len(done) < 6
-    assert not (tmp_path / "work" / "scan" / "selection.json").exists()
-    end = time.monotonic() + 30
+    end = time.monotonic() + 170
     while any(alive(child) for child in children):  # they find out by themselves that their parent is gone
         assert time.monotonic() < end
         time.sleep(0.02)
-    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "work" / "scan").glob("0*.json")}
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "work" / "scan").glob("*.json")}
+    assert len(done) == DONE
     corpus = read(chosen, tmp_path / "work")
     assert {path: path.stat().st_mtime_ns for path in done} == done
     assert everything(corpus) == everything(read(chosen, tmp_path / "fresh"))
@@ -212,12 +229,11 @@ def test_a_killed_scan_goes_on_with_the_files_that_are_missing(
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs to find the processes that read")
 def test_a_reading_process_that_is_killed_is_named(tmp_path: Path) -> None:
-    chosen = config(large_corpus(tmp_path / "text"))
+    chosen = config(several_files(tmp_path / "text"))
     process = started(chosen, tmp_path / "work", 2)
-    end = time.monotonic() + 60
-    while len(children := descendants(process.pid)) < 2:
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.005)
+    wait_for(tmp_path / "work" / "scan" / f"{DONE - 1:06}.json", process)
+    children = descendants(process.pid)
+    assert len(children) == 2
     os.kill(children[0], signal.SIGKILL)
     assert process.wait(60) == 1
     message = "A process that read the text ended before its time, perhaps for want of memory; run the command again"

@@ -144,7 +144,7 @@ def from_standard_input(given: bytes) -> str:
         "    print(error)\n"
     )
     root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", program], input=given, capture_output=True, timeout=60, cwd=root)
+    done = subprocess.run([sys.executable, "-c", program], input=given, capture_output=True, timeout=170, cwd=root)
     assert done.stderr == b""
     return done.stdout.decode().strip()
 

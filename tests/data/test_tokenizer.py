@@ -239,7 +239,7 @@ def test_ctrl_c_is_heard_while_a_tokenizer_is_trained() -> None:
         "except KeyboardInterrupt:\n"
         "    print('heard')\n"
     )
-    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=170)
     assert (done.returncode, done.stdout, done.stderr) == (0, "heard\n", "")
 
 

@@ -78,7 +78,7 @@ def test_a_folder_that_is_not_there_is_said_before_torch_is_imported(command):
     program = (
         "import sys\nfrom llama_lab.cli import main\ncode = main(sys.argv[1:])\nassert 'torch' not in sys.modules\nsys.exit(code)"
     )
-    done = subprocess.run([sys.executable, "-c", program, *command], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program, *command], capture_output=True, text=True, timeout=170)
     instead = "name a run's folder, outputs/<name>/<run id>"
     said = f"ConfigError: 1 problem in this request\n  nosuch does not exist; {instead}\n"
     assert (done.returncode, done.stderr) == (2, said)

@@ -3,9 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ from llama_lab.training.metrics import read_rows
 from llama_lab.training.tracking import tracker as tracking
 
 from ..training.conftest import tiny_overrides
+from ..training.processes import ENDLESS, command, started, wait_for
 from ..training.wandb_reader import history, offline_folders, read_records, sampled_texts, summary
 
 
@@ -130,20 +128,12 @@ def test_mistakes_are_named_all_at_once_and_nothing_is_sent(run, tmp_path, outpu
 
 
 def test_a_run_that_is_being_trained_is_left_alone(text, outputs, capsys):
-    words = [*tiny_overrides(text), "training_tokens=409600", "sample=null", "eval=null"]
-    process = subprocess.Popen([sys.executable, "-m", "llama_lab", "train", *words], stdout=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 90
-        while not (found := list(outputs.glob("tiny/*/metrics.jsonl"))):
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.02)
-        assert main(["track", str(found[0].parent)]) == 2
-    finally:
-        process.kill()
-        process.wait()
+    with started(command(text, *ENDLESS)) as process:
+        (found,) = wait_for(lambda: list(outputs.glob("tiny/*/metrics.jsonl")), process)
+        assert main(["track", str(found.parent)]) == 2
     line = capsys.readouterr().err.splitlines()[1]
     sentence = (
-        rf"  {re.escape(str(found[0].parent))} is being trained by process {process.pid} on \S+ since .*; send it when it has ended"
+        rf"  {re.escape(str(found.parent))} is being trained by process {process.pid} on \S+ since .*; send it when it has ended"
     )
     assert re.fullmatch(sentence, line), line
 

@@ -52,7 +52,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(program: Path, *words: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(
-        [str(program), *words], cwd=cwd, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=120
+        [str(program), *words], cwd=cwd, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=170
     )
 
 

@@ -15,11 +15,10 @@ from llama_lab.training.metrics import read_rows
 
 from .conftest import tiny_overrides
 
+HELD = Path(__file__).with_name("held_run.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-# Hundreds of updates of 128 tokens, so that there is time to interrupt them.
-LONG = ["training_tokens=51200", "data.tokens_per_update=128", "log.every_updates=5", "checkpoint.every_tokens=2560"]
-# As many as a process can be killed among, and few enough to be done twice.
-SHORT = ["training_tokens=12800", "data.tokens_per_update=128", "log.every_updates=5", "checkpoint.every_tokens=512"]
+# Hours, of which nobody waits for the end.
+ENDLESS = ["training_tokens=512000000", "checkpoint.every_tokens=null", "eval=null", "sample=null"]
 
 Process = subprocess.Popen[str]
 
@@ -27,6 +26,35 @@ Process = subprocess.Popen[str]
 def command(text: Path, *overrides: str) -> list[str]:
     """`llama-lab train` of a tiny run."""
     return [sys.executable, "-m", "llama_lab", "train", *tiny_overrides(text), *overrides]
+
+
+class Gate:
+    """A place at which a run waits until it is asked to stop, or a test lets it go on.
+
+    Args:
+        place: as the loop says it to its watchdog: `update 20`, `the validation after update 3`, …
+        folder: of the test's own.
+    """
+
+    def __init__(self, place: str, folder: Path):
+        self._place, self._path = place, folder / f"gate-{place.replace(' ', '-')}"
+
+    def before(self, words: list[str]) -> list[str]:
+        """A command `python -m llama_lab …` with the gate in its way."""
+        at = words.index("-m")
+        assert words[at : at + 2] == ["-m", "llama_lab"]
+        return [*words[:at], str(HELD), self._place, str(self._path), *words[at + 2 :]]
+
+    def wait_for(self, process: "subprocess.Popen[Any]", count: int = 1) -> list[int]:
+        """The processes that have come to it, once there are so many."""
+        return wait_for(lambda: len(found := self._arrived()) >= count and found, process)
+
+    def _arrived(self) -> list[int]:
+        return [int(path.suffix[1:]) for path in self._path.parent.glob(f"{self._path.name}.*")]
+
+    def open(self) -> None:
+        """Let them go on, and whoever comes later pass."""
+        self._path.touch()
 
 
 @contextmanager
@@ -46,7 +74,7 @@ def started(words: list[str], **environment: str) -> Iterator[Process]:
             process.stdout.close()
 
 
-def end_of(process: Process, seconds: float = 120.0) -> str:
+def end_of(process: Process, seconds: float = 170.0) -> str:
     """What it said, once it has ended."""
     return process.communicate(timeout=seconds)[0]
 
@@ -73,7 +101,7 @@ def status_of(outputs: Path, name: str) -> str:
     return json.loads((folder_of(outputs, name) / "summary.json").read_text())["status"]
 
 
-def wait_for(condition: Callable[[], Any], process: Process, seconds: float = 120.0) -> Any:
+def wait_for(condition: Callable[[], Any], process: "subprocess.Popen[Any]", seconds: float = 170.0) -> Any:
     """The first true value of a condition, while a process lives."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):

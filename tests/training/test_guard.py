@@ -39,7 +39,7 @@ def faulty(text: Path, fault: str, *overrides: str, call: int, last: int, rank: 
     """Train with a fault, in processes of their own."""
     script = str(Path(__file__).with_name("faulty_run.py"))
     words = [sys.executable, script, fault, str(call), str(last), str(rank), *tiny_overrides(text), *WATCHED, *overrides]
-    return subprocess.run(words, capture_output=True, text=True, encoding="utf-8", timeout=150)
+    return subprocess.run(words, capture_output=True, text=True, encoding="utf-8", timeout=170)
 
 
 def states(folder: Path) -> dict[int, dict[str, torch.Tensor]]:

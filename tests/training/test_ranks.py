@@ -16,11 +16,11 @@ from llama_lab.training.processes.watchdog import Watchdog
 from llama_lab.training.saving.manifest import list_checkpoints
 
 from .conftest import assert_same_run, tiny_overrides
-from .processes import LONG, SHORT, TORCHRUN, command, end_of, folder_of, rank_process, rows_of, started, status_of, wait_for
+from .processes import ENDLESS, TORCHRUN, Gate, command, end_of, folder_of, rank_process, rows_of, started, status_of, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="several processes, stopped and continued as Linux does it")
 
-QUIET = ["eval=null", "sample=null", "hardware.micro_batch=2"]
+SMALL = ["data.tokens_per_update=128", "hardware.micro_batch=2", "log.every_updates=5"]
 # Observers of our own, handed in as the suite hands in its own: a real fault in the middle of a real run.
 FAULTY = """
 import sys, threading
@@ -50,7 +50,7 @@ if __name__ == "__main__":
 
 
 def words(text: Path, *more: str) -> list[str]:
-    return command(text, *LONG, *QUIET, *more)
+    return command(text, *ENDLESS, *SMALL, *more)
 
 
 def faulty(tmp_path: Path, text: Path, fault: str, *more: str) -> list[str]:
@@ -139,23 +139,26 @@ def test_a_rank_that_stands_still_is_named_with_its_place(tmp_path: Path, text: 
     assert status_of(outputs, "hang") == "failed"
 
 
-def test_torchrun_goes_on_by_itself_after_a_worker_was_killed(tiny, text: Path, outputs: Path) -> None:
-    with started([*TORCHRUN, "--max-restarts=1", *command(text, *SHORT, *QUIET, "name=restarted")[1:]]) as process:
-        wait_for(lambda: list((outputs / "restarted").glob("*/checkpoints/tokens-*/manifest.json")), process)
+def test_torchrun_goes_on_by_itself_after_a_worker_was_killed(tmp_path: Path, tiny, text: Path, outputs: Path) -> None:
+    short = [*SMALL, "training_tokens=5120", "checkpoint.every_tokens=512", "eval=null", "sample=null"]
+    gate = Gate("update 20", tmp_path)
+    with started([*TORCHRUN, "--max-restarts=1", *gate.before(command(text, *short, "name=restarted"))[1:]]) as process:
+        gate.wait_for(process, 2)
+        wait_for(lambda: list((outputs / "restarted").glob("*/checkpoints/tokens-000000000002048/manifest.json")), process)
         os.kill(wait_for(lambda: rank_process(outputs, "restarted", 1), process), signal.SIGKILL)
+        gate.open()
         said = end_of(process, 170)
     assert process.returncode == 0, said
-    assert "Continuing after update" in said
-    unbroken = train(tiny(*SHORT, *QUIET, "name=unbroken", "hardware.processes=2"))
+    assert "Continuing after update 16 of 40" in said
+    unbroken = train(tiny(*short, "name=unbroken", "hardware.processes=2"))
     assert_same_run(unbroken.folder, folder_of(outputs, "restarted"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_torchrun_that_ends_leaves_a_saved_run_and_no_workers(text: Path, outputs: Path, number: int) -> None:
-    arguments = words(text, "training_tokens=512000", "checkpoint.every_tokens=null", "name=preempted")[1:]
-    with started([*TORCHRUN, *arguments]) as process:
-        wait_for(lambda: len(rows_of(outputs, "preempted")) > 1, process)
-        workers = [wait_for(lambda rank=rank: rank_process(outputs, "preempted", rank), process) for rank in (0, 1)]
+def test_a_torchrun_that_ends_leaves_a_saved_run_and_no_workers(tmp_path: Path, text: Path, outputs: Path, number: int) -> None:
+    gate = Gate("update 20", tmp_path)
+    with started([*TORCHRUN, *gate.before(words(text, "name=preempted"))[1:]]) as process:
+        workers = gate.wait_for(process, 2)
         process.send_signal(number)
         process.wait(60)
         assert process.returncode != 0
@@ -164,7 +167,7 @@ def test_a_torchrun_that_ends_leaves_a_saved_run_and_no_workers(text: Path, outp
             assert time.monotonic() < deadline, "workers are left"
             time.sleep(0.05)
     assert status_of(outputs, "preempted") == "preempted"
-    assert len(list_checkpoints(folder_of(outputs, "preempted") / "checkpoints")) == 1
+    assert [checkpoint.update for checkpoint in list_checkpoints(folder_of(outputs, "preempted") / "checkpoints")] == [20]
 
 
 def test_causes_come_before_consequences(tmp_path: Path) -> None:
@@ -193,31 +196,22 @@ def test_a_board_that_cannot_be_written_costs_nothing(tmp_path: Path) -> None:
 
 def test_a_process_that_was_stopped_for_long_is_not_taken_to_hang(tmp_path: Path) -> None:
     code = f"""
-import os, signal, sys, time
+import os, signal, time
 from pathlib import Path
 from llama_lab.training.processes.watchdog import Watchdog
 with Watchdog(rank=0, seconds=2, log=Path({str(tmp_path / "log")!r})) as watchdog:
     watchdog.update(1)
     watchdog.update(2)
     time.sleep(0.5)  # a few looks of the watchdog, before and after, fewer than it allows
-    print("ready", flush=True)
-    sys.stdin.readline()
+    os.kill(os.getpid(), signal.SIGSTOP)
     time.sleep(0.5)
 print("ended well")
 """
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    with process:
-        assert process.stdout is not None
-        assert process.stdin is not None
-        assert process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGSTOP)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
         time.sleep(3)  # longer than the watchdog allows; what is tested is the passing of time itself
         process.send_signal(signal.SIGCONT)
-        process.stdin.write("\n")
-        process.stdin.flush()
-        out, error = process.communicate(timeout=60)
+        out, error = process.communicate(timeout=170)
     assert (process.returncode, out, error) == (0, "ended well\n", "")
 
 

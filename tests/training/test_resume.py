@@ -1,6 +1,5 @@
 """A run that goes on is the run that never stopped: from every checkpoint, on other hardware, after damage, under a wrong clock."""
 
-import contextlib
 import itertools
 import json
 import os
@@ -10,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from llama_lab.training.saving.manifest import list_checkpoints
 
 from .conftest import rewind, tiny_overrides
 from .kill_runs import Bench, differences, loss_difference, survive
+from .processes import Gate, Process, command, end_of, started
 
 ORIGIN = {"command": None, "code": {"sha256": "0" * 64}, "versions": {}, "machine": {"host": "here"}, "data": {}}
 
@@ -211,20 +212,28 @@ def test_a_second_launch_is_refused_with_who_holds_the_run(tiny, tmp_path):
         pass
 
 
-def test_of_two_launches_at_once_one_trains_and_the_other_is_refused(tiny, text, outputs):
+def test_of_two_launches_at_once_one_trains_and_the_other_is_refused(tmp_path, tiny, text, outputs):
     prepare(tiny().data, tiny().tokenizer, print)
-    words = [sys.executable, "-m", "llama_lab", "train", *tiny_overrides(text), "training_tokens=51200"]
-    with contextlib.ExitStack() as stack:
-        both = [
-            stack.enter_context(subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)) for _ in "ab"
-        ]
-        said = [process.communicate(timeout=170)[1] for process in both]
-    codes = [process.returncode for process in both]
-    assert sorted(codes) == [0, 2], said
-    assert "is being trained by " in said[codes.index(2)]
+    gate = Gate("update 5", tmp_path)
+    with started(gate.before(command(text))) as one, started(gate.before(command(text))) as other:
+        refused, trains = wait_for_one(one, other)
+        assert refused.returncode == 2
+        assert "is being trained by " in end_of(refused)
+        gate.open()
+        said = end_of(trains)
+    assert trains.returncode == 0, said
     (folder,) = (outputs / "tiny").glob("llama_3m*")
     assert len(RunFolder(folder).meta()["starts"]) == 1
-    assert [row["update"] for row in read_rows(folder / "batches.jsonl")] == list(range(1, 101))
+    assert [row["update"] for row in read_rows(folder / "batches.jsonl")] == list(range(1, 21))
+
+
+def wait_for_one(one: Process, other: Process) -> tuple[Process, Process]:
+    """The one of two processes that has ended first, and the other."""
+    deadline = time.monotonic() + 120
+    while one.poll() is None and other.poll() is None:
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.02)
+    return (one, other) if one.poll() is not None else (other, one)
 
 
 JUMPING = """
@@ -239,7 +248,7 @@ sys.exit(main(sys.argv[1:]))
 def test_a_clock_that_jumps_leaves_no_trace(tiny, text, outputs):
     steady = train(tiny("name=steady"))
     done = subprocess.run(
-        [sys.executable, "-c", JUMPING, "train", *tiny_overrides(text), "name=jumping"], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", JUMPING, "train", *tiny_overrides(text), "name=jumping"], capture_output=True, text=True, timeout=170
     )
     assert done.returncode == 0, done.stderr
     (folder,) = (outputs / "jumping").glob("llama_3m*")

@@ -54,47 +54,32 @@ def test_rows_wait_for_room_and_none_is_written_half(tmp_path: Path) -> None:
     assert len(read_rows(path)) == 4
 
 
-# The disk is full from the moment that the file of the rows is so large until the run has said so.
+# No file can grow from the tenth update to the thirteenth, in which no checkpoint is due.
 FULL_FOR_A_WHILE = """
-import glob, os, resource, sys, threading, time
+import resource, sys
 from llama_lab.cli import main
+from llama_lab.training.processes.watchdog import Watchdog
 
-def watch():
-    free = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    while not any(os.path.getsize(name) > 1200 for name in glob.glob(sys.argv[1] + "/*/metrics.jsonl")):
-        time.sleep(0.001)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, free))
-    while os.environ["WAIT_FOR"] not in said():
-        time.sleep(0.001)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (free, free))
+free, say_place = resource.getrlimit(resource.RLIMIT_FSIZE)[1], Watchdog.at
 
-def said():
-    sys.stdout.flush()
-    return open(os.environ["SAID"]).read()
+def at(watchdog, place):
+    say_place(watchdog, place)
+    if place in ("update 10", "update 13"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500 if place == "update 10" else free, free))
 
-threading.Thread(target=watch, daemon=True).start()
-sys.exit(main(sys.argv[2:]))
+Watchdog.at = at
+sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_a_disk_that_is_full_for_a_while_costs_nothing(tiny, text: Path, outputs: Path, tmp_path: Path) -> None:
-    longer = ["training_tokens=81920", "log.every_updates=1", "checkpoint.every_tokens=8192"]
+def test_a_disk_that_is_full_for_a_while_costs_nothing(tiny, text: Path, outputs: Path) -> None:
+    longer = ["training_tokens=10240", "log.every_updates=1", "checkpoint.every_tokens=8192"]
     unbroken = train(tiny(*longer, "name=unbroken"))
-    said = tmp_path / "said"
-    words = [sys.executable, "-c", FULL_FOR_A_WHILE, str(outputs / "full"), "train", *tiny_overrides(text), *longer, "name=full"]
-    # Standard output goes to a pipe, which no limit of files holds for, and from there into a file.
-    environment = os.environ | {"SAID": str(said), "WAIT_FOR": "metrics.jsonl could not be written"}
-    said.touch()
-    with (
-        subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as process,
-        said.open("wb") as file,
-    ):
-        assert process.stdout is not None
-        for line in process.stdout:
-            file.write(line)
-            file.flush()
-    assert process.returncode == 0, said.read_text()
+    words = [sys.executable, "-c", FULL_FOR_A_WHILE, "train", *tiny_overrides(text), *longer, "name=full"]
+    # Standard output goes to a pipe, which no limit of files holds for.
+    done = subprocess.run(words, capture_output=True, text=True, timeout=170)
+    assert done.returncode == 0, done.stderr
     (folder,) = (outputs / "full").glob("llama_3m*")
-    assert "its rows wait in memory until you lift the limit on the size of a file (ulimit -f shows it)" in said.read_text()
+    assert "its rows wait in memory until you lift the limit on the size of a file (ulimit -f shows it)" in done.stdout
     assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
     assert_same_run(folder, unbroken.folder)

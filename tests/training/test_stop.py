@@ -1,8 +1,6 @@
 """Signals: asked to stop, a run ends between two steps of whatever it does, and goes on later without a trace."""
 
-import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -19,14 +17,14 @@ from llama_lab.inference.options import Sampling
 from llama_lab.training.processes.stop import Stop, Stopped, stop_on_signals
 from llama_lab.training.saving.manifest import list_checkpoints
 
-from .conftest import WORDS, assert_same_run, tiny_overrides
-from .processes import command, end_of, folder_of, rows_of, started, status_of, wait_for
+from .conftest import assert_same_run, tiny_overrides
+from .processes import Gate, command, end_of, folder_of, rows_of, started, status_of, wait_for
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 
 
 def python(code: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=170)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
@@ -74,8 +72,9 @@ def test_a_preparation_that_is_stuck_is_ended_after_one_signal() -> None:
 
 def test_signals_that_follow_each_other_at_once_are_one_request() -> None:
     """`timeout` signals a process, and then its group, which it is in."""
+    longer = "from llama_lab.training.processes import stop as module\nmodule.ECHO_SECONDS = 20.0\n"
     send = "os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(0.05)\n"
-    done = python(f"{STUCK}with stop_on_signals(stop):\n    {send}    {send}print(stop.requested())")
+    done = python(f"{STUCK}{longer}with stop_on_signals(stop):\n    {send}    {send}print(stop.requested())")
     assert (done.returncode, done.stdout) == (0, "True\n")
 
 
@@ -141,32 +140,23 @@ def test_validation_and_generation_ask_between_their_steps(tiny) -> None:
     assert len(generate(loaded.model, [[1], [2]], new_tokens=2, stopped=After(4), **options)) == 2
 
 
-@pytest.fixture(scope="module")
-def long_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As much held-out text as takes seconds to validate on."""
-    draw = random.Random(1)
-    path = tmp_path_factory.mktemp("text") / "long.jsonl"
-    documents = [" ".join(draw.choices(WORDS, k=200)) for _ in range(300)]
-    path.write_text("".join(json.dumps({"text": f"{number} {text}"}) + "\n" for number, text in enumerate(documents)))
-    return path
-
-
-SLOW = {
-    "validation": ["eval.every_updates=3", "eval.max_tokens=50000", "sample=null"],
-    "samples": ["eval=null", "sample.new_tokens=1000", "sample.first_tokens=1536", "sample.growth=100"],
+LOOKS = {
+    "validation": ["eval.every_updates=3", "sample=null"],
+    "samples": ["eval=null", "sample.first_tokens=1536", "sample.growth=100"],
 }
 
 
 @pytest.mark.parametrize(("what", "processes", "updates"), [("validation", 1, 4), ("validation", 2, 3), ("samples", 2, 3)])
 def test_a_stop_cuts_validation_and_samples_short_and_they_are_made_again(
-    long_text: Path, outputs: Path, what: str, processes: int, updates: int
+    tmp_path: Path, text: Path, outputs: Path, what: str, processes: int, updates: int
 ) -> None:
     """After the third update, which is the last one or not."""
-    budget = [f"training_tokens={512 * updates}", "log.every_updates=1", "checkpoint.every_tokens=null", "data.val_fraction=0.8"]
+    budget = [f"training_tokens={512 * updates}", "log.every_updates=1", "checkpoint.every_tokens=null"]
     short = ["schedule.warmup_updates=1", "hardware.micro_batch=4", f"hardware.processes={processes}"]
-    words = [*budget, *short, *SLOW[what]]
-    with started(command(long_text, *words, "name=stopped")) as process:
-        wait_for(lambda: len(rows_of(outputs, "stopped")) == 3, process)
+    words = [*budget, *short, *LOOKS[what]]
+    gate = Gate(f"the {what} after update 3", tmp_path)
+    with started(gate.before(command(text, *words, "name=stopped"))) as process:
+        gate.wait_for(process, processes)
         process.send_signal(signal.SIGTERM)
         said = end_of(process)
     assert process.returncode == 75, said
@@ -178,5 +168,5 @@ def test_a_stop_cuts_validation_and_samples_short_and_they_are_made_again(
     assert not [row for row in rows_of(outputs, "stopped") if "val/loss" in row]
     assert not (folder / "samples.jsonl").exists()
     for name in ("stopped", "unbroken"):
-        train(compose([*tiny_overrides(long_text), *words, f"name={name}"]))
+        train(compose([*tiny_overrides(text), *words, f"name={name}"]))
     assert_same_run(folder_of(outputs, "unbroken"), folder)

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,15 +19,12 @@ from llama_lab.training.metrics import read_rows
 from llama_lab.training.saving.manifest import list_checkpoints
 
 from .conftest import assert_same_run, final_weights, steady, tiny_overrides
+from .processes import ENDLESS, Gate, command, end_of, started, wait_for
 
 
 def largest_difference(first: Path, second: Path) -> float:
     expected, found = final_weights(first), final_weights(second)
     return max(float((expected[name] - found[name]).abs().max()) for name in expected)
-
-
-def command(text: Path, *overrides: str) -> list[str]:
-    return [sys.executable, "-m", "llama_lab", "train", *tiny_overrides(text), *overrides]
 
 
 def test_a_run_leaves_what_it_promises(tiny, capsys):
@@ -119,30 +115,27 @@ def test_torchrun_gives_the_same_run(tiny, text, outputs):
     one = train(tiny("optim=adamw", "hardware.micro_batch=4"))
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "llama_lab", "train"]
     overrides = [*tiny_overrides(text), "optim=adamw", "hardware.micro_batch=4", "name=torchrun"]
-    done = subprocess.run([*start, *overrides], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*start, *overrides], capture_output=True, text=True, timeout=170)
     assert done.returncode == 0, done.stderr
     (folder,) = (outputs / "torchrun").glob("llama_3m*")
     assert largest_difference(one.folder, folder) < 1e-6
 
 
 @pytest.mark.parametrize("overrides", [[], ["model.dropout=0.1", "optim=adamw", "data.window=document"]])
-def test_a_run_that_is_killed_and_started_again_equals_one_that_never_was(tiny, text, outputs, overrides):
-    overrides = ["training_tokens=40960", *overrides]
+def test_a_run_that_is_killed_and_started_again_equals_one_that_never_was(tmp_path, tiny, text, outputs, overrides):
     unbroken = train(tiny("name=unbroken", *overrides))
-    words = command(text, "name=killed", *overrides)
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
-    try:
-        wait_for(lambda: list((outputs / "killed").glob("*/checkpoints/tokens-*/manifest.json")))
+    words, gate = command(text, "name=killed", *overrides), Gate("update 14", tmp_path)
+    with started(gate.before(words)) as process:
+        gate.wait_for(process)
+        wait_for(lambda: list((outputs / "killed").glob("*/checkpoints/tokens-000000000006144/manifest.json")), process)
         process.kill()
-    finally:
-        process.wait()
     (folder,) = (outputs / "killed").glob("llama_3m*")
     assert json.loads((folder / "summary.json").read_text())["status"] == "running"
     # A kill can leave half a row and half a checkpoint behind.
     with (folder / "metrics.jsonl").open("a") as rows:
         rows.write('{"update": 99, "train/lo')
     (folder / "checkpoints" / ".draft-tokens-000000000099999").mkdir()
-    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, timeout=120)
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, timeout=170)
     assert not list(folder.glob("checkpoints/.draft-*"))
     assert len(json.loads((folder / "meta.json").read_text())["starts"]) == 2
     assert_same_run(unbroken.folder, folder)
@@ -150,44 +143,32 @@ def test_a_run_that_is_killed_and_started_again_equals_one_that_never_was(tiny, 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.mark.parametrize("processes", [1, 2])
-def test_sigterm_saves_says_so_and_the_same_command_goes_on(tiny, text, outputs, processes):
-    # Small updates, so that there is time to interrupt between them.
-    budget = ["training_tokens=38400", "data.tokens_per_update=128", "checkpoint.every_tokens=null"]
-    long = [*budget, "log.every_updates=20", "eval=null", "sample=null"]
-    words = command(text, *long, "name=stopped", f"hardware.processes={processes}")
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-    wait_for(
-        lambda: (
-            list((outputs / "stopped").glob("*/metrics.jsonl")) and read_rows(next((outputs / "stopped").glob("*/metrics.jsonl")))
-        )
-    )
-    process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
+def test_sigterm_saves_says_so_and_the_same_command_goes_on(tmp_path, tiny, text, outputs, processes):
+    more = ["checkpoint.every_tokens=null", "eval=null", "sample=null", f"hardware.processes={processes}"]
+    words, gate = command(text, *more, "name=stopped"), Gate("update 8", tmp_path)
+    with started(gate.before(words)) as process:
+        gate.wait_for(process, processes)
+        process.send_signal(signal.SIGTERM)
+        out = end_of(process)
     assert process.returncode == 75, out
     assert "the same command goes on from there" in out
+    assert "Stopped after update 8 of 20" in out
     (folder,) = (outputs / "stopped").glob("llama_3m*")
-    summary, (*_, newest) = json.loads((folder / "summary.json").read_text()), list_checkpoints(folder / "checkpoints")
-    assert summary["status"] == "preempted"
-    # Not that of the last row, which may be older.
-    assert summary["update"] == newest.update
-    assert f"Stopped after update {newest.update} of " in out
+    summary = json.loads((folder / "summary.json").read_text())
+    # That of the stop and not of the last row, which is older.
+    assert (summary["status"], summary["update"]) == ("preempted", 8)
     (checkpoint,) = list_checkpoints(folder / "checkpoints")
-    assert checkpoint.update < 300
-    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, timeout=120)
-    unbroken = train(tiny(*long, "name=unbroken", f"hardware.processes={processes}"))
+    assert checkpoint.update == 8
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, timeout=170)
+    unbroken = train(tiny(*more, "name=unbroken"))
     assert_same_run(unbroken.folder, folder)
 
 
 def test_a_run_that_is_running_is_not_started_twice(tiny, text, outputs):
-    long = ["training_tokens=409600", "sample=null", "eval=null"]
-    process = subprocess.Popen(command(text, *long), stdout=subprocess.DEVNULL)
-    try:
-        wait_for(lambda: list((outputs / "tiny").glob("*/metrics.jsonl")))
+    with started(command(text, *ENDLESS)) as process:
+        wait_for(lambda: list((outputs / "tiny").glob("*/metrics.jsonl")), process)
         with pytest.raises(ConfigError, match=rf"is being trained by process {process.pid} on "):
-            train(tiny(*long))
-    finally:
-        process.kill()
-        process.wait()
+            train(tiny(*ENDLESS))
 
 
 def test_changed_data_is_named_and_has_to_be_accepted(tiny, outputs):
@@ -259,15 +240,8 @@ def test_wandb_writes_an_offline_run_that_its_own_tool_reads(text):
     result = train(compose([*words, "wandb.mode=offline", "wandb.tags=[a]"]))
     (record,) = (result.folder / "wandb").glob("offline-run-*/run-*.wandb")
     shown = subprocess.run(
-        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(record)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(record)], capture_output=True, text=True, timeout=170
     )
     assert shown.returncode == 0, shown.stderr
     assert "train/loss" in shown.stdout
     assert "val/bits_per_byte" in shown.stdout
-
-
-def wait_for(condition, seconds: float = 90.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.02)

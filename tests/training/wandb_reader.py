@@ -19,7 +19,7 @@ def read_records(offline_folder: Path) -> Records:
     """Records by type, in order."""
     (file,) = offline_folder.glob("run-*.wandb")
     words = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
-    shown = subprocess.run(words, capture_output=True, text=True, encoding="utf-8", timeout=60, check=True).stdout
+    shown = subprocess.run(words, capture_output=True, text=True, encoding="utf-8", timeout=170, check=True).stdout
     records: Records = defaultdict(list)
     for line in shown.splitlines():
         record = json.loads(line)
