@@ -9,11 +9,13 @@ import numpy as np
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import load_config
-from llama_lab.data.prepare import open_prepared, prepare
+from llama_lab.data.prepare import open_prepared
 from llama_lab.data.reading import TextFile, read_items
 from llama_lab.data.shards import MANIFEST, Split
 from llama_lab.data.text import find_files
 from llama_lab.data.tokenizer import Tokenizer
+from llama_lab.training.run_data import open_data, trained_on
+from llama_lab.training.run_folder import RunFolder
 
 SCOPE = "this request"
 
@@ -76,9 +78,13 @@ def find_sources(
 
 
 def _of_run(folder: Path, typed: str, tokenizer: Tokenizer, say: Callable[[str], None], split: str) -> list[Source]:
-    run = load_config(folder / "config.yaml")
-    data = prepare(run.data, run.tokenizer, say)
+    known = RunFolder(folder)
+    data = open_data(load_config(folder / "config.yaml"), known, say)
     _check_tokenizer(data.tokenizer, tokenizer, typed)
+    if (then := trained_on(known)) not in (None, data.fingerprint):
+        changed = f"was trained on other data than its config finds now ({then[:12]} then, {data.fingerprint[:12]} now)"
+        rule = f"{changed}, so what it held out is not known; put that data back, or name a file of text to measure"
+        raise ConfigError([(typed, rule)], scope=SCOPE)
     found = []
     for source in data.sources:
         tokens = source.val if split == "val" else source.train

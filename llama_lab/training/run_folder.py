@@ -265,7 +265,8 @@ def extending_command(run: RunConfig, path: Path, training_tokens: int, *, updat
 
 
 def _start(origin: dict[str, Any]) -> dict[str, Any]:
-    return {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": origin["command"], "host": origin["machine"]["host"]}
+    now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    return {"time": now, "command": origin["command"], "host": origin["machine"]["host"], "directory": str(Path.cwd())}
 
 
 def _code_said(code: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from llama_lab import compose, train
+from llama_lab.cli import main
 from llama_lab.config.errors import ConfigError
 from llama_lab.data.prepare import prepare
 from llama_lab.lab.datasets.replay import run_replay_command
@@ -72,6 +73,30 @@ def test_a_run_that_was_fed_something_else_is_told_so(text: Path, capsys: pytest
     codes = {run_replay_command([str(folder), "--update", str(update)]) for update in range(1, 10)}
     assert 1 in codes
     assert "The data is no longer what the run was trained on (" in capsys.readouterr().out
+
+
+def test_a_run_finds_the_data_that_it_was_trained_on_from_any_directory(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = train(compose([*TINY, "data.path=corpus.js*"])).folder
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    # A file of that name is not the one that was meant.
+    (elsewhere / "corpus.jsonl").write_text('{"text": "another"}\n' * 30)
+    capsys.readouterr()
+    for words in (["data", "replay", str(folder), "--update", "1"], ["verify", str(folder)], ["data", "inspect", str(folder)]):
+        assert main(words) == 0, words
+        assert not re.search("no longer|is not what", capsys.readouterr().out)
+    assert main(["evaluate", str(folder)]) == 0
+    capsys.readouterr()
+
+    text.write_text(text.read_text(encoding="utf-8") + '\n{"text": "a document more"}', encoding="utf-8")
+    assert main(["evaluate", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert f"{folder} was trained on other data than its config finds now (" in error
+    assert "so what it held out is not known; put that data back, or name a file of text to measure" in error
 
 
 def test_requests_that_make_no_sense_are_refused(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

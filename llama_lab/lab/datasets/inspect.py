@@ -19,11 +19,12 @@ from llama_lab.config.schema import FileTokenizerConfig
 from llama_lab.data import cache, foreign
 from llama_lab.data.entries import Entries, entries
 from llama_lab.data.id_check import check_ids
-from llama_lab.data.prepare import open_prepared, prepare
+from llama_lab.data.prepare import open_prepared
 from llama_lab.data.shards import MANIFEST, TOKENIZER, Split, read_manifest, verify_shards
 from llama_lab.data.survey import Survey, excerpts, length_bins, survey
 from llama_lab.data.tokenizer import Tokenizer
 from llama_lab.lab.table import print_table
+from llama_lab.training.run_data import open_data, trained_on
 from llama_lab.training.run_folder import RunFolder
 
 SCOPE = "this request"
@@ -168,10 +169,9 @@ def _own(folder: Path, subject: str, tokenizer: Tokenizer, splits: dict[str, Spl
 def _of_run(folder: Path) -> list[Inspected]:
     """The data that a run's config names; text is prepared again if the cache was cleaned."""
     run = load_config(folder / "config.yaml")
-    data = prepare(run.data, run.tokenizer, print)
-    recorded = RunFolder(folder).meta().get("data", {}).get("data")
+    data = open_data(run, RunFolder(folder), print)
     remarks = [f"Data of the run {folder}"]
-    if recorded is not None and recorded != data.fingerprint:
+    if trained_on(RunFolder(folder)) not in (None, data.fingerprint):
         remarks.append("It is not what the run was trained on: its tokens or its tokenizer have changed since")
     found = []
     for source in data.sources:

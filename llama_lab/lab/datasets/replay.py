@@ -14,11 +14,12 @@ from llama_lab.config.errors import ConfigError
 from llama_lab.config.flags import Parser
 from llama_lab.config.identity import load_config
 from llama_lab.config.schema import Problem, RunConfig
-from llama_lab.data.prepare import PreparedData, prepare
+from llama_lab.data.prepare import PreparedData
 from llama_lab.data.shards import Split
 from llama_lab.data.stream import IGNORE, Batch, Located, MixedStream, batch_hash, training_stream
 from llama_lab.training.feed import share
 from llama_lab.training.metrics import read_rows
+from llama_lab.training.run_data import open_data, trained_on
 from llama_lab.training.run_folder import RunFolder, find_run, relative
 
 SHOWN_TOKENS = 24
@@ -44,10 +45,9 @@ def run_replay_command(words: list[str]) -> int:
     run = load_config(folder.path / "config.yaml")
     ranks = (run.hardware.processes or 1) if asked.ranks is None else asked.ranks
     _check(run, asked.update, ranks, asked.run)
-    data = prepare(run.data, run.tokenizer, print)
-    trained_on = folder.meta().get("data", {}).get("data", data.fingerprint)
-    if trained_on != data.fingerprint:
-        print(f"The data is no longer what the run was trained on ({trained_on[:12]} then, {data.fingerprint[:12]} now)")
+    data = open_data(run, folder, print)
+    if (then := trained_on(folder)) not in (None, data.fingerprint):
+        print(f"The data is no longer what the run was trained on ({then[:12]} then, {data.fingerprint[:12]} now)")
     fed = _print_update(run, data, asked.update, ranks, decode=asked.tokens)
     return _compare(folder, asked.update, f"{fed:016x}")
 

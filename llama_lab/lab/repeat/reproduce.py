@@ -8,7 +8,7 @@ from typing import Any
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.resolve import resolve
 from llama_lab.config.schema import Compile, Device, Precision, RunConfig
-from llama_lab.data.prepare import PreparedData, prepare
+from llama_lab.data.prepare import PreparedData
 from llama_lab.data.shards import TOKENIZER
 from llama_lab.data.tokenizer import load_tokenizer
 from llama_lab.lab.repeat.checks import Check
@@ -18,6 +18,7 @@ from llama_lab.model.count import flops_per_token
 from llama_lab.training.guard import FILE, norms_told, ranked, windows_of
 from llama_lab.training.metrics import read_rows
 from llama_lab.training.replay import Compared, Replayed, Request, replay
+from llama_lab.training.run_data import open_data
 from llama_lab.training.run_folder import RunFolder, changes_since, describe_origin, relative
 from llama_lab.training.saving.manifest import Checkpoint, is_whole, list_checkpoints
 
@@ -175,7 +176,7 @@ def show_update(run: RunConfig, folder: RunFolder, update: int) -> bool:
     for name, then, now in changes_since(folder.meta(), here.origin):
         print(f"Not as it was: {name} was {then}, is {now}")
     span = Span(begin, update)
-    data = prepare(run.data, run.tokenizer, print)
+    data = open_data(run, folder, print)
     start = f"the checkpoint after update {span.first}" if span.first else "the first weights"
     print(f"Making update {update} again on {here.place}, from {start}", flush=True)
     kept = {row["update"]: row for row in rows.training}

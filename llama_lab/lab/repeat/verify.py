@@ -74,8 +74,8 @@ def _number(text: str) -> int:
 
 def _checks(run: RunConfig, folder: RunFolder, *, updates: int | None, read_all: bool) -> "Iterator[Check]":
     """Every check, the quick ones first."""
-    from llama_lab.data.prepare import prepare
     from llama_lab.lab.repeat import checks, reproduce
+    from llama_lab.training.run_data import open_data, trained_on
 
     rows, here = Rows.of(folder), reproduce.find_here(run, folder)
     span = reproduce.choose_span(run, folder, rows, here, updates=updates, least=UPDATES)
@@ -85,13 +85,13 @@ def _checks(run: RunConfig, folder: RunFolder, *, updates: int | None, read_all:
     yield checks.check_rows(run, folder, rows)
     yield checks.check_checkpoints(folder)
     try:
-        data = prepare(run.data, run.tokenizer, print)
+        data = open_data(run, folder, print)
     except ConfigError as error:
         yield checks.Check("data", False, "; ".join(f"{subject} {rule}" for subject, rule in error.problems))
         yield checks.Check("updates", None, "cannot be made again without the data")
         return
     yield checks.check_data(data, folder, read_all=read_all)
-    if data.fingerprint != folder.meta()["data"]["data"]:
+    if data.fingerprint != trained_on(folder):
         yield checks.Check("updates", None, "are not made again: they would be fed something else")
         return
     yield checks.check_batches(run, data, rows, last=span.last, read_all=read_all)
