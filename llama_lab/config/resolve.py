@@ -17,6 +17,9 @@ GPU_NUMBERS_PER_BYTE = 3 * 2**28 / 80e9
 """Tokens x channels x blocks at once for each byte of a GPU's memory, in bf16. At 80 GB that leaves room for the weights and states
 of 1.3 billion parameters: 16,384 tokens of seed_1b took 48 GiB in all, 65,536 of llama_97m 18 GiB."""
 
+# Positions of a float8 product; widths that do not fit stay in bfloat16 (`model.products`).
+FP8_MULTIPLE = 16
+
 
 def resolve(run: RunConfig) -> RunConfig:
     """The same run with every `auto` and derived null of `hardware` and `precision` replaced by what this machine makes of it.
@@ -99,6 +102,10 @@ def _precision(run: RunConfig, device: Device, cuda: devices.Cuda, found: list[P
         return Precision.bf16 if has_bf16 else Precision.fp32
     if run.precision is Precision.bf16 and device is Device.cuda and cuda.devices and not cuda.has_bf16:
         found.append(("precision=bf16", "needs a GPU of compute capability 8.0 (Ampere) or later; precision=fp32 works here"))
+    if run.precision is Precision.fp8 and run.data.max_seq_len % FP8_MULTIPLE:
+        near = max(FP8_MULTIPLE, round(run.data.max_seq_len / FP8_MULTIPLE) * FP8_MULTIPLE)
+        rule = f"is no multiple of {FP8_MULTIPLE}, as the products of precision=fp8 need it; {near} works, or precision=bf16"
+        found.append((f"data.max_seq_len={run.data.max_seq_len}", rule))
     if run.precision is Precision.fp8 and not (device is Device.cuda and cuda.has_fp8):
         found.append(("precision=fp8", "needs a GPU of compute capability 8.9 (Ada, Hopper) or later; precision=auto works here"))
     return run.precision

@@ -22,7 +22,7 @@ ADDED: dict[int, Callable[[], None]] = {}
 FORWARD_FP8, BACKWARD_FP8 = torch.float8_e4m3fn, torch.float8_e5m2
 """Activations and weights need digits, gradients need range."""
 MULTIPLE_FP8 = 16
-"""Both sides of a float8 product are multiples of it."""
+"""All sides of a float8 product are multiples of it: widths, and the positions for the weights' gradients, as `resolve` demands."""
 
 
 class WeightCopy(nn.Module):

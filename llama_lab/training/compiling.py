@@ -1,15 +1,13 @@
 """The wait before the first update of a compiled run: what is compiled is kept for later runs, and made once for several at a time.
 
-torch keeps what it compiles in files, by default in a folder that is gone after a restart. Here they lie in the cache folder,
-unless TORCHINDUCTOR_CACHE_DIR or TRITON_CACHE_DIR say otherwise. Of several runs of one shape that start together, as a sweep's do,
-the first compiles and the others wait for it: they would all do the same work at once, on the same cores.
+torch keeps what it compiles in files (`compiled_files`). Of several runs of one shape that start together, as a sweep's do, the
+first compiles and the others wait for it: they would all do the same work at once, on the same cores.
 """
 
 import contextlib
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable
 from importlib import import_module
@@ -29,8 +27,6 @@ from llama_lab.training.processes.worker import Worker
 if TYPE_CHECKING:
     import filelock
 
-VARIABLES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
-"""Environment variable that says where a compiler keeps its files -> folder below the cache's own."""
 CACHE_FUNCTIONS = "autograd_cache_allow_custom_autograd_functions"
 """torch's switch, off by default, for keeping the traced forward and backward of models with autograd functions of their own.
 Without it only kernels are kept, and each start traces anew. What such a function does is part of the trace, and so of its key."""
@@ -79,10 +75,6 @@ class Compiling:
 
     def __enter__(self) -> Self:
         if self._is_due:
-            for name, folder in VARIABLES.items():
-                if name not in os.environ:
-                    os.environ[name] = str(compiled_root() / folder)
-                    self._undo.callback(os.environ.pop, name, None)
             CHECKPOINTING.addFilter(_says_something_new)
             self._undo.callback(CHECKPOINTING.removeFilter, _says_something_new)
             if hasattr(functorch_config, CACHE_FUNCTIONS):

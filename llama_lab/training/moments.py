@@ -111,3 +111,12 @@ def keep_moments_in(optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> Non
         for name in MOMENTS:
             if name in state:
                 state[name] = state[name].to(dtype)
+    keep_counts_beside(optimizer)
+
+
+def keep_counts_beside(optimizer: torch.optim.Optimizer) -> None:
+    """Put the counts of steps that were loaded where the parameters are: torch leaves them on the CPU unless the optimizer that
+    saved them was fused."""
+    for parameter, state in optimizer.state.items():
+        if "step" in state:
+            state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=parameter.device)

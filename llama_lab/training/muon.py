@@ -38,7 +38,7 @@ class StackedMuon(Bare, torch.optim.Muon):
         **settings: Any,
     ) -> None:
         super().__init__(parameters, **settings)
-        self._dtype, self._state_dtype = dtype, state_dtype
+        self._dtype, self._state_dtype, self._compiles = dtype, state_dtype, compiles
         self._move = torch.compile(_move, dynamic=False, fullgraph=True) if compiles else _move
 
     @torch.no_grad()
@@ -67,8 +67,9 @@ class StackedMuon(Bare, torch.optim.Muon):
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, dtype=self._state_dtype)
         rate = group["lr"] * RMS_OF_ADAMW * max(parameters[0].shape) ** 0.5
         kept = 1 - group["lr"] * group["weight_decay"]
-        if parameters[0].is_cuda:
-            # Scalars that change from step to step are tensors: a compiled graph takes them as they come.
+        if self._compiles or parameters[0].is_cuda:
+            # Scalars that change from step to step are tensors: a compiled graph takes them as they come, and would be compiled
+            # again for each new number.
             rate, kept = (torch.full((), value, device=parameters[0].device) for value in (rate, kept))
         if unless is not None:
             rate, kept = torch.where(unless, 0.0, rate), torch.where(unless, 1.0, kept)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from llama_lab.config.schema import AdamWConfig, MuonConfig, OptimConfig, Precision, StateDtype
-from llama_lab.training.moments import Bare, NarrowAdamW
+from llama_lab.training.moments import Bare, NarrowAdamW, keep_counts_beside
 from llama_lab.training.muon import StackedMuon
 
 # Kinds of device where the host need not know whether a step is made: on a CPU it knows anyway, and for MPS the fused kernel makes
@@ -25,6 +25,11 @@ class AdamW(Bare, torch.optim.AdamW):
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Update every parameter that has a gradient."""
         inspect.unwrap(torch.optim.AdamW.step)(self)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a state, whichever kind of AdamW saved it."""
+        super().load_state_dict(state_dict)
+        keep_counts_beside(self)
 
 
 class Optimizers:

@@ -156,8 +156,10 @@ class Updater:
         for micro_batch in feed.update():
             if self._buckets is not None and micro_batch.is_last:
                 self._buckets.last_pass()
+            # Only from pinned memory, which is for CUDA alone: from other memory a device may copy when that is used again already.
+            is_pinned = worker.device.type == "cuda"
             tokens, targets, documents = (
-                None if part is None else part.to(worker.device, non_blocking=True) for part in micro_batch.batch
+                None if part is None else part.to(worker.device, non_blocking=is_pinned) for part in micro_batch.batch
             )
             # Contiguous windows have no documents to tell apart, and keep the fastest attention.
             more = {} if documents is None else {"documents": documents}

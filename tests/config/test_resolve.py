@@ -112,6 +112,13 @@ def test_compile_and_precision_are_kept_where_they_are_typed() -> None:
     assert on_cpu("hardware.compile=auto").hardware.compile is Compile.never
 
 
+def test_windows_that_float8_cannot_multiply_are_refused() -> None:
+    odd = ["hardware=cpu", "precision=fp8", "data.max_seq_len=1000", "data.tokens_per_update=8000", "training_tokens=1600000"]
+    with pytest.raises(ConfigError, match=r"max_seq_len=1000 is no multiple of 16, .* precision=fp8 need it; 992 works, or"):
+        resolve(compose(odd))
+    assert "no multiple" not in refusal("hardware=cpu", "precision=fp8")
+
+
 @on_linux
 def test_a_cpu_computes_in_bf16_only_if_it_has_it() -> None:
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")

@@ -12,8 +12,11 @@ from llama_lab.config.compose import compose
 from llama_lab.config.resolve import resolve
 from llama_lab.config.schema import Compile, RunConfig
 from llama_lab.data.cache import compiled_root, run_cache_command
-from llama_lab.training.compiling import VARIABLES, Compiling
-from llama_lab.training.processes.worker import Place, Worker
+from llama_lab.training import muon as muon_module
+from llama_lab.training.compiled_files import VARIABLES
+from llama_lab.training.compiling import Compiling
+from llama_lab.training.muon import StackedMuon
+from llama_lab.training.processes.worker import Place, Worker, join
 
 WORKER = Worker(Place(), torch.device("cpu"))
 
@@ -28,7 +31,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
 
 
 def test_a_run_that_compiles_keeps_what_it_makes_in_the_cache_and_leaves_the_environment(run: RunConfig, capsys):
-    with Compiling(run, 300, WORKER) as compiling:
+    with join(run.hardware, Place()), Compiling(run, 300, WORKER) as compiling:
         compiling.begin()
         assert Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]) == compiled_root() / "inductor"
         (compiled_root() / "inductor").mkdir(parents=True)
@@ -43,15 +46,40 @@ def test_a_run_that_compiles_keeps_what_it_makes_in_the_cache_and_leaves_the_env
 
 def test_a_folder_that_was_chosen_stays_chosen(run: RunConfig, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", "/elsewhere")
-    with Compiling(run, 300, WORKER):
+    with join(run.hardware, Place()):
         assert os.environ["TRITON_CACHE_DIR"] == "/elsewhere"
         assert "TORCHINDUCTOR_CACHE_DIR" in os.environ
     assert os.environ["TRITON_CACHE_DIR"] == "/elsewhere"
 
 
+def test_a_folder_that_torch_chose_is_nobodys_choice(run: RunConfig):
+    """As in a process that has compiled something before: torch writes its folder into the environment."""
+    torch.compile(torch.neg)
+    chosen = os.environ["TORCHINDUCTOR_CACHE_DIR"]
+    for _ in range(2):
+        with join(run.hardware, Place()):
+            torch.compile(torch.neg)
+            assert Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]) == compiled_root() / "inductor"
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == chosen
+
+
+def test_one_process_may_train_any_number_of_shapes_and_rates(run: RunConfig):
+    """Without code being made, which is not what a process is limited in."""
+    for model in range(4):
+        with join(run.hardware, Place()):
+            matrices = [torch.ones(4 + model, 3 + shape, requires_grad=True) for shape in range(3)]
+            muon = StackedMuon(matrices, dtype=torch.float32, compiles=True, adjust_lr_fn="match_rms_adamw")
+            muon._move = torch.compile(muon_module._move, dynamic=False, fullgraph=True, backend="eager")
+            for step in range(12):
+                muon.param_groups[0]["lr"] = 0.1 / (1 + step)
+                for matrix in matrices:
+                    matrix.grad = torch.ones_like(matrix)
+                muon.step()
+
+
 def test_a_run_without_a_compiler_touches_nothing(run: RunConfig):
     plain = replace(run, hardware=replace(run.hardware, compile=Compile.never))
-    with Compiling(plain, 300, WORKER) as compiling:
+    with join(plain.hardware, Place()), Compiling(plain, 300, WORKER) as compiling:
         compiling.begin()
         assert not any(name in os.environ for name in VARIABLES)
         compiling.end()

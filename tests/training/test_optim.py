@@ -11,7 +11,7 @@ from llama_lab.config.schema import AdamWConfig, ModelConfig, MuonConfig, OptimC
 from llama_lab.model.llama import Llama
 from llama_lab.training.moments import NarrowAdamW
 from llama_lab.training.muon import StackedMuon
-from llama_lab.training.optim import build_optimizer
+from llama_lab.training.optim import AdamW, build_optimizer
 
 ADAMW: dict[str, Any] = {"max_lr": 0.01, "weight_decay": 0.1, "max_grad_norm": 1.0, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8}
 CONFIGS = {"adamw": AdamWConfig(**ADAMW), "muon": MuonConfig(**ADAMW, momentum=0.9, adamw_max_lr=0.003)}
@@ -195,6 +195,19 @@ def test_moments_in_bf16_move_weights_almost_as_before(name: str, compiles: bool
     assert all(torch.equal(*pair) for pair in zip(before, narrow.parameters(), strict=True))
     after = [value for part in optimizers[0].parts.values() for state in part.state.values() for value in state.values()]
     assert all(torch.equal(*pair) for pair in zip(states, after, strict=True))
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_counts_of_steps_are_loaded_to_where_the_weights_are(narrow: bool):
+    """Of an optimizer that was not fused torch leaves them on the CPU."""
+    saved = torch.nn.Parameter(torch.ones(3, 2))
+    saved.grad = torch.ones_like(saved)
+    before = torch.optim.AdamW([saved], fused=False)
+    before.step()
+    there = [torch.nn.Parameter(torch.ones(3, 2, device="meta"))]
+    found = NarrowAdamW([{"params": there}], dtype=torch.bfloat16, compiles=False) if narrow else AdamW(there, fused=False)
+    found.load_state_dict(before.state_dict())
+    assert {state.device.type for state in found.state[there[0]].values()} == {"meta"}
 
 
 def test_decays_that_bf16_could_not_follow_are_refused():

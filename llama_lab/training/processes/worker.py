@@ -17,6 +17,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.utils import deterministic as torch_deterministic
 
 from llama_lab.config.schema import Device, HardwareConfig, Precision
+from llama_lab.training.compiled_files import keeping_compiled
 
 LAUNCHED = "env://"
 # Until the first update is done: data is opened, checkpoints are read, kernels are compiled, by some ranks sooner than by others.
@@ -172,6 +173,8 @@ def join(hardware: HardwareConfig, place: Place) -> Iterator[Worker]:
         torch.use_deterministic_algorithms(True)
         # Filling memory that is about to be written shows reads of what nobody wrote; repeats are equal without.
         torch_deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+    compiled = contextlib.ExitStack()
+    compiled.enter_context(keeping_compiled(hardware))
     try:
         if place.rendezvous is not None:
             store, _, _ = next(rendezvous(place.rendezvous, place.rank, place.world_size, timeout=COLLECTIVE_TIMEOUT))
@@ -190,6 +193,7 @@ def join(hardware: HardwareConfig, place: Place) -> Iterator[Worker]:
             # Not after an error: leaving is collective, and the others may be waiting in another call.
             dist.destroy_process_group()
     finally:
+        compiled.close()
         torch.set_num_threads(threads)
         if torch.are_deterministic_algorithms_enabled() is not deterministic:  # setting it imports a compiler, for seconds
             torch.use_deterministic_algorithms(deterministic)
