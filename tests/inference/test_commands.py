@@ -7,9 +7,11 @@ import sys
 
 import pytest
 
-from llama_lab import load
+from llama_lab import compose, load, train
 from llama_lab.cli import main
 from llama_lab.training.metrics import read_rows
+
+from .conftest import tiny_overrides
 
 FIXED = ("--device", "cpu", "--temperature", "0")
 
@@ -130,6 +132,51 @@ def test_any_text_and_any_task_can_be_measured(run_folder, text_file, tmp_path, 
     assert set(found["tasks"]["last_words"]) == {"questions", "accuracy", "perplexity"}
     said = capsys.readouterr().out
     assert "Tasks under" in said and "accuracy norm" in said
+
+
+def test_sources_of_one_name_are_told_apart_by_what_was_typed(run_folder, text_file, tmp_path, capsys, monkeypatch):
+    """Two runs, of which each has held-out text, and a file that is called as the total is."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").symlink_to(run_folder)
+    (tmp_path / "together").mkdir()
+    (tmp_path / "together" / "a.jsonl").write_bytes(text_file.read_bytes())
+    paths = [str(run_folder), "other", "together", "other"]
+    assert main(["evaluate", str(run_folder), *paths, "--out", "out.json", "--device", "cpu"]) == 0
+    found = json.loads((tmp_path / "out.json").read_text())["texts"]
+    names = [f"{run_folder}: its held-out text", "other: its held-out text", "together: together"]
+    assert list(found) == [*names, "together"], "what is typed twice is measured once"
+    assert found["together"]["documents"] == sum(found[name]["documents"] for name in names)
+    said = capsys.readouterr().out
+    assert all(f"  {name} " in said for name in names)
+
+
+def test_mixtures_with_folders_of_one_name_are_told_apart(text_file, tmp_path, monkeypatch):
+    """One mixture has its sources' names, also where one of them is called as the total is; two have what was typed before them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LLAMA_LAB_OUTPUTS", str(tmp_path / "outputs"))
+    lines = text_file.read_text(encoding="utf-8").splitlines(keepends=True)
+    runs = []
+    for number in range(2):
+        folders = [tmp_path / f"{number}" / name for name in ("web", "together")]
+        for place, folder in enumerate(folders):
+            folder.parent.mkdir(exist_ok=True)
+            text = folder.with_suffix(".jsonl")
+            text.write_text("".join(lines[30 * number + 15 * place :][:15]), encoding="utf-8")
+            assert (
+                main(
+                    ["prepare", "data=text", f"data.path={text}", "data.val_fraction=0.3", "tokenizer=bytes", "--out", str(folder)]
+                )
+                == 0
+            )
+        changes = ["data=mixture", f"data.paths=[{','.join(map(str, folders))}]", "data.weights=[1,1]", "training_tokens=512"]
+        kept = [word for word in tiny_overrides(text_file) if not word.startswith(("data=", "data.path=", "training_tokens="))]
+        runs.append(str(train(compose([*kept, *changes, "checkpoint.every_tokens=512"])).folder))
+    for paths, names in (
+        (runs[:1], ["web", f"{runs[0]}: together"]),
+        (runs, [f"{run}: {name}" for run in runs for name in ("web", "together")]),
+    ):
+        assert main(["evaluate", runs[0], *paths, "--out", "out.json", "--device", "cpu"]) == 0
+        assert list(json.loads((tmp_path / "out.json").read_text())["texts"]) == [*names, "together"]
 
 
 def test_a_prepared_set_is_measured_with_its_tokenizer_alone(run_folder, text_file, tmp_path, capsys):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from llama_lab.inference.documents import Calibration, Interval, Measured
     from llama_lab.inference.load import LoadedRun
     from llama_lab.inference.score import Score
+    from llama_lab.inference.sources import Source
 
 SCOPE = "this request"
 TOTAL = "together"
@@ -93,15 +94,30 @@ def _measure_all(run: "LoadedRun", asked: argparse.Namespace) -> dict[str, "Meas
     from llama_lab.inference.sources import find_sources
 
     sources = [
-        source
-        for typed in asked.paths or [str(asked.run)]
+        (typed, source)
+        for typed in dict.fromkeys(asked.paths or [str(asked.run)])
         for source in find_sources(typed, run.tokenizer, _say, split=asked.split, field=asked.text_field, separator=asked.separator)
     ]
     found: dict[str, Measured] = {}
-    for source in sources:
+    for name, source in _named(sources).items():
         documents = source.documents()
-        found[source.name] = measure(run.model, documents, eos_id=run.tokenizer.eos_id, max_tokens=asked.max_tokens)
+        found[name] = measure(run.model, documents, eos_id=run.tokenizer.eos_id, max_tokens=asked.max_tokens)
     return found | ({TOTAL: together(found.values())} if len(found) > 1 else {})
+
+
+def _named(sources: list[tuple[str, "Source"]]) -> dict[str, "Source"]:
+    """Each source, with the path that was typed for it, under a name that no other has and that is not the total's."""
+    several = len({typed for typed, _ in sources}) > 1
+    named: dict[str, Source] = {}
+    for typed, source in sources:
+        # Of one run `its held-out text` says all; of two it would be the name of both.
+        is_told = source.name == TOTAL or (several and source.name != typed)
+        base = f"{typed}: {source.name}" if is_told else source.name
+        name, number = base, 1
+        while name in named:
+            name, number = f"{base} ({number + 1})", number + 1
+        named[name] = source
+    return named
 
 
 def _score_all(run: "LoadedRun", tasks: list[Task]) -> list["Score"]:
