@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,8 @@ from llama_lab.training.run_data import open_data, trained_on
 from llama_lab.training.run_folder import RunFolder
 
 SCOPE = "this request"
+EDGES_AT_ONCE = 4096
+"""Edges of documents that are in memory as Python numbers; all of a large set's would take gigabytes."""
 
 
 class Document(NamedTuple):
@@ -118,10 +121,11 @@ def _of_split(split: Split, typed: str) -> Iterator[Document]:
         rule = "does not say where documents begin; llama-lab prepare makes a set of it that does"
         raise ConfigError([(typed, rule)], scope=SCOPE) from None
     before = 0
-    for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-        size = split.bytes_before(end)
-        yield Document(split.read(start + 1, end), size - before)
-        before = size
+    for first in range(0, len(starts) - 1, EDGES_AT_ONCE):
+        for start, end in pairwise(starts[first : first + EDGES_AT_ONCE + 1].tolist()):
+            size = split.bytes_before(end)
+            yield Document(split.read(start + 1, end), size - before)
+            before = size
 
 
 def _of_files(files: list[TextFile], typed: str, tokenizer: Tokenizer, field: str, separator: str | None) -> Iterator[Document]:

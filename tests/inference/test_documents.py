@@ -1,18 +1,20 @@
 """Texts measured document by document: the loss is validation's, intervals cover the truth, calibration counts what it says."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 
 from llama_lab.config.schema import Window
-from llama_lab.data.shards import open_split
+from llama_lab.data.shards import FORMAT_VERSION, open_split
 from llama_lab.data.stream import TokenStream
-from llama_lab.data.writer import SplitWriter
+from llama_lab.data.tokenizer import BytesTokenizer
+from llama_lab.data.writer import SplitWriter, write_manifest
 from llama_lab.inference.documents import Calibration, measure, ratio_interval, together
 from llama_lab.inference.evaluate import evaluate
-from llama_lab.inference.sources import Document
+from llama_lab.inference.sources import Document, find_sources
 
 from .conftest import CONTEXT, VOCABULARY
 
@@ -120,3 +122,28 @@ def test_a_model_that_knows_its_chances_is_calibrated(model):
 def test_no_document_is_a_mistake_of_the_caller(model):
     with pytest.raises(ValueError, match="no document"):
         measure(model, [], eos_id=EOS)
+
+
+def test_a_set_of_many_documents_is_read_in_little_memory(tmp_path):
+    """The edges of all of them as Python numbers would be 4 MB."""
+    tokenizer, count = BytesTokenizer(), 50_000
+    writer = SplitWriter(tmp_path, "train", vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id)
+    sizes = [number % 3 for number in range(count)]
+    for number, size in enumerate(sizes):
+        writer.add(np.full(size, number % 200), 2 * size)
+    about = {"hash": tokenizer.hash, "vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id}
+    manifest = {"format_version": FORMAT_VERSION, "token_dtype": "uint16", "tokenizer": about, "splits": {"train": writer.close()}}
+    write_manifest(tmp_path, manifest | {"source": {"data": "test", "tokenizer": "test"}})
+    tokenizer.save(tmp_path / "tokenizer.json")
+    (source,) = find_sources(str(tmp_path), tokenizer, print, split="train")
+    documents = source.documents()
+    tracemalloc.start()
+    try:
+        next(documents)
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+    finally:
+        tracemalloc.stop()
+    found = list(documents)
+    assert [len(document.ids) for document in found] == sizes[1:]
+    assert [document.text_bytes for document in found] == [2 * size for size in sizes[1:]]
+    assert all((document.ids == number % 200).all() for number, document in enumerate(found, 1))
