@@ -14,9 +14,10 @@ from llama_lab import compose, load
 from llama_lab.cli import main
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import load_config
+from llama_lab.config.schema import BytesConfig, FileTokenizerConfig
 from llama_lab.formats.gguf_vocabulary import LETTERS, REST, gguf_vocabulary
 from llama_lab.lab.transfer.export import export
-from llama_lab.lab.transfer.import_run import import_run
+from llama_lab.lab.transfer.import_run import import_run, look_up
 from llama_lab.training.metrics import read_rows
 from llama_lab.training.run_folder import extending_command
 from llama_lab.training.saving.checkpoint import load_weights
@@ -233,6 +234,46 @@ def test_what_the_weights_decide_cannot_be_typed(foreign: Path, tmp_path: Path):
     said = refusal(foreign, "tokenizer=file", f"tokenizer.path={tmp_path / 'larger.json'}")
     beyond = f"<pad> ({count - 2}), <mask> ({count - 1})"
     assert f"has ids up to {count - 1}, of them {beyond}, and the weights have {count - 2} rows" in said
+
+
+PRESET = """\
+# @package _global_
+defaults:
+  - base
+  - override /tokenizer: bytes
+  - _self_
+model:
+  dropout: 0.25
+"""
+BASE = """\
+# @package _global_
+data:
+  max_seq_len: 16
+  tokens_per_update: 512
+"""
+
+
+def test_what_a_preset_sets_counts_as_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Also what it takes from another; what is typed itself still goes before."""
+    folder = make_folder(tmp_path / "foreign")
+    presets = tmp_path / "own" / "experiment"
+    presets.mkdir(parents=True)
+    (presets / "mine.yaml").write_text(PRESET, encoding="utf-8")
+    (presets / "base.yaml").write_text(BASE, encoding="utf-8")
+    for words, length in (([], 16), (["data.max_seq_len=8"], 8)):
+        run = look_up(folder, ["experiment=mine", *words], config_dir=tmp_path / "own").run
+        assert (run.data.max_seq_len, run.model.dropout, run.tokenizer) == (length, 0.25, BytesConfig())
+        assert run.model.dim == 32
+    run = look_up(folder, ["experiment=base"], config_dir=tmp_path / "own").run
+    assert (run.data.max_seq_len, run.model.dropout) == (16, 0.0)
+    assert isinstance(run.tokenizer, FileTokenizerConfig), "which no preset chose"
+
+
+def test_a_preset_cannot_choose_what_the_weights_decide(foreign: Path, tmp_path: Path):
+    said = refusal(foreign, "experiment=smoke")
+    assert "experiment=smoke sets model.dim=" in said and "and the weights decide the model; use a preset without that" in said
+    chosen = ["experiment=seed_small", f"data.path={tmp_path}", f"tokenizer.path={foreign / 'tokenizer.json'}"]
+    assert "experiment=seed_small sets model=llama_97m, and" in refusal(foreign, *chosen)
 
 
 SCALINGS = {

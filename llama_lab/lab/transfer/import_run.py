@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from llama_lab.config.compose import compose
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import run_folder, save_config, science, to_yaml, values
+from llama_lab.config.overrides import PRESET
+from llama_lab.config.preset import Preset, read_preset
 from llama_lab.config.resolve import resolve
 from llama_lab.config.schema import (
     BytesConfig,
@@ -114,9 +116,13 @@ def look_up(path: Path, overrides: list[str], *, config_dir: Path | None) -> Imp
         ConfigError: the folder, or what was typed, does not allow it.
     """
     foreign = open_folder(path.expanduser().absolute())
-    typed = {word.partition("=")[0].lstrip("+") for word in overrides}
     run = compose(overrides, config_dir=config_dir)
-    if found := _fixed(run, typed):
+    # What a preset sets was asked for as what was typed was, so neither gives way to what the folder says.
+    preset = read_preset(name, config_dir) if (name := run.origin.choices.get(PRESET)) else Preset()
+    by_hand = {word.partition("=")[0].lstrip("+") for word in overrides}
+    by_preset = {*preset.choices, *preset.values} - by_hand
+    typed = by_hand | by_preset
+    if found := _fixed(run, by_hand, by_preset):
         raise ConfigError(found, scope=SCOPE)
     model = replace(
         foreign.model, **{item.name: getattr(run.model, item.name) for item in fields(ModelConfig) if f"model.{item.name}" in typed}
@@ -131,7 +137,7 @@ def look_up(path: Path, overrides: list[str], *, config_dir: Path | None) -> Imp
     origin = replace(run.origin, label=foreign.path.name, choices=run.origin.choices | {"model": "imported"}, base=base)
     known = replace(known, origin=origin)
     validate(known)
-    _check_tokenizer(known.tokenizer)
+    _check_tokenizer(known)
     known = resolve(known)
     sha256 = foreign.hash()
     slug = f"imported-{sha256[:8]}"
@@ -215,18 +221,26 @@ def _own_tokenizer(foreign: ForeignModel) -> TokenizerConfig:
     raise ConfigError([(str(foreign.path), rule)], scope=SCOPE)
 
 
-def _check_tokenizer(tokenizer: TokenizerConfig) -> None:
+def _check_tokenizer(run: RunConfig) -> None:
     """Refuse a tokenizer that would be trained: the weights know the ids of another."""
-    if not isinstance(tokenizer, FileTokenizerConfig | BytesConfig):
-        rule = "would be trained anew, and the weights know other ids; leave it out, or give tokenizer=file tokenizer.path=FILE"
+    if not isinstance(run.tokenizer, FileTokenizerConfig | BytesConfig):
+        preset = run.origin.choices.get(PRESET)
+        leave = f"leave it out, and {PRESET}={preset} if that sets it" if preset else "leave it out"
+        rule = f"would be trained anew, and the weights know other ids; {leave}, or give tokenizer=file tokenizer.path=FILE"
         raise ConfigError([("tokenizer=bpe", rule)], scope=SCOPE)
 
 
-def _fixed(run: RunConfig, typed: set[str]) -> list[Problem]:
-    """What was typed of what the weights decide."""
-    found: list[Problem] = [("model=", "is the folder's; leave it out")] if "model" in typed else []
+def _fixed(run: RunConfig, by_hand: set[str], by_preset: set[str]) -> list[Problem]:
+    """What was typed, or set by a preset, of what the weights decide."""
+    found: list[Problem] = [("model=", "is the folder's; leave it out")] if "model" in by_hand else []
     rule = "cannot be chosen, because the weights decide it; leave it out"
-    found += [(f"model.{name}={shown(getattr(run.model, name))}", rule) for name in SHAPE if f"model.{name}" in typed]
+    found += [(f"model.{name}={shown(getattr(run.model, name))}", rule) for name in SHAPE if f"model.{name}" in by_hand]
+    keys = [f"model.{name}" for name in SHAPE if f"model.{name}" in by_preset]
+    said = [f"model={run.origin.choices['model']}"] if "model" in by_preset else []
+    said += [f"{key}={shown(getattr(run.model, key.partition('.')[2]))}" for key in keys]
+    if said:
+        rule = f"sets {', '.join(said)}, and the weights decide the model; use a preset without that, or none"
+        found.append((f"{PRESET}={run.origin.choices[PRESET]}", rule))
     return found
 
 
