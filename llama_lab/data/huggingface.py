@@ -72,6 +72,9 @@ class HuggingFaceSource:
         """
         subject = f"data.dataset={self._config.dataset}"
         zstd(subject)
+        for link in _linked_folders(self._folder) if self._folder else ():
+            rule = f"is a link to a folder, which `datasets` does not follow; data=text data.path={self._config.dataset} does"
+            say(f"Left out: {link} {rule}")
         rules = Rules.of(self._config)
         if rules.near:
             require_signer()
@@ -257,9 +260,17 @@ class _Spool:
 
 
 def _below(folder: Path) -> list[Path]:
-    """Every file below a folder that is not hidden, in the order of names."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    """Every file below a folder that is not hidden, in the order of names; as in `datasets`, none behind a link to a folder."""
+    return [path for path in _visible(folder) if path.is_file()]
+
+
+def _linked_folders(folder: Path) -> list[Path]:
+    """Links below a folder that lead to other folders."""
+    return [path for path in _visible(folder) if path.is_symlink() and path.is_dir()]
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def _stat(path: Path) -> tuple[int, int]:

@@ -248,6 +248,8 @@ def _nothing(counts: dict[str, int]) -> str:
 def find_files(typed: str) -> list[TextFile]:
     """Files at or below a path, or that a pattern matches, in the order of their names; hidden ones are passed over.
 
+    Links to folders are followed. A folder that can be reached in several ways is read once, so a link to a folder above it ends.
+
     Args:
         typed: a file, a folder that is searched with all below it, a pattern such as `data/**/*.jsonl.gz`, or `-` for the standard
             input, which is read to its end once and kept in the cache.
@@ -268,14 +270,15 @@ def find_files(typed: str) -> list[TextFile]:
             raise refuse(f"is {f'a {root.suffix} file' if root.suffix else 'a file without suffix'}; use {READABLE}")
         return [TextFile(root, root.name)]
     if root.is_dir():
-        found = set(_below(root))
+        found = set(_below([root]))
         if not found:
             raise refuse(f"holds no {READABLE} file")
     elif has_magic(typed):
         fixed = next(number for number, part in enumerate(root.parts) if has_magic(part))
-        root, pattern = Path(*root.parts[:fixed]), str(Path(*root.parts[fixed:]))
-        matches = [match for match in root.glob(pattern) if not any(map(_hidden, match.relative_to(root).parts))]
-        found = {file for match in matches for file in (_below(match) if match.is_dir() else [match] if form_of(match) else [])}
+        root, pattern = Path(*root.parts[:fixed]), root.parts[fixed:]
+        matches = _matches(root, pattern)
+        direct = [match for match in matches if form_of(match) is not None and not match.is_dir()]
+        found = _once([*direct, *_below([match for match in matches if match.is_dir()])])
         if not found:
             raise refuse(f"matches {f'no {READABLE} file' if matches else 'nothing'} in {root.absolute()}")
     else:
@@ -286,10 +289,62 @@ def find_files(typed: str) -> list[TextFile]:
     return sorted(files, key=lambda file: file.name)
 
 
-def _below(root: Path) -> Iterator[Path]:
-    for folder, names, files in os.walk(root):
-        names[:] = [name for name in names if not _hidden(name)]
-        yield from (Path(folder, file) for file in files if not _hidden(file) and form_of(Path(file)) is not None)
+def _matches(root: Path, pattern: tuple[str, ...]) -> list[Path]:
+    """What the parts of a pattern match below a folder. `Path.glob` itself does not look for `**` behind links."""
+    found = [root]
+    while "**" in pattern:
+        place = pattern.index("**")
+        found = [folder for folder, _ in _folders(_globbed(found, pattern[:place]))]
+        pattern = pattern[place + 1 :]
+    return _globbed(found, pattern)
+
+
+def _globbed(folders: list[Path], pattern: tuple[str, ...]) -> list[Path]:
+    if not pattern:
+        return folders
+    matches = ((folder, match) for folder in folders for match in folder.glob(str(Path(*pattern))))
+    return [match for folder, match in matches if not any(map(_hidden, match.relative_to(folder).parts))]
+
+
+def _once(files: list[Path]) -> set[Path]:
+    """Files without those that are the same again, behind another link to their folder."""
+    real, detour = functools.cache(os.path.realpath), functools.cache(_detour)
+    found: dict[tuple[str, str], Path] = {}
+    for file in sorted(files, key=lambda file: (detour(file.parent), file)):
+        found.setdefault((real(file.parent), file.name), file)
+    return set(found.values())
+
+
+def _below(roots: list[Path]) -> Iterator[Path]:
+    """The files in some folders, and in those below them, that can be read."""
+    for folder, files in _folders(roots):
+        yield from (folder / file for file in files if not _hidden(file) and form_of(Path(file)) is not None)
+
+
+def _folders(roots: list[Path]) -> Iterator[tuple[Path, list[str]]]:
+    """Some folders and those below them, behind links too, each with the names of its files.
+
+    Each is there once. Where it can be reached in several ways it has the name with the fewest links in it, and of those the first:
+    the order in which the file system lists them decides nothing.
+    """
+    seen: set[str] = set()
+    while roots:
+        links: list[Path] = []
+        for root in sorted(roots, key=lambda root: (_detour(root), root)):
+            for folder, names, files in os.walk(root):
+                names[:] = [name for name in names if not _hidden(name)]
+                if (real := os.path.realpath(folder)) in seen:
+                    names.clear()
+                    continue
+                seen.add(real)
+                links += [path for path in (Path(folder, name) for name in names) if path.is_symlink()]
+                yield Path(folder), files
+        roots = links
+
+
+def _detour(folder: Path) -> int:
+    """Links in a folder's name."""
+    return sum(part.is_symlink() for part in (folder, *folder.parents))
 
 
 def _hidden(name: str) -> bool:

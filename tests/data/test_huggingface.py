@@ -218,6 +218,20 @@ def test_rows_without_text_are_named_or_left_out(tmp_path: Path, stories: Path) 
     assert said[2].endswith(", dropped 1 empty, 1 that cannot be read")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_linked_folder_is_left_out_and_that_is_said(tmp_path: Path, stories: Path) -> None:
+    rows = read(config(stories), tmp_path / "work").counts["read"]
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "train.jsonl").write_text('{"text": "from elsewhere"}\n', encoding="utf-8")
+    (stories / "more").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    said: list[str] = []
+    source = HuggingFaceSource(config(stories), ContentHashes())
+    assert source.corpus(said.append, tmp_path / "other").counts["read"] == rows
+    assert said[0] == (
+        f"Left out: {stories / 'more'} is a link to a folder, which `datasets` does not follow; data=text data.path={stories} does"
+    )
+
+
 def test_a_broken_table_points_to_the_source_that_names_it(tmp_path: Path, fineweb: Path) -> None:
     path = sorted(fineweb.rglob("*.parquet"))[1]
     column = pq.ParquetFile(path).metadata.row_group(1).column(0)

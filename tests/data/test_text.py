@@ -119,6 +119,66 @@ def test_patterns_match_files_and_folders(tmp_path: Path, pattern: str, names: l
     assert [file.name for file in find_files(f"{tmp_path}/{pattern}")] == names
 
 
+links = pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> Path:
+    """Files beside a folder and in it, behind links that also lead to each other, to a hidden one, up, and nowhere."""
+    for name in ("own/z/real.txt", "own/.hidden/h.txt", "disk/books/b.txt", "disk/books/deep/d.txt", "disk/more.jsonl"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text('{"text": "one"}', encoding="utf-8")
+    for name, target in {
+        "own/books": "../disk/books",
+        "own/a_second_way": "../disk/books",
+        "own/a_third_way": "z",
+        "own/disk": "../disk",
+        "own/z/up": "..",
+        "own/.away": "../disk",
+        "own/hidden": ".hidden",
+        "own/gone": "../nowhere",
+        "disk/books/deep/again": "../../../own",
+    }.items():
+        (tmp_path / name).symlink_to(target, target_is_directory=True)
+    return tmp_path / "own"
+
+
+@links
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("", ["a_second_way/b.txt", "a_second_way/deep/d.txt", "disk/more.jsonl", "hidden/h.txt", "z/real.txt"]),
+        ("**/*.txt", ["a_second_way/b.txt", "a_second_way/deep/d.txt", "hidden/h.txt", "z/real.txt"]),
+        ("**/deep/*.txt", ["a_second_way/deep/d.txt"]),
+        (
+            "**/deep/*",
+            [
+                "a_second_way/deep/again/a_second_way/b.txt",
+                "a_second_way/deep/again/disk/more.jsonl",
+                "a_second_way/deep/again/hidden/h.txt",
+                "a_second_way/deep/again/z/real.txt",
+                "a_second_way/deep/d.txt",
+            ],
+        ),
+        ("*/**", ["a_second_way/b.txt", "a_second_way/deep/d.txt", "disk/more.jsonl", "hidden/h.txt", "z/real.txt"]),
+        ("[bd]*/*.*", ["books/b.txt", "disk/more.jsonl"]),
+    ],
+)
+def test_links_to_folders_are_followed_and_each_folder_is_read_once(linked: Path, pattern: str, names: list[str]) -> None:
+    assert [file.name for file in find_files(f"{linked}/{pattern}")] == names
+
+
+@links
+def test_a_link_to_a_folder_changes_no_name_of_what_was_there(linked: Path) -> None:
+    before = [file.name for file in find_files(str(linked))]
+    (linked / "0_first").symlink_to("z", target_is_directory=True)
+    assert [file.name for file in find_files(str(linked))] == before
+    (linked / "z" / "up").unlink()
+    (linked / "z" / "up").symlink_to(linked, target_is_directory=True)
+    assert [file.name for file in find_files(str(linked))] == before
+
+
 def test_a_name_that_looks_like_a_pattern_is_a_name(tmp_path: Path) -> None:
     (tmp_path / "a[1].txt").write_text("text")
     assert [file.name for file in find_files(str(tmp_path / "a[1].txt"))] == ["a[1].txt"]
