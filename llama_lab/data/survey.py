@@ -66,7 +66,8 @@ def survey(split: Split, tokenizer: Tokenizer, entries: Entries) -> Survey:
     looked_at = 0
     for start, stop in _blocks(split.tokens):
         ids = split.read(start, stop)
-        counts += np.bincount(np.minimum(ids, size), minlength=size + 1)
+        # Widened first: the ids of a vocabulary of 65,536 are uint16, and its size is none.
+        counts += np.bincount(np.minimum(ids.astype(np.int64), size), minlength=size + 1)
         looked_at += len(ids)
         if split.starts_file is None:
             found.append(np.diff(_cuts(ids, tokenizer, entries)) - 1)

@@ -1,6 +1,7 @@
 """`llama-lab data inspect`: what it says of every kind of folder, and of what is none."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from llama_lab.data import survey as surveying
 from llama_lab.data.entries import entries
 from llama_lab.data.prepare import PreparedData, prepare
 from llama_lab.data.survey import length_bins, survey
-from llama_lab.data.tokenizer import train_bpe
+from llama_lab.data.tokenizer import Tokenizer, train_bpe
 
 WORDS = ["the", "river", "runs", "by", "old", "mill", "and", "a", "miller", "who", "weighs", "grain"]
 Output = pytest.CaptureFixture[str]
@@ -169,6 +170,22 @@ def test_a_sample_of_documents_is_spread_over_all(prepared: PreparedData, monkey
     assert part.is_sample_of_documents
     assert len(part.lengths) == 8
     assert part.lengths[0] < whole.lengths.mean() < part.lengths[-1]
+
+
+def test_a_vocabulary_as_large_as_its_ids_allow_is_counted(tmp_path: Path, prepared: PreparedData) -> None:
+    content = json.loads((prepared.folder / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = content["model"]["vocab"]
+    vocabulary |= {f"filler {number}": number for number in range(len(vocabulary), 65_536)}
+    tokenizer = Tokenizer(json.dumps(content))
+    assert tokenizer.vocab_size == 65_536
+    ids = np.array([65_535, 7, 65_535, 0], dtype=np.uint16)
+    ids.tofile(tmp_path / "ids.bin")
+    split = replace(
+        prepared.train, tokens=4, folder=tmp_path, files=("ids.bin",), starts=(0,), dtype=ids.dtype, starts_file=None, documents=0
+    )
+    found = survey(split, tokenizer, entries(tokenizer))
+    assert (found.tokens, found.beyond) == (4, 0)
+    assert {id: found.counts[id] for id in np.flatnonzero(found.counts)} == {0: 1, 7: 1, 65_535: 2}
 
 
 def test_bins_are_powers_of_two() -> None:
