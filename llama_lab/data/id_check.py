@@ -1,12 +1,12 @@
 """Reading all ids of a bare folder once, to see that a tokenizer has them.
 
-Every byte is read and hashed, by as many threads as there are cores, so the first start with a folder takes as long as the disk or
-SHA-256 needs for it, whichever is slower. What came out is remembered in the cache folder under path, size and date of each file.
+Every byte is read and hashed, by as many threads as there are cores to use, so the first start with a folder takes as long as the
+disk or SHA-256 needs for it, whichever is slower. What came out is remembered in the cache folder under path, size and date of each
+file.
 """
 
 import contextlib
 import hashlib
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llama_lab.config.devices import usable_cores
 from llama_lab.config.errors import ConfigError
 from llama_lab.data.cache import Remembered, cache_root, lock_file
 from llama_lab.data.corpus import Say
@@ -87,7 +88,7 @@ class _Reading:
             yield
 
     def _read_all(self, start: float) -> list[list]:
-        with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as threads:
+        with ThreadPoolExecutor(min(MAX_THREADS, usable_cores())) as threads:
             tasks = [threads.submit(self._remembered.of, file.path, partial(self._read_one, file)) for file in self._files]
             try:
                 waiting = set(tasks)

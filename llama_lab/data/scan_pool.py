@@ -23,6 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from llama_lab.config.devices import usable_cores
 from llama_lab.config.errors import ConfigError
 from llama_lab.data.clock import Clock
 from llama_lab.data.corpus import Say
@@ -48,7 +49,7 @@ def scan_files(
     Args:
         folder: where results are kept, and found again.
         limit: None scans all files.
-        processes: how many may be used; None is one a core.
+        processes: how many may be used; None is one for each core that this process may use.
 
     Raises:
         ConfigError: a file vanished, or a process ended.
@@ -62,7 +63,7 @@ def scan_files(
     size = sum(sum(jobs[index].sizes) for index in missing)
     clock = Clock("Read", size, say)
     prefix = _Prefix(jobs, done)
-    several = min(len(missing), processes or os.cpu_count() or 1)
+    several = min(len(missing), processes or usable_cores())
     if several < 2 or (processes is None and size < MANY_BYTES):
         read = 0
         for index in missing:

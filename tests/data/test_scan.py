@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from llama_lab.config.errors import ConfigError
@@ -158,6 +159,43 @@ def test_several_processes_find_what_one_does(tmp_path: Path, monkeypatch: pytes
         two = read(chosen, tmp_path / f"work2{max_bytes}", processes=2)
         assert everything(one) == everything(two)
     assert descendants(os.getpid()) == before
+
+
+ON_ONE_CORE = """
+import os, sys, threading
+from pathlib import Path
+import numpy as np
+from llama_lab.config.schema import OnError, TextConfig
+from llama_lab.data import scan_pool
+from llama_lab.data.cache import ContentHashes
+from llama_lab.data.foreign import find_tokens
+from llama_lab.data.id_check import check_ids
+from llama_lab.data.text import TextSource
+
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+os.cpu_count = lambda: 4  # as on any machine with more cores than this process may use
+started, readers = [], set()
+sys.addaudithook(lambda event, _: started.append(event) if event == "subprocess.Popen" else None)
+scan_pool.JOB_BYTES = scan_pool.MANY_BYTES = 1
+text = TextConfig(path="text", val_fraction=0.3, on_error=OnError.skip)
+TextSource(text, ContentHashes()).corpus(lambda sentence: None, Path("work"))
+threading.setprofile(lambda *_: readers.add(threading.get_ident()))
+check_ids(find_tokens(Path("ids"), "data.path=ids"), 9, "data.path=ids", lambda sentence: None)
+print(len(started), len(readers))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be taken from a process here")
+def test_a_process_on_one_core_starts_no_others_and_reads_with_one_thread(tmp_path: Path) -> None:
+    random_corpus(tmp_path / "text", random.Random(4))
+    (tmp_path / "ids").mkdir()
+    for number in range(4):
+        np.save(tmp_path / "ids" / f"{number}.npy", np.full(2**22, number, dtype=np.uint16))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "LLAMA_LAB_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", ON_ONE_CORE], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=170
+    )
+    assert done.stdout == "0 1\n", done.stderr
 
 
 def wait_for(path: Path, process: "subprocess.Popen[bytes]") -> None:
