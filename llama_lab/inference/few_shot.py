@@ -1,9 +1,11 @@
 """Few-shot prompts from data files: a task shown by examples, to see whether a model picks it up. Torch-free.
 
 A set is a JSON file: an `instruction`, names of its two columns (`input`, `output`), `examples` of both, and `queries` without an
-output. Which of the examples are shown, in which order, and which query is asked is drawn anew for every prompt.
+output. Without examples the instruction alone says what is asked (zero-shot). Which of the examples are shown, in which order, and
+which query is asked is drawn anew for every prompt.
 """
 
+import difflib
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -24,7 +26,7 @@ class PromptSet:
 
     Attributes:
         name: of its file, without the ending.
-        examples: (input, output) of each.
+        examples: (input, output) of each; none of a task that is only told.
     """
 
     name: str
@@ -69,7 +71,7 @@ def load_prompt_set(named: str) -> PromptSet:
             problem = f"is no prompt set; there are {', '.join(shipped())}, or name a .json file of your own"
         raise ConfigError([(named, problem)], scope="the prompt sets")
     read = json.loads(path.read_text(encoding="utf-8"))
-    examples = tuple((example["input"], example["output"]) for example in read["examples"])
+    examples = tuple((example["input"], example["output"]) for example in read.get("examples", []))
     return PromptSet(path.stem, read["instruction"], read["input"], read["output"], examples, tuple(read["queries"]))
 
 
@@ -99,6 +101,10 @@ def _problem(path: Path) -> str | None:
     for name in ("instruction", "input", "output"):
         if not isinstance(read.get(name), str) or not read[name]:
             return f"lacks a text as `{name}`"
+    if not isinstance(read.get("examples", []), list):
+        return 'has `examples` that are no list; type [{"input": …, "output": …}, …], or leave them out to show none'
+    if "examples" not in read and (close := difflib.get_close_matches("examples", read, n=1)):
+        return f"has no `examples` but `{close[0]}`; rename it"
     for number, example in enumerate(_listed(read, "examples"), 1):
         if not isinstance(example, dict) or not all(isinstance(example.get(name), str) for name in ("input", "output")):
             return f"has no texts as `input` and `output` of example {number}"

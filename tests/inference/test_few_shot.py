@@ -58,9 +58,19 @@ def test_a_file_of_ones_own_will_do(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("examples", [None, []])
+def test_a_task_may_be_told_without_examples(tmp_path: Path, examples: list[object] | None) -> None:
+    found = load_prompt_set(written(tmp_path / "opposites.json", examples=examples))
+    assert found.examples == ()
+    assert found.prompt(random.Random(0), lambda prompt: True) == "Say the opposite.\n\nWord: dry\nOpposite:"
+
+
 @pytest.mark.parametrize(
     ("changes", "rule"),
     [
+        ({"examples": {"hot": "cold"}}, "has `examples` that are no list; type .*, or leave them out to show none"),
+        ({"examples": "hot, cold"}, "has `examples` that are no list"),
+        ({"examples": None, "example": []}, "has no `examples` but `example`; rename it"),
         ({"instruction": None}, "lacks a text as `instruction`"),
         ({"output": 3}, "lacks a text as `output`"),
         ({"queries": []}, "has no `queries`"),
