@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import os
 import platform
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,10 @@ CPU_BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
 BF16_PEAKS = {
+    "GB200": 2500e12,
     "B200": 2250e12,
     "GH200": 989.4e12,
+    "H200 NVL": 835e12,
     "H200": 989.4e12,
     "H100 NVL": 835e12,
     "H100 PCIe": 756e12,
@@ -41,8 +44,10 @@ BF16_PEAKS = {
     "RTX 4090": 165.2e12,
     "RTX 3090": 71e12,
 }
-"""Multiplications and additions a second in bf16 with sums in fp32, dense, by a part of the device's name; a name that contains
-another stands before it. Source: NVIDIA's data sheets; for GeForce cards the appendices of the architecture white papers."""
+"""Multiplications and additions a second in bf16 with sums in fp32, dense, by whole words of the device's name; a name that begins
+with another stands before it. Source: NVIDIA's data sheets; for GeForce cards the appendices of the architecture white papers."""
+OTHER_CHIPS = re.compile(r"\b(?:Laptop|Mobile|Max-Q|Ti|SUPER|D|MIG)\b")
+"""Words after which the same name is another chip, or a slice of one (multi-instance GPU)."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,9 @@ def probe_cuda() -> Cuda:
 
 def bf16_peak_flops(name: str) -> float | None:
     """What a GPU of this name could compute in bf16 at most, in operations a second; None where that is not known."""
-    return next((peak for part, peak in BF16_PEAKS.items() if part in name), None)
+    if OTHER_CHIPS.search(name):
+        return None
+    return next((peak for words, peak in BF16_PEAKS.items() if re.search(rf"\b{words}\b", name)), None)
 
 
 def torch_has_cuda() -> bool:
