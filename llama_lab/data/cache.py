@@ -13,14 +13,19 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_lab.config.disk import writing
 from llama_lab.config.flags import Parser
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 if TYPE_CHECKING:
     import filelock
@@ -71,6 +76,34 @@ def mark_used(folder: Path) -> None:
         (folder / USED_FILE).touch()
 
 
+@contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """Keep `remove` from an entry while the context lasts; the system lets go of it when the process ends, however it ends.
+
+    Does nothing on Windows, where files that are open cannot be removed, and for a folder that is no entry.
+    """
+    with ExitStack() as held:
+        mark = folder / USED_FILE
+        if fcntl is not None and mark.is_file():
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(held.enter_context(mark.open("rb")), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
+
+
+def _is_in_use(folder: Path) -> bool:
+    mark = folder / USED_FILE
+    if fcntl is None or not mark.is_file():
+        return False
+    with mark.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """Something in the cache.
@@ -104,10 +137,10 @@ def entries() -> list[Entry]:
 
 
 def remove(entry: Entry) -> bool:
-    """Delete an entry, unless a process is at work on it.
+    """Delete an entry, unless a process makes it or a run reads it.
 
     Returns:
-        Whether it is gone. Under Windows an entry that a run is reading stays.
+        Whether it is gone.
     """
     name = entry.name if entry.kind != "unfinished" else entry.name.lstrip(".").rpartition(".")[0] or entry.name
     lock = entry_lock(name)
@@ -116,6 +149,8 @@ def remove(entry: Entry) -> bool:
     except OSError:  # a timeout is one: it is being made
         return False
     try:
+        if _is_in_use(entry.path):
+            return False
         doomed = entry.path
         if not entry.name.startswith("."):
             # What bears its name is complete, so the name goes first.

@@ -22,6 +22,7 @@ from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import load_config, run_folder
 from llama_lab.config.resolve import resolve
 from llama_lab.config.schema import RunConfig, Window
+from llama_lab.data.cache import in_use
 from llama_lab.data.prepare import PreparedData, prepare
 from llama_lab.training.errors import RankFailed, SaveFailed
 from llama_lab.training.foresight.forecast import Forecast, foresee, keep_to_budget
@@ -93,7 +94,7 @@ def _lead(
                 return _already(RunFolder(path), _say)
             if (shorter := shorter_run(run, path)) is not None:
                 _say(shorter)
-            data = _prepare(run, _say)
+            data = _prepare(run, _say, held)
             run = settle_micro_batch(run, data, _say)
             forecast = _foreseen(run, RunFolder(path), data, command)
             folder = held.enter_context(open_run(run, path, origin=_origin(run, data, command)))
@@ -222,9 +223,15 @@ def _spawned(
         _work(run, RunFolder(path), data, worker, load_observers, Stop(asked))
 
 
-def _prepare(run: RunConfig, say: Callable[[str], None]) -> PreparedData:
-    """The run's data, if it is enough for one window, and holds validation tokens where the run validates."""
+def _prepare(run: RunConfig, say: Callable[[str], None], held: contextlib.ExitStack) -> PreparedData:
+    """The run's data, if it is enough for one window, and holds validation tokens where the run validates.
+
+    Args:
+        held: keeps it in the cache.
+    """
     data = prepare(run.data, run.tokenizer, say)
+    for source in data.sources:
+        held.enter_context(in_use(source.folder))
     problems = []
     for source in data.sources:
         if run.data.window is Window.contiguous and source.train.tokens <= run.data.max_seq_len:
@@ -252,7 +259,7 @@ def _follow(
     with contextlib.ExitStack() as held:
         with stop.at_once():
             # The cache's lock lets one process prepare; the others wait for it and find the work done.
-            data = _prepare(run, say)
+            data = _prepare(run, say, held)
             worker = held.enter_context(join(run.hardware, place))
         try:
             with stop.at_once():

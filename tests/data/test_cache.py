@@ -70,6 +70,16 @@ def test_what_is_being_made_stays(names: list[str], capsys: pytest.CaptureFixtur
     assert f"{names[0]} is in use" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="open files cannot be removed there")
+def test_what_a_run_reads_stays(names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with cache.in_use(cache.prepared_root() / names[0]), cache.in_use(cache.prepared_root() / names[0]):
+        assert run_cache_command(["clean", "--older-than", "0"]) == 1
+    assert left() == {names[0]}
+    assert f"{names[0]} is in use" in capsys.readouterr().err
+    assert run_cache_command(["clean", "--all"]) == 0
+    assert left() == set()
+
+
 def test_an_unknown_entry_is_named(names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cache_command(["clean", "nope"]) == 2
     assert names[1] in capsys.readouterr().err

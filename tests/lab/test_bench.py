@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from llama_lab.config.compose import compose
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.schema import CosineConfig
 from llama_lab.lab.bench.command import run_bench_command
+from llama_lab.lab.bench.measure import forced_words
 
 SMALL = ["precision=fp32", "tokenizer=bytes", "model.dim=32", "model.n_layers=1", "model.n_heads=2", "hardware=cpu"]
 BATCH = ["data.max_seq_len=32", "data.tokens_per_update=256", "data=text"]
@@ -34,6 +37,21 @@ def test_configs_are_measured_one_after_another(text: Path, tmp_path: Path, caps
     assert "optim=adamw" in said
     assert "forward" in said
     assert not list(tmp_path.glob("outputs/*"))
+
+
+def test_presets_are_measured_with_the_schedule_that_they_set(text: Path, tmp_path: Path) -> None:
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    # A value that `schedule=constant` does not have.
+    preset = "# @package _global_\n# Mine?\ndefaults:\n  - override /schedule: cosine\nschedule:\n  min_lr: 1.0e-5\n"
+    (tmp_path / "own" / "experiment" / "mine.yaml").write_text(preset, encoding="utf-8")
+    words = ["experiment=mine", *SMALL, *BATCH, f"data.path={text}"]
+    run = compose([*words, *forced_words(words)], config_dir=tmp_path / "own")
+    assert (run.schedule.warmup_updates, run.eval) == (10, None)
+    assert isinstance(run.schedule, CosineConfig)
+    for option in ("lr_sweep", "seed_small", "schedule_shapes"):
+        with pytest.raises(ConfigError) as caught:
+            run_bench_command([f"experiment={option}", *SMALL, *BATCH, "data.path=nowhere.txt", "model.dimm=1"])
+        assert [subject for subject, _ in caught.value.problems] == ["model.dimm=1"]
 
 
 def test_what_fails_is_said_and_mistakes_cost_no_time(text: Path, capsys: pytest.CaptureFixture[str]) -> None:

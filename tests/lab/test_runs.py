@@ -112,7 +112,10 @@ def test_broken_folders_are_named_and_the_others_listed(study: Path, capsys: Out
 def test_a_run_that_was_moved_aside_is_not_listed_and_one_without_process_is_dead(study: Path, make: Make):
     folder = make(7, status="running")
     shutil.copytree(folder, folder.with_name(f"{folder.name}.1"))
-    assert folder.with_name(f"{folder.name}.1") not in find_folders([str(study)])
+    aside = folder.with_name(f"{folder.name}.1")
+    assert aside not in find_folders([str(study)])
+    assert aside not in find_folders([f"{study}/*"])
+    assert find_folders([f"{study}/*.[0-9]"]) == [aside], "it was asked for"
     assert look_at(folder).status == DEAD
     locks = study / ".locks"
     locks.mkdir()
@@ -146,3 +149,8 @@ def test_a_thousand_runs_are_listed_in_two_seconds_without_torch(make: Make, lla
 def test_nothing_there_says_what_makes_a_run(outputs: Path, capsys: Output):
     assert main(["runs"]) == 0
     assert "There is no run in" in capsys.readouterr().out
+
+
+def test_flags_may_stand_between_what_they_are_about(study: Path, capsys: Output):
+    rows = listed(capsys, str(study), "--sort", "val/loss", "status=finished")
+    assert len(rows) == 4

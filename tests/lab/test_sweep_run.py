@@ -27,7 +27,7 @@ from llama_lab.lab import sweep as sweeps
 from llama_lab.lab.runs import track
 from llama_lab.lab.sweep import Sweep, load_sweep, run, run_sweep, slurm
 from llama_lab.lab.sweep.command import run_sweep_command
-from llama_lab.lab.sweep.frozen import hold_sweep
+from llama_lab.lab.sweep.frozen import hold_sweep, keep_config
 from llama_lab.lab.sweep.local import Local
 from llama_lab.lab.sweep.search import mean_objective
 from llama_lab.lab.sweep.show import Board
@@ -148,6 +148,21 @@ def test_a_sweep_that_is_interrupted_saves_its_jobs_and_goes_on(make: Make, caps
     assert [problem for job in sweep.jobs for problem in _broken(RunFolder(job.folder))] == []
     printed = (sweep.folder / "jobs" / "0001" / "output.log").read_text(encoding="utf-8")
     assert printed.count("Step: 200 ") == 1
+
+
+def test_a_sweep_that_is_made_anew_is_made_anew_once(make: Make):
+    words = ("seed.init=0,1", "sweep.at_once=1", "fresh=true")
+    sweep = make(*words)
+    assert run_sweep(sweep) == 0
+    made = {job.folder: _state(RunFolder(job.folder)) for job in sweep.jobs}
+    # As a sweep that is killed while its second job runs leaves it.
+    sweep.jobs[1].run.fresh = True
+    keep_config(sweep, sweep.jobs[1])
+    assert run_sweep(load_sweep(sweep.folder)) == 0
+    assert statuses(sweep) == ["already finished"] * 2
+    assert {path: _state(RunFolder(path)) for path in made} == made
+    assert run_sweep(make(*words)) == 0
+    assert statuses(sweep) == ["finished"] * 2, "it was typed again"
 
 
 def test_a_job_that_runs_out_of_memory_gets_a_smaller_micro_batch(make: Make, capsys):

@@ -14,6 +14,8 @@ import torch
 
 from llama_lab import compose, load, train
 from llama_lab.config.errors import ConfigError
+from llama_lab.data import cache
+from llama_lab.data.prepare import prepare
 from llama_lab.training.errors import Diverged
 from llama_lab.training.metrics import read_rows
 from llama_lab.training.saving.manifest import list_checkpoints
@@ -169,6 +171,8 @@ def test_a_run_that_is_running_is_not_started_twice(tiny, text, outputs):
         wait_for(lambda: list((outputs / "tiny").glob("*/metrics.jsonl")), process)
         with pytest.raises(ConfigError, match=rf"is being trained by process {process.pid} on "):
             train(tiny(*ENDLESS))
+        (entry,) = [entry for entry in cache.entries() if entry.path == prepare(tiny().data, tiny().tokenizer, print).folder]
+        assert os.name == "nt" or not cache.remove(entry), "its data stays as well"
 
 
 def test_changed_data_is_named_and_has_to_be_accepted(tiny, outputs):

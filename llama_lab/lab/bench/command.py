@@ -27,8 +27,8 @@ def run_bench_command(words: list[str]) -> int:
         raise ConfigError([(f"--updates {arguments.updates}", rule)])
     if unknown := [word for word in overrides if word.startswith("-")]:
         raise ConfigError([(unknown[0], "is no flag of bench; llama-lab bench --help has them")])
-    objective = ["sweep.objective=train/loss"] if arguments.multirun else []  # there is no other, without validation
-    sweep = expand([*overrides, *forced_words(overrides), *objective], multirun=arguments.multirun)
+    objective = ["sweep.objective=train/loss"] if arguments.multirun else []  # `eval=null` may be among the words
+    sweep = expand([*overrides, *objective], multirun=arguments.multirun)
     configs = [overrides] if sweep is None else [[*_fixed(overrides, job.values), *_typed(job.values)] for job in sweep.jobs]
     for words_of_one in configs:  # every mistake before the first minute is spent
         resolve(compose([*words_of_one, *forced_words(words_of_one)]))

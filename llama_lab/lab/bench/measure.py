@@ -114,6 +114,7 @@ def _fill(bench: Bench, run: RunConfig, rows: list[dict[str, Any]], meta: dict[s
 
 
 def forced_words(overrides: list[str]) -> list[str]:
-    """What bench sets, but for what was typed."""
+    """What bench sets, but for what was typed. A preset keeps its schedule: it may set values that no other has."""
     typed = {word.partition("=")[0] for word in overrides}
+    typed |= {"schedule"} if "experiment" in typed else set()
     return [word for word in FORCED if word.partition("=")[0] not in typed]

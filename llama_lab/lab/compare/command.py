@@ -35,7 +35,7 @@ def run_compare_command(words: list[str]) -> int:
         ConfigError: the runs cannot be found or compared, with the reasons.
     """
     try:
-        asked = _parser().parse_args(words)
+        asked = _parser().parse_intermixed_args(words)
     except SystemExit as stop:
         return int(stop.code or 0)
     question = read_question(asked)

@@ -42,7 +42,7 @@ def run_noise_command(words: list[str]) -> int:
         ConfigError: the words or the runs do not allow it.
     """
     try:
-        asked = _parser().parse_args(words)
+        asked = _parser().parse_intermixed_args(words)
     except SystemExit as stop:
         return int(stop.code or 0)
     if not asked.words:

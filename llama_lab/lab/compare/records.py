@@ -20,6 +20,7 @@ from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import SCIENCE, load_config, science
 from llama_lab.config.paths import or_meant
 from llama_lab.config.schema import Origin, Problem, RunConfig, SeedConfig
+from llama_lab.lab.patterns import is_aside, matches
 from llama_lab.lab.runs.listing import status_of
 from llama_lab.training.metrics import read_rows
 from llama_lab.training.run_folder import RunFolder, relative
@@ -246,17 +247,14 @@ def _named(word: str) -> tuple[list[Path], list[RunRecord]]:
         return _read_table(path, word)
     if path.is_dir():
         return _runs_in(path, word), []
-    try:
-        matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-    except (ValueError, NotImplementedError):
-        matches = []
-    if not matches:
+    found = matches(word)
+    if not found:
         instead = or_meant(path, "name runs (outputs/<name>/<run id>), a folder of runs, or a sweep")
         raise _refused(word, f"names no folder or CSV file; {instead}")
-    runs = [match for match in matches if (match / "config.yaml").is_file()]
-    inside = [run for match in matches if match.is_dir() and match not in runs for run in _children(match)]
+    runs = [match for match in found if (match / "config.yaml").is_file()]
+    inside = [run for match in found if match.is_dir() and match not in runs for run in _children(match)]
     if not runs and not inside:
-        raise _refused(word, f"matches {len(matches)} paths, but no run among them")
+        raise _refused(word, f"matches {len(found)} paths, but no run among them")
     return runs or inside, []
 
 
@@ -275,9 +273,7 @@ def _runs_in(path: Path, word: str) -> list[Path]:
 
 def _children(path: Path) -> list[Path]:
     """Runs directly inside a folder, without those that were moved aside for a fresh start."""
-    runs = sorted(config.parent for config in path.glob("*/config.yaml"))
-    names = {run.name for run in runs}
-    return [run for run in runs if not (re.search(r"\.\d+$", run.name) and re.sub(r"\.\d+$", "", run.name) in names)]
+    return sorted(config.parent for config in path.glob("*/config.yaml") if not is_aside(config.parent))
 
 
 def _read_table(path: Path, word: str) -> tuple[list[Path], list[RunRecord]]:

@@ -31,7 +31,7 @@ def run_report_command(words: list[str]) -> int:
         ConfigError: the runs cannot be found, or the files cannot be written.
     """
     try:
-        asked = _parser().parse_args(words)
+        asked = _parser().parse_intermixed_args(words)
     except SystemExit as stop:
         return int(stop.code or 0)
     question = Asked(

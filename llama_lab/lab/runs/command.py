@@ -66,7 +66,7 @@ def run_runs_command(words: list[str]) -> int:
         ConfigError: a word names no run, or a key that no run has.
     """
     try:
-        asked = _parser().parse_args(words)
+        asked = _parser().parse_intermixed_args(words)
     except SystemExit as stop:
         return int(stop.code or 0)
     filters = [found for word in asked.words if (found := _filter(word)) is not None]

@@ -18,6 +18,7 @@ from llama_lab.config.identity import is_science, outputs_folder
 from llama_lab.config.paths import or_meant
 from llama_lab.config.schema import Problem
 from llama_lab.lab.labels import differences_of
+from llama_lab.lab.patterns import is_aside, matches
 from llama_lab.training.run_folder import relative
 
 LINE = re.compile(r"^( *)([\w.]+):(?: (.*))?$")
@@ -175,11 +176,7 @@ def _named(word: str) -> list[Path]:
         return _inside(path)
     if path.name == "summary.csv" and path.is_file():
         return _inside(path.parent)
-    try:
-        matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-    except (ValueError, NotImplementedError):
-        return []
-    return [run for match in matches if match.is_dir() for run in _inside(match)]
+    return [run for match in matches(word) if match.is_dir() for run in _inside(match)]
 
 
 def _inside(path: Path) -> list[Path]:
@@ -192,12 +189,7 @@ def _inside(path: Path) -> list[Path]:
         return [folder for folder in folders if folder.is_dir()]
     # A folder with rows or a summary and no config is a run that was damaged, and named as such.
     files = [entry for depth in ("*", "*/*") for name in FILES[:2] + FILES[3:] for entry in path.glob(f"{depth}/{name}")]
-    return sorted({entry.parent for entry in files if not _is_aside(entry.parent)})
-
-
-def _is_aside(folder: Path) -> bool:
-    """Whether a run was moved aside for a fresh start."""
-    return re.search(r"\.\d+$", folder.name) is not None and folder.with_name(re.sub(r"\.\d+$", "", folder.name)).is_dir()
+    return sorted({entry.parent for entry in files if not is_aside(entry.parent)})
 
 
 def _read_config(text: str) -> dict[str, str]:

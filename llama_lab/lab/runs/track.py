@@ -16,6 +16,7 @@ from llama_lab.config.errors import ConfigError
 from llama_lab.config.flags import Parser
 from llama_lab.config.identity import load_config
 from llama_lab.config.schema import TrackerMode, WandbConfig
+from llama_lab.lab.patterns import matches
 from llama_lab.lab.sweep.frozen import is_sweep, load_sweep
 from llama_lab.training.metrics import read_rows
 from llama_lab.training.run_folder import RunFolder, find_run, hold_run, relative
@@ -37,7 +38,7 @@ def run_track_command(words: list[str]) -> int:
         ConfigError: everything wrong with the runs that were named; nothing is sent then.
     """
     try:
-        asked = _parser().parse_args(words)
+        asked = _parser().parse_intermixed_args(words)
     except SystemExit as stop:
         return int(stop.code or 0)
     folders = _named(asked.runs)
@@ -62,11 +63,10 @@ def _named(words: list[str]) -> list[RunFolder]:
     found = []
     for word in words:
         path = Path(word).expanduser().absolute()
-        is_pattern = glob.has_magic(word) and not path.exists()
-        matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor)))) if is_pattern else [path]
-        if not matches:
+        meant = matches(word) if glob.has_magic(word) and not path.exists() else [path]
+        if not meant:
             found.append((word, "matches nothing; name runs' folders, outputs/<name>/<run id>"))
-        paths |= dict.fromkeys(run for match in matches for run in (_members(match) if is_sweep(match) else [match]))
+        paths |= dict.fromkeys(run for match in meant for run in (_members(match) if is_sweep(match) else [match]))
     folders = []
     for path in paths:
         try:

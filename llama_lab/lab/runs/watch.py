@@ -70,7 +70,7 @@ def run_watch_command(words: list[str]) -> int:
         ConfigError: a word names no run.
     """
     try:
-        asked = _parser().parse_args(words)
+        asked = _parser().parse_intermixed_args(words)
     except SystemExit as stop:
         return int(stop.code or 0)
     watcher = _Watcher(asked.runs)

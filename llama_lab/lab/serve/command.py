@@ -10,6 +10,7 @@ from pathlib import Path
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.flags import Parser
 from llama_lab.config.schema import Problem
+from llama_lab.lab.patterns import matches
 from llama_lab.training.run_folder import no_run
 
 SCOPE = "this request"
@@ -31,7 +32,7 @@ def run_serve_command(words: list[str]) -> int:
         ConfigError: there is no such run or checkpoint, the port is in use, or the server's packages are missing.
     """
     try:
-        asked = _parser().parse_args(words)
+        asked = _parser().parse_intermixed_args(words)
     except SystemExit as stop:
         return int(stop.code or 0)
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
@@ -110,9 +111,9 @@ def _named(words: list[str]) -> list[Path]:
     found: dict[Path, None] = {}
     problems: list[Problem] = []
     for word in words:
-        path = Path(word)
+        path = Path(word).expanduser()
         is_pattern = glob.has_magic(word) and not path.exists()
-        paths = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor)))) if is_pattern else [path]
+        paths = matches(word) if is_pattern else [path]
         runs = [path for path in paths if (path / "config.yaml").is_file()]
         if not runs:
             problems.append((word, "matches no run; name a run's folder, outputs/<name>/<run id>" if is_pattern else no_run(path)))

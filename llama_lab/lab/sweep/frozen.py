@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def take_over(sweep: Sweep) -> None:
     known = _read(sweep.folder)
     if not known:
         return
-    frozen = [_load_job(sweep.folder, entry) for entry in known["jobs"]]
+    frozen = [_load_job(sweep.folder, entry, known["starts"][-1]["time"]) for entry in known["jobs"]]
     is_same = known["fixed"] == sweep.fixed
     composed = {job.folder: job for job in sweep.jobs}
     for job in frozen:
@@ -130,7 +131,7 @@ def load_sweep(folder: Path) -> Sweep:
     settings = SweepConfig(**saved)
     axes = [Axis(**axis | {"choices": tuple(axis["choices"])}) for axis in known["axes"]]
     sweep = Sweep([], folder, settings, axes, known["fixed"], [], known["starts"][-1]["command"])
-    sweep.jobs = [_load_job(folder, entry) for entry in known["jobs"]]
+    sweep.jobs = [_load_job(folder, entry, known["starts"][-1]["time"]) for entry in known["jobs"]]
     for path, values in zip(sorted((folder / "bases").glob("*.yaml")), known["bases"], strict=True):
         run = load_config(path)
         sweep.bases.append(Job(sweep.fixed + [f"{key}={value}" for key, value in values.items()], values, run, None, folder))
@@ -150,6 +151,21 @@ def keep_outcome(sweep: Sweep, job: Job) -> None:
 def keep_config(sweep: Sweep, job: Job) -> None:
     """Freeze a job's config anew, after something of it had to change."""
     save_config(job.run, job_folder(sweep, job) / "config.yaml")
+
+
+def forget_first_words(sweep: Sweep, job: Job) -> None:
+    """Take back what holds for one start of a job once that has begun: the next must not move its run aside again."""
+    since = _read(sweep.folder)["starts"][-1]["time"]
+    if (job.run.fresh or job.run.accept_changes) and _has_begun(job.folder, since):
+        job.run.fresh = job.run.accept_changes = False
+        keep_config(sweep, job)
+
+
+def _has_begun(folder: Path, since: str) -> bool:
+    """Whether a run was started at or after a moment."""
+    form = "%Y-%m-%dT%H:%M:%S%z"
+    starts = [datetime.strptime(start["time"], form) for start in RunFolder(folder).meta().get("starts", [])]
+    return bool(starts) and starts[-1] >= datetime.strptime(since, form)
 
 
 def known_outcome(sweep: Sweep, job: Job) -> Outcome:
@@ -174,9 +190,12 @@ def _save_job(sweep: Sweep, job: Job) -> None:
     keep_config(sweep, job)
 
 
-def _load_job(folder: Path, entry: dict[str, Any]) -> Job:
+def _load_job(folder: Path, entry: dict[str, Any], since: str) -> Job:
+    """A job as it was frozen, by a sweep that was last started at `since`."""
     run = load_config(folder / "jobs" / f"{entry['number']:04}" / "config.yaml")
     where = Path(os.path.normpath(folder / entry["folder"]))
+    if run.fresh and _has_begun(where, since):  # and the sweep was killed before it took note
+        run.fresh = run.accept_changes = False
     return Job(entry["overrides"], entry["values"], run, entry["slug"], where, number=entry["number"], trial=entry["trial"])
 
 

@@ -160,7 +160,9 @@ def packing(sweep: Sweep) -> tuple[int, int]:
     gpus, cores, threads = _gpus(runs), devices.usable_cores(), os.environ.get(THREADS)
     widest = max(run.hardware.processes or 1 for run in runs)
     total = len(sweep.jobs) + sweep.to_come
-    each = int(threads) if threads else 1
+    # A list is for regions within regions, of which there are none here.
+    first = (threads or "").partition(",")[0].strip()
+    each = int(first) if first.isdecimal() and int(first) else 1
     if gpus:
         room = max(1, len(gpus) * sweep.settings.jobs_per_gpu // widest)
     else:

@@ -21,7 +21,15 @@ from llama_lab.config.schema import Search
 from llama_lab.lab.sweep import show
 from llama_lab.lab.sweep.budget import keep_sweep_to_budget
 from llama_lab.lab.sweep.expand import Job, Outcome, Sweep
-from llama_lab.lab.sweep.frozen import freeze, hold_sweep, job_folder, keep_config, keep_outcome, known_outcome
+from llama_lab.lab.sweep.frozen import (
+    forget_first_words,
+    freeze,
+    hold_sweep,
+    job_folder,
+    keep_config,
+    keep_outcome,
+    known_outcome,
+)
 from llama_lab.lab.sweep.halving import Candidate, Halving
 from llama_lab.lab.sweep.job import BEFORE_START, Request
 from llama_lab.lab.sweep.place import choose_place
@@ -197,9 +205,7 @@ class _Runner:
             del self._running[number]
             self._place.done(started)
             seconds = time.monotonic() - self._board.running.pop(number)
-            if outcome.finished:
-                # Words to the first start only: another start of the sweep must not move this run aside.
-                job.run.fresh = job.run.accept_changes = False
+            forget_first_words(self._sweep, job)
             self._settle(job, self._completed(job, outcome, seconds), seconds)
 
     def _completed(self, job: Job, outcome: Outcome, seconds: float) -> Outcome:
