@@ -1,18 +1,24 @@
 """Exports: others read the same weights, make the same tokens of a text, and predict the same."""
 
+import ast
 import json
 import os
+import re
+import shlex
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from llama_lab import load
+from llama_lab import compose, load
 from llama_lab.cli import main
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.identity import load_config, save_config
 from llama_lab.lab.transfer.export import export
 from llama_lab.training.saving.checkpoint import load_weights
 from llama_lab.training.saving.manifest import list_checkpoints
@@ -97,6 +103,46 @@ def test_the_card_tells_the_last_score_of_each_task(shaped_runs, tmp_path: Path)
             rows.write(json.dumps(row) + "\n")
     export(run, tmp_path / "out", target="hf")
     assert "- Task our: accuracy 0.5\n" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("prompt", ["ROMEO:\n", 'He said "no"', "a\\nb \\", "it's 🙂", "`x` $HOME"])
+def test_the_card_shows_code_that_runs_whatever_the_prompt(prompt: str, shaped_runs, tmp_path: Path):
+    run = Path(shutil.copytree(shaped_runs["mha"], tmp_path / "run"))
+    config = load_config(run / "config.yaml")
+    save_config(replace(config, sample=replace(compose([]).sample, prompts=[prompt])), run / "config.yaml")
+    out = tmp_path / 'my "best" model'
+    export(run, out, target="hf")
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert {prompt, out.name} <= constants(fenced(card, "python"))
+    serve, evaluate = re.findall(r"`((?:vllm|lm_eval) [^`]*)`", card)
+    assert shlex.split(serve) == ["vllm", "serve", out.name]
+    assert shlex.split(evaluate)[-1] == f"pretrained={out.name}"
+    pytest.importorskip("gguf")
+    export(run, tmp_path / "gg uf", target="gguf")
+    command = fenced((tmp_path / "gg uf" / "README.md").read_text(encoding="utf-8"), "")
+    assert shlex.split(command) == ["llama-cli", "-m", "gg uf/model.gguf", "-p", prompt, "-n", "40", "-no-cnv"]
+
+
+def fenced(card: str, language: str) -> str:
+    """The first block of code in a card."""
+    return card.partition(f"```{language}\n")[2].partition("\n```")[0]
+
+
+def constants(code: str) -> set[Any]:
+    """The texts and numbers in some Python, which has to parse."""
+    return {node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)}
+
+
+def test_what_is_typed_next_knows_paths_with_spaces(shaped_runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "it's my model"
+    assert main(["export", str(shaped_runs["mha"]), "--to", "hf", "--out", str(out)]) == 0
+    words = shlex.split(capsys.readouterr().out.partition("Try it: ")[2])
+    assert words[:2] == ["python", "-c"] and len(words) == 3
+    assert {"text-generation", str(out), "The"} == constants(words[2])
+    pytest.importorskip("gguf")
+    out = tmp_path / "another model"
+    assert main(["export", str(shaped_runs["mha"]), "--to", "gguf", "--out", str(out)]) == 0
+    assert shlex.split(capsys.readouterr().out.partition("Try it: ")[2])[:3] == ["llama-cli", "-m", f"{out}/model.gguf"]
 
 
 def test_another_checkpoint_and_another_dtype(shaped_runs, tmp_path: Path):

@@ -5,6 +5,7 @@ Everything in it is read from the run's own files. Nothing of the machine's name
 
 import json
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,17 @@ HF_USE = """\
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
-model = AutoModelForCausalLM.from_pretrained("{folder}", dtype=torch.float32)
+tokenizer = AutoTokenizer.from_pretrained({folder_text})
+model = AutoModelForCausalLM.from_pretrained({folder_text}, dtype=torch.float32)
 # A document begins after the end of another, so a prompt that is meant as a beginning does too.
-ids = [[tokenizer.bos_token_id, *tokenizer("{prompt}", add_special_tokens=False).input_ids]]
+ids = [[tokenizer.bos_token_id, *tokenizer({prompt_text}, add_special_tokens=False).input_ids]]
 print(tokenizer.decode(model.generate(torch.tensor(ids), max_new_tokens=40)[0], skip_special_tokens=True))
 ```
 
-`vllm serve {folder}` and `lm_eval --model hf --model_args pretrained={folder}` take the folder as well."""
+`vllm serve {folder_word}` and `lm_eval --model hf --model_args {pretrained_word}` take the folder as well."""
 GGUF_USE = """\
 ```
-llama-cli -m {folder}/model.gguf -p "{prompt}" -n 40 -no-cnv
+llama-cli -m {file_word} -p {prompt_word} -n 40 -no-cnv
 ```"""
 
 
@@ -59,7 +60,7 @@ def model_card(
     rows = read_rows(folder.path / "metrics.jsonl")
     summary, meta = folder.summary(), folder.meta()
     prompt = run.sample.prompts[0] if run.sample else "The"
-    use = (HF_USE if target == "hf" else GGUF_USE).format(folder=out_name, prompt=prompt.replace('"', '\\"'))
+    use = _use(target, out_name, prompt)
     size = parameters(run.model, tokenizer.vocab_size)
     tokens = update * run.data.tokens_per_update
     shape = " with normalised queries and keys, as in Qwen3," if run.model.qk_norm else ""
@@ -84,6 +85,16 @@ A Llama{shape} of {size:,} parameters, trained by llama_lab on {tokens:,} tokens
         "Where it came from": _origin(summary, meta, folder),
     }
     return heading + "".join(f"\n\n## {title}\n\n{text}" for title, text in sections.items() if text) + "\n"
+
+
+def _use(target: str, folder: str, prompt: str) -> str:
+    """What to type, whatever the folder's name and the prompt hold: newlines, quotes, spaces."""
+    if target == "gguf":
+        return GGUF_USE.format(file_word=shlex.quote(f"{folder}/model.gguf"), prompt_word=shlex.quote(prompt))
+    # A text of JSON is one of Python, unless a letter beyond 16 bits were written as the two halves that JSON knows.
+    folder_text, prompt_text = (json.dumps(text, ensure_ascii=False) for text in (folder, prompt))
+    folder_word, pretrained_word = shlex.quote(folder), shlex.quote(f"pretrained={folder}")
+    return HF_USE.format(folder_text=folder_text, prompt_text=prompt_text, folder_word=folder_word, pretrained_word=pretrained_word)
 
 
 def _verdicts(run: RunConfig, summary: dict[str, Any], meta: dict[str, Any], rows: list[dict[str, Any]], update: int) -> list[str]:

@@ -4,7 +4,9 @@ RUN -> checkpoint, config, tokenizer -> a draft beside DIR -> DIR, in one step
 """
 
 import argparse
+import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -24,10 +26,6 @@ SCOPE = "this export"
 TARGETS = ("hf", "gguf")
 DTYPES = ("fp32", "bf16")
 GGUF_FILE = "model.gguf"
-NEXT = {
-    "hf": "python -c \"from transformers import pipeline; print(pipeline('text-generation', '{out}')('The'))\"",
-    "gguf": 'llama-cli -m {out}/model.gguf -p "The"',
-}
 
 
 def run_export_command(words: list[str]) -> int:
@@ -46,7 +44,7 @@ def run_export_command(words: list[str]) -> int:
     files = export(asked.run, asked.out, target=asked.to, update=asked.update, dtype=asked.dtype)
     here = relative(asked.out.absolute())
     print(f"Wrote {here}: " + ", ".join(f"{file.name} ({short_bytes(file.stat().st_size)})" for file in files))
-    print(f"Try it: {NEXT[asked.to].format(out=here)}")
+    print(f"Try it: {_next(asked.to, here)}")
     return 0
 
 
@@ -88,6 +86,15 @@ def export(run_folder: Path, out: Path, *, target: str, update: str | None = Non
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return sorted(out.iterdir())
+
+
+def _next(target: str, out: str) -> str:
+    """What to type to hear the export speak, whatever its path holds."""
+    if target == "gguf":
+        file = shlex.quote(f"{out}/{GGUF_FILE}")
+        return f'llama-cli -m {file} -p "The"'
+    made = f'pipeline("text-generation", {json.dumps(out, ensure_ascii=False)})("The")'
+    return "python -c " + shlex.quote(f"from transformers import pipeline; print({made})")
 
 
 def _parser() -> argparse.ArgumentParser:
