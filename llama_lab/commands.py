@@ -159,6 +159,7 @@ def _completion(words: list[str]) -> int:
     return DONE
 
 
+CACHE_WORDS = ["list", "clean", "--all", "--older-than", "--help"]
 DATA_WORDS = ["inspect", "replay", "--verify", "--samples", "--plot", "--tokenizer", "--update", "--help"]
 SERVE_WORDS = ["--port", "--host", "--device", "--precision", "--loaded", "--running", "--waiting", "--help"]
 EXPORT_WORDS = ["--to", "hf", "gguf", "--out", "--update", "--dtype", "fp32", "bf16", "--help"]
@@ -209,7 +210,7 @@ COMMANDS = {
     ),
     "bench": Command(
         "measure how fast configs train here",
-        ["--updates", "--out", "--multirun", "--help"],
+        ["--updates", "--out", "--multirun", "--config-dir", "--help"],
         _in("lab.bench.command", "run_bench_command"),
     ),
     "noise": Command("measure how far runs scatter by chance", NOISE_WORDS, _in("lab.compare.noise_command", "run_noise_command")),
@@ -231,7 +232,7 @@ COMMANDS = {
         ["--mode", "--project", "--entity", "--help"],
         _in("lab.runs.track", "run_track_command"),
     ),
-    "cache": Command("list or clean prepared data", ["list", "clean"], _in("data.cache", "run_cache_command")),
+    "cache": Command("list or clean prepared data", CACHE_WORDS, _in("data.cache", "run_cache_command")),
     "completion": Command("print a completion script for bash, zsh or fish", ["bash", "zsh", "fish"], _completion),
 }
 

@@ -45,6 +45,7 @@ FISH = """\
 complete -c llama-lab -a '(llama-lab __complete (commandline -cp | string collect) 2>/dev/null)'
 """
 
+TAKES_OVERRIDES = ("train", "plan", "fork", "import", "prepare", "bench", "noise")
 SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 
 
@@ -60,7 +61,7 @@ def complete(line: str, commands: dict[str, list[str]]) -> list[str]:
     if not words:
         return _starting_with(current, list(commands))
     command = words[0]
-    if command in ("train", "plan", "fork", "import", "prepare") and not current.startswith("-"):
+    if command in TAKES_OVERRIDES and not current.startswith("-"):
         found = _override(current, _config_dir(words))
         # Of a config, preparing reads two nodes.
         return found if command != "prepare" else [word for word in found if word.startswith(("data", "tokenizer", "experiment="))]

@@ -282,7 +282,8 @@ def run_cache_command(args: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     kept = "Prepared data and compiled models, kept so that they are made once."
-    parser = Parser(prog="llama-lab cache", description=kept)
+    cleaned = "clean takes a NAME that list shows, --all, or --older-than DAYS"
+    parser = Parser(prog="llama-lab cache", description=kept, epilog=cleaned)
     actions = parser.add_subparsers(dest="action")
     parser.set_defaults(action="list")
     actions.add_parser("list", help="what is there, with its size and last use")

@@ -7,6 +7,7 @@ import pytest
 
 from llama_lab.config.compose import compose
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.paths import config_folder
 from llama_lab.config.schema import CosineConfig
 from llama_lab.lab.bench.command import run_bench_command
 from llama_lab.lab.bench.measure import forced_words
@@ -52,6 +53,23 @@ def test_presets_are_measured_with_the_schedule_that_they_set(text: Path, tmp_pa
         with pytest.raises(ConfigError) as caught:
             run_bench_command([f"experiment={option}", *SMALL, *BATCH, "data.path=nowhere.txt", "model.dimm=1"])
         assert [subject for subject, _ in caught.value.problems] == ["model.dimm=1"]
+
+
+def test_options_of_ones_own_are_measured(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are found in a folder named from here; what is measured lies where runs do, also where that begins with ~."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("LLAMA_LAB_OUTPUTS", "~/found")
+    (tmp_path / "own" / "optim").mkdir(parents=True)
+    option = (config_folder("conf") / "optim" / "adamw.yaml").read_text(encoding="utf-8")
+    (tmp_path / "own" / "optim" / "mine.yaml").write_text(option, encoding="utf-8")
+    words = [*SMALL, *BATCH, f"data.path={text}", "--updates", "20", "-m", "optim=mine,adamw", "--config-dir", "own"]
+    assert run_bench_command(words) == 0
+    mine, ours = (json.loads(line) for line in (tmp_path / "found" / "bench" / "bench.jsonl").read_text().splitlines())
+    assert (mine["config"].split()[-1], mine["error"]) == ("optim=mine", "")
+    assert mine["loss"] == pytest.approx(ours["loss"], rel=1e-3)
+    with pytest.raises(ConfigError, match=r"--config-dir nowhere is no folder"):
+        run_bench_command(["--config-dir", "nowhere"])
 
 
 def test_what_fails_is_said_and_mistakes_cost_no_time(text: Path, capsys: pytest.CaptureFixture[str]) -> None:

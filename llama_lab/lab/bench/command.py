@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -10,10 +9,12 @@ from pathlib import Path
 from llama_lab.config.compose import compose
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.flags import Parser
+from llama_lab.config.identity import outputs_folder
 from llama_lab.config.resolve import resolve
 from llama_lab.lab.bench.measure import EVERY, PARTS, WARM, Bench, forced_words, measure
 from llama_lab.lab.sweep import expand
 from llama_lab.lab.table import print_table
+from llama_lab.training.run_folder import relative
 
 
 def run_bench_command(words: list[str]) -> int:
@@ -28,13 +29,16 @@ def run_bench_command(words: list[str]) -> int:
     if unknown := [word for word in overrides if word.startswith("-")]:
         raise ConfigError([(unknown[0], "is no flag of bench; llama-lab bench --help has them")])
     objective = ["sweep.objective=train/loss"] if arguments.multirun else []  # `eval=null` may be among the words
-    sweep = expand([*overrides, *objective], multirun=arguments.multirun)
+    own = None if arguments.config_dir is None else arguments.config_dir.expanduser().absolute()
+    if own is not None and not own.is_dir():
+        raise ConfigError([(f"--config-dir {arguments.config_dir}", "is no folder; name one with groups of options in it")])
+    sweep = expand([*overrides, *objective], multirun=arguments.multirun, config_dir=own)
     configs = [overrides] if sweep is None else [[*_fixed(overrides, job.values), *_typed(job.values)] for job in sweep.jobs]
     for words_of_one in configs:  # every mistake before the first minute is spent
-        resolve(compose([*words_of_one, *forced_words(words_of_one)]))
+        resolve(compose([*words_of_one, *forced_words(words_of_one)], config_dir=own))
     found = []
     for words_of_one in configs:
-        found.append(measure(words_of_one, arguments.updates))
+        found.append(measure(words_of_one, arguments.updates, config_dir=own))
         said = found[-1].error or f"{found[-1].tokens_per_second:,.0f} tokens a second, loss {found[-1].loss:.3f}"
         print(f"{found[-1].config}: {said}", flush=True)
     show(found)
@@ -87,12 +91,13 @@ def _fixed(overrides: list[str], values: dict[str, str]) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="llama-lab bench",
-        usage="llama-lab bench [--updates N] [--out DIR] [-m] [group=option …] [key=value …]",
+        usage="llama-lab bench [--updates N] [--out DIR] [-m] [--config-dir DIR] [group=option …] [key=value …]",
         description="Measure how fast a config trains here, or with -m several: tokens a second, MFU, memory, time by part.",
         allow_abbrev=False,
     )
     parser.add_argument("--updates", type=int, default=WARM + 6 * EVERY, help="updates that are trained (default: %(default)s)")
-    outputs = Path(os.environ.get("LLAMA_LAB_OUTPUTS") or "outputs") / "bench"
+    outputs = Path(relative(outputs_folder())) / "bench"
     parser.add_argument("--out", type=Path, default=outputs, help="folder of bench.jsonl and bench.png (default: %(default)s)")
     parser.add_argument("-m", "--multirun", action="store_true", help="values with commas are several configs")
+    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="further options and presets")
     return parser

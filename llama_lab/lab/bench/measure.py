@@ -67,18 +67,20 @@ class Bench:
     error: str = ""
 
 
-def measure(overrides: list[str], updates: int) -> Bench:
+def measure(overrides: list[str], updates: int, *, config_dir: Path | None = None) -> Bench:
     """Train a config for some updates, and say how fast that went.
 
     Args:
         overrides: as typed behind `llama-lab train`.
+        config_dir: a folder with more options and presets.
     """
     forced = forced_words(overrides)
-    run = resolve(compose([*overrides, *forced]))
+    run = resolve(compose([*overrides, *forced], config_dir=config_dir))
     forced.append(f"training_tokens={updates * run.data.tokens_per_update}")
     bench = Bench(" ".join(map(shlex.quote, overrides)) or "(the default)", precision=run.precision.value, updates=updates)
     with tempfile.TemporaryDirectory(prefix="llama_lab-bench-") as outputs:
-        words = [sys.executable, "-m", "llama_lab", "train", *overrides, *forced, "name=bench"]
+        own = [] if config_dir is None else [f"--config-dir={config_dir}"]
+        words = [sys.executable, "-m", "llama_lab", "train", *overrides, *forced, "name=bench", *own]
         done = subprocess.run(words, env=os.environ | {"LLAMA_LAB_OUTPUTS": outputs}, capture_output=True, text=True, check=False)
         folders = [path.parent for path in Path(outputs).glob("bench/*/config.yaml")]
         rows = [row for folder in folders for row in read_rows(folder / "metrics.jsonl") if "train/loss" in row]
