@@ -24,13 +24,14 @@ from hydra.core.utils import JobRuntime
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from hydra.version import VersionBase
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException, ValidationError
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException, ValidationError
 from yaml import MarkedYAMLError, YAMLError
 
 from llama_lab.config import paths
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import SCIENCE, science, values
+from llama_lab.config.literal import literal
 from llama_lab.config.overrides import (
     PRESET,
     Typed,
@@ -145,11 +146,11 @@ def recompose(parent: RunConfig, overrides: list[str], *, config_dir: Path | Non
 def _inherit(config: DictConfig, name: str, value: Any, *, swapped: bool) -> None:
     """Put a parent's node or value into the tree; of a node whose option is swapped only what all options have."""
     if not swapped:
-        config[name] = OmegaConf.structured(value) if is_dataclass(value) else value
+        config[name] = OmegaConf.structured(literal(value)) if is_dataclass(value) else value
     elif name in SHAPES:
         shapes = [{item.name for item in fields(shape)} for shape in SHAPES[name].values()]
         for common in set.intersection(*shapes):
-            config[name][common] = getattr(value, common)
+            config[name][common] = literal(getattr(value, common))
 
 
 def read_request(overrides: list[str], *, config_dir: Path | None = None) -> Request:
@@ -199,24 +200,42 @@ def _build(config: DictConfig, origin: Origin, found: list[Problem]) -> RunConfi
             continue
         try:
             node = config[item.name]
-            parts[item.name] = _plain_node(node) if isinstance(node, DictConfig) else node
+            parts[item.name] = _plain_node(node, item.name) if isinstance(node, DictConfig) else node
         except OmegaConfBaseException as error:
             key = error.full_key or item.name
             if (f"{key}=???") not in {subject for subject, _ in found}:
-                found.append((key, f"cannot be read: {str(error).splitlines()[0]}"))
+                found.append((key, f"cannot be read: {str(error).splitlines()[0]}{_as_text(key, error)}"))
     return RunConfig(**parts, origin=origin) if len(parts) == len(fields(RunConfig)) - 1 else None
 
 
-def _plain_node(node: DictConfig) -> Any:
+def _as_text(key: str, error: OmegaConfBaseException) -> str:
+    """How to type `${` in a field of text; nothing for others."""
+    known = any_shape().get(re.sub(r"\[\d+\]$", "", key))
+    is_text = known is not None and known.kind in (str, list[str])
+    return "; where ${ is meant as text, type \\${" if is_text and isinstance(error, InterpolationResolutionError) else ""
+
+
+def _plain_node(node: DictConfig, at: str) -> Any:
     """A node as its dataclass. A text that is missing, and named so already, gets a stand-in, so that the rest is checked too."""
     for name in node:
         if OmegaConf.is_missing(node, name):
             with contextlib.suppress(ValidationError):
                 node[name] = "missing"
-        node[name]  # an interpolation that leads nowhere, or a number that is missing, fails here, where its key is known
-    OmegaConf.resolve(node)
-    # Merged again into its own type, so that a stray key of a YAML file is refused.
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(node_type(node)), node))
+    _read(node)
+    plain = literal(OmegaConf.to_container(node, resolve=True))
+    try:
+        # Merged again into its own type, so that a stray key of a YAML file is refused.
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(node_type(node)), plain))
+    except OmegaConfBaseException as error:
+        error.full_key = f"{at}.{error.full_key}" if error.full_key else at
+        raise
+
+
+def _read(node: Any) -> None:
+    """Look at every value: an interpolation that leads nowhere, or a number that is missing, fails here, where its key is known."""
+    for key in range(len(node)) if isinstance(node, ListConfig) else node:
+        if OmegaConf.is_config(value := node[key]):
+            _read(value)
 
 
 def _base_values(config: DictConfig) -> dict[str, Any]:

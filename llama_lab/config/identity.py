@@ -24,6 +24,7 @@ from yaml import YAMLError
 
 from llama_lab.config.disk import replace_text
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.literal import literal, unescaped
 from llama_lab.config.schema import BEFORE, SHAPES, Origin, Precision, RunConfig, shown
 
 SCIENCE = ("training_tokens", "precision", "seed", "model", "data", "tokenizer", "optim", "schedule")
@@ -123,7 +124,7 @@ def to_yaml(run: RunConfig) -> str:
         "label": run.origin.label,
         "changed_from": {key: value for key, value in run.origin.base.items() if now.get(key) != value},
     }
-    return OmegaConf.to_yaml(OmegaConf.create(tree))
+    return OmegaConf.to_yaml(OmegaConf.create(literal(tree)))
 
 
 def save_config(run: RunConfig, path: Path) -> None:
@@ -147,7 +148,7 @@ def load_config(path: Path) -> RunConfig:
         assert isinstance(tree, DictConfig)
         _fill_fields_that_came_later(tree)
         run: Any = OmegaConf.to_object(tree)
-        base = values(science(run)) | origin["changed_from"]
+        base = values(science(run)) | unescaped(origin["changed_from"])
         run.origin = Origin(choices=origin["choices"], label=origin["label"], base=base)
     except FileNotFoundError:
         raise ConfigError([(str(path), "does not exist; name the config.yaml of a run's folder")], scope="this file") from None

@@ -18,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from llama_lab.config import paths
 from llama_lab.config.loose import PRESET, sort_out
@@ -256,6 +256,8 @@ def _set(config: DictConfig, key: str, value: Any, known: dict[str, Known]) -> l
         return [(subject, _wrong_type(key, value, field_type, config))]
     try:
         OmegaConf.update(config, key, value)
+    except GrammarParseError:
+        return [(subject, "holds a ${ that names no value, or is not closed; where it is meant as text, type \\${")]
     except OmegaConfBaseException:
         return [(subject, _wrong_type(key, value, field_type, config))]
     return []

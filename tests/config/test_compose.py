@@ -11,8 +11,9 @@ from hydra.core.singleton import Singleton
 from hydra.version import VersionBase
 from omegaconf import OmegaConf
 
-from llama_lab.config.compose import compose
-from llama_lab.config.schema import AdamWConfig, MuonConfig, Window
+from llama_lab.config.compose import compose, recompose
+from llama_lab.config.literal import literal, unescaped
+from llama_lab.config.schema import AdamWConfig, MuonConfig, TextConfig, Window
 
 
 def test_values_arrive_as_plain_types() -> None:
@@ -37,6 +38,28 @@ def test_values_may_refer_to_others_and_nodes_be_set_whole() -> None:
     run = compose(["optim.max_lr=${optim.adamw_max_lr}", "seed={init: 5, data: 6}"])
     assert run.optim.max_lr == compose([]).optim.adamw_max_lr
     assert (run.seed.init, run.seed.data, run.seed.sampling) == (5, 6, 0)
+
+
+def test_an_escaped_reference_is_text_wherever_a_text_stands(tmp_path: Path) -> None:
+    words = [r"sample.prompts=['echo \${HOME}', 'at ${seed.init}']", r"wandb.group='\${a'", "data=text", r"data.path='\${B}/x'"]
+    run = compose(words)
+    assert run.sample is not None and run.wandb is not None and type(run.data) is TextConfig
+    assert (run.sample.prompts, run.wandb.group, run.data.path) == (["echo ${HOME}", "at 0"], "${a", "${B}/x")
+    child = recompose(run, ["training_tokens=2000000", "optim=adamw", r"wandb.group='\\\${a}'"])
+    assert child.sample == run.sample and child.data == run.data
+    assert child.wandb is not None and child.wandb.group == r"\${a}"
+    (tmp_path / "experiment").mkdir()
+    preset = "# @package _global_\nsample:\n  prompts: ['\\${HOME}']\n"
+    (tmp_path / "experiment" / "shell.yaml").write_text(preset, encoding="utf-8")
+    own = compose(["experiment=shell"], config_dir=tmp_path)
+    assert own.sample is not None and own.sample.prompts == ["${HOME}"]
+
+
+@pytest.mark.parametrize("text", ["${a}", r"\${a}", r"\\${", "a${b", r"\${a\${", "${${", r"\a\\", "$", "${a}\\", "\\\n${b}"])
+def test_what_is_escaped_is_read_as_it_was(text: str) -> None:
+    tree = {"one": text, "several": [text, 1, None]}
+    assert OmegaConf.to_container(OmegaConf.create(literal(tree)), resolve=True) == tree
+    assert unescaped(literal(tree)) == tree
 
 
 def test_updates_are_whole_ones_within_the_budget() -> None:

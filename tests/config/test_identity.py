@@ -207,6 +207,7 @@ def test_folders_lie_below_the_outputs(outputs: Path, tmp_path: Path, monkeypatc
         ["optim=adamw", "optim.max_lr=1e-3", "optim.eps=1e-9", "schedule=linear", "eval=null", "sample=null", "wandb=null"],
         ["data=text", "data.path='a: b, #c'", "tokenizer=file", "tokenizer.path=1e3", "schedule=constant", "data.window=document"],
         ["experiment=smoke", "model.dim=32", "sample.prompts=['null', ' x', 'a\\n']"],
+        ["sample.prompts=['\\${HOME}', '\\\\\\${a}', 'x\\\\']", "data=text", "data.path='\\${B/x'", "wandb.group='\\${name}'"],
     ],
 )
 def test_a_saved_config_comes_back_whole(words: list[str], tmp_path: Path) -> None:
@@ -216,6 +217,13 @@ def test_a_saved_config_comes_back_whole(words: list[str], tmp_path: Path) -> No
     assert back == run
     assert run_id(back) == run_id(run)
     assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["config.yaml"]
+
+
+def test_what_was_changed_from_comes_back_as_it_was(tmp_path: Path) -> None:
+    run = compose(["data=text", "data.path=x", "precision=fp32"])
+    run.origin.base["data.path"] = "\\${HOME"
+    save_config(run, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml").origin.base["data.path"] == "\\${HOME"
 
 
 def test_a_config_saved_before_a_field_came_has_its_old_behaviour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,6 +128,22 @@ ONE_LINE = {
         "a value with spaces or any of , : = ( ) [ ] { } in it goes in quotes: 'sample.prompts=\"[Hello, I am (not) sure\"'",
     ),
     "interpolation": (["optim.max_lr=${optim.lr}"], "optim.max_lr cannot be read: Interpolation key 'optim.lr' not found"),
+    "reference in a text": (
+        ["sample.prompts=['echo', 'echo ${HOME}']"],
+        r"sample.prompts[1] cannot be read: Interpolation key 'HOME' not found; where ${ is meant as text, type \${",
+    ),
+    "open reference": (
+        ["wandb.group='${HOME'"],
+        r"wandb.group=${HOME holds a ${ that names no value, or is not closed; where it is meant as text, type \${",
+    ),
+    "open reference in a list": (
+        ["sample.prompts=['echo ${HOME']"],
+        r"sample.prompts=[echo ${HOME] holds a ${ that names no value, or is not closed; where it is meant as text, type \${",
+    ),
+    "no value in a list": (
+        ["sample.prompts=[???]"],
+        "sample.prompts[0] cannot be read: Missing mandatory value: sample.prompts[0]",
+    ),
     "preset's values": (
         ["experiment=overfit", "data.path=x", "optim=muon"],
         "optim=muon would keep what experiment=overfit sets for optim=adamw: optim.weight_decay=0.0; "

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -204,11 +205,15 @@ def test_a_frozen_run_with_changed_fields_is_the_run_that_would_be_composed():
     assert sweep.to_come == 4
     assert [base.values["optim"] for base in sweep.bases] == ["muon", "adamw"]
     point = {"optim": "adamw", "optim.max_lr": "0.01234"}
+    base = sweep.bases[1].run
+    assert base.sample is not None
+    sweep.bases[1].run = replace(base, sample=replace(base.sample, prompts=["echo ${HOME}"]))
     made = changed(sweep.bases[1].run, point)
     composed = expand([*SMOKE, "optim=muon,adamw", "optim.max_lr=0.01234,0.02"]).jobs[2]
     assert composed.values == point
     assert place(made, point)[1] == composed.folder
     assert made.optim == composed.run.optim
+    assert made.sample == sweep.bases[1].run.sample
     with pytest.raises(ConfigError, match="is not above 0"):
         changed(sweep.bases[1].run, point | {"optim.max_lr": "-1.0"})
 

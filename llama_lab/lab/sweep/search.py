@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.literal import literal
 from llama_lab.config.overrides import PRESET
 from llama_lab.config.schema import GROUPS, Origin, RunConfig, SweepConfig
 from llama_lab.config.validate import validate
@@ -163,7 +164,7 @@ def changed(run: RunConfig, point: Point) -> RunConfig:
     Raises:
         ConfigError: that makes no sound run.
     """
-    parser, tree = OverridesParser.create(), OmegaConf.structured(replace(run, origin=Origin()))
+    parser, tree = OverridesParser.create(), OmegaConf.structured(literal(replace(run, origin=Origin())))
     for key, text in point.items():
         value = parser.parse_override(f"{key}={text}").value()
         if "." in key or key not in (*GROUPS, PRESET):
