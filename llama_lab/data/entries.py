@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from llama_lab.data.tokenizer import Tokenizer
+from llama_lab.data.tokenizer import BYTE_OF, Tokenizer
 
 START_NAMES = ("<SOS>", "<s>", "<|begin_of_text|>", "<bos>", "<BOS>", "<|bos|>", "[BOS]", "<|startoftext|>")
 """Names under which others put a token at the start of a document; it counts only as a special token."""
@@ -109,13 +109,3 @@ def _byte_level(piece: str) -> bytes:
         return bytes(BYTE_OF[character] for character in piece)
     except KeyError:
         return piece.encode()
-
-
-def _byte_characters() -> dict[str, int]:
-    """Character -> byte, as in every byte-level BPE: what can be printed stands for itself, the rest follows from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
-
-
-BYTE_OF = _byte_characters()

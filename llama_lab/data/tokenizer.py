@@ -322,11 +322,20 @@ def _ahead(work: Callable[[Batch], list[tuple[np.ndarray, bool]]], batches: Iter
                 task.cancel()
 
 
-def _bytes_content() -> str:
-    """`tokenizer.json` of the bytes tokenizer. A byte is written as the character that stands for it in every byte-level BPE."""
+def _byte_characters() -> dict[str, int]:
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
-    symbols = {byte: chr(byte) for byte in printable} | {byte: chr(256 + place) for place, byte in enumerate(others)}
+    found = {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+BYTE_OF = _byte_characters()
+"""Character -> the byte that it stands for in every byte-level BPE, in the order of bytes: what can be printed stands for itself,
+the rest follows from U+0100 on."""
+
+
+def _bytes_content() -> str:
+    """`tokenizer.json` of the bytes tokenizer."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     content = {
@@ -334,6 +343,6 @@ def _bytes_content() -> str:
         "added_tokens": [{"id": BYTES_EOS, "content": "<EOS>", **flags}],
         "pre_tokenizer": byte_level,
         "decoder": byte_level,
-        "model": {"type": "BPE", "vocab": {symbols[byte]: byte for byte in range(256)} | {"<EOS>": BYTES_EOS}, "merges": []},
+        "model": {"type": "BPE", "vocab": BYTE_OF | {"<EOS>": BYTES_EOS}, "merges": []},
     }
     return json.dumps(content, ensure_ascii=False, indent=1)

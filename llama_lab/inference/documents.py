@@ -14,12 +14,10 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
+from llama_lab.inference.score import sequences_at_once
 from llama_lab.inference.sources import Document
 from llama_lab.model.llama import Llama
 
-LOGITS_AT_ONCE = 1 << 25
-"""Numbers in the logits of a batch: 128 MB in float32."""
-TOKENS_AT_ONCE = 8192
 BINS = 15
 """Of confidence, all of the same width. Source: Guo et al., arXiv:1706.04599, section 2."""
 CONFIDENCE = 0.95
@@ -220,7 +218,7 @@ def _batches(
 ) -> Iterator[tuple[Tensor, Tensor, np.ndarray]]:
     """(inputs, targets, owners of the targets); targets behind a shorter last window are -1."""
     length = model.max_seq_len
-    count = max(1, min(TOKENS_AT_ONCE // length, LOGITS_AT_ONCE // (length * model.vocab_size)))
+    count = sequences_at_once(length, model.vocab_size)
     waiting: list[_Window] = []
 
     def batch() -> tuple[Tensor, Tensor, np.ndarray]:

@@ -120,7 +120,7 @@ def log_likelihoods(
             if stopped():
                 return None
             longest = min(len(requests[order[start]][0]) - 1, model.max_seq_len)
-            count = max(1, min(TOKENS_AT_ONCE // longest, LOGITS_AT_ONCE // (longest * model.vocab_size)))
+            count = sequences_at_once(longest, model.vocab_size)
             chosen = order[start : start + count]
             for number, answer in zip(chosen, _scored(model, [requests[number] for number in chosen]), strict=True):
                 found[number] = answer
@@ -129,6 +129,11 @@ def log_likelihoods(
         model.train(was_training)
     answers = iter(found)
     return [[answer for _ in question.continuations if (answer := next(answers)) is not None] for question in questions]
+
+
+def sequences_at_once(length: int, vocab_size: int) -> int:
+    """How many sequences of so many tokens are predicted in one batch: 1 at least, and no more than memory is sure to hold."""
+    return max(1, min(TOKENS_AT_ONCE // length, LOGITS_AT_ONCE // (length * vocab_size)))
 
 
 def _encoded(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], int]:

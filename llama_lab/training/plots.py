@@ -6,6 +6,8 @@ from typing import Any
 
 from llama_lab.training.metrics import read_rows
 
+PICTURES = (".png", ".pdf", ".svg")
+"""Endings of pictures that can be asked for."""
 # Okabe and Ito's palette: told apart by readers of every colour vision.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
 

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from llama_lab.inference.documents import Calibration
 
-PICTURES = (".png", ".pdf", ".svg")
 MARKERS = "osD^vP"
 
 
 def draw_calibration(path: Path, calibrations: dict[str, "Calibration"]) -> None:
-    """Write a reliability diagram, a line for each text, into a file with one of the endings of `PICTURES`."""
+    """Write a reliability diagram, a line for each text, into a file whose ending decides on the format."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.5, 5.5), layout="constrained")

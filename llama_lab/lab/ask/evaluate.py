@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.flags import Parser
 from llama_lab.inference.tasks import Task, load_tasks
-from llama_lab.lab.ask.calibration_picture import PICTURES, draw_calibration
+from llama_lab.lab.ask.calibration_picture import draw_calibration
 from llama_lab.lab.ask.generate import add_checkpoint_arguments, open_checkpoint
 from llama_lab.lab.table import print_table
+from llama_lab.training.plots import PICTURES
 from llama_lab.training.run_folder import relative
 
 if TYPE_CHECKING:

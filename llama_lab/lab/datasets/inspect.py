@@ -24,6 +24,7 @@ from llama_lab.data.shards import MANIFEST, TOKENIZER, Split, read_manifest, ver
 from llama_lab.data.survey import Survey, excerpts, length_bins, survey
 from llama_lab.data.tokenizer import Tokenizer
 from llama_lab.lab.table import print_table
+from llama_lab.training.plots import PICTURES
 from llama_lab.training.run_data import open_data, trained_on
 from llama_lab.training.run_folder import RunFolder
 
@@ -32,7 +33,6 @@ SAMPLES = 3
 TOP_TOKENS = 16
 SAMPLE_LINES = 8
 PROGRESS_SECONDS = 5.0
-PICTURES = (".png", ".pdf", ".svg")
 TITLES = {"train": "training", "val": "validation"}
 
 

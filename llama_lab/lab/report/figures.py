@@ -148,7 +148,6 @@ def difference_figure(study: Study) -> Figure | None:
         return None
     found = [one.estimate for one in known if one.estimate is not None]
     low, high = min(0.0, *(one.low for one in found)), max(0.0, *(one.high for one in found))
-    scale = padded(low - 0.04 * (high - low), high)
     scale = Scale(low - 0.06 * (high - low or 1.0), high + 0.06 * (high - low or 1.0), False)
     lines = []
     for one, estimate in zip(known, found, strict=True):
