@@ -27,7 +27,7 @@ from llama_lab.lab import sweep as sweeps
 from llama_lab.lab.runs import track
 from llama_lab.lab.sweep import Sweep, load_sweep, run, run_sweep, slurm
 from llama_lab.lab.sweep.command import run_sweep_command
-from llama_lab.lab.sweep.frozen import hold_sweep, keep_config
+from llama_lab.lab.sweep.frozen import freeze, hold_sweep, keep_config
 from llama_lab.lab.sweep.local import Local
 from llama_lab.lab.sweep.search import mean_objective
 from llama_lab.lab.sweep.show import Board
@@ -148,6 +148,18 @@ def test_a_sweep_that_is_interrupted_saves_its_jobs_and_goes_on(make: Make, caps
     assert [problem for job in sweep.jobs for problem in _broken(RunFolder(job.folder))] == []
     printed = (sweep.folder / "jobs" / "0001" / "output.log").read_text(encoding="utf-8")
     assert printed.count("Step: 200 ") == 1
+
+
+def test_a_sweep_goes_on_where_its_paths_lead_from(make: Make, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    shutil.copy(text, tmp_path / "near.jsonl")
+    monkeypatch.chdir(tmp_path)
+    sweep = make("seed.init=0,1", "sweep.at_once=1", "data.path=near.jsonl")
+    freeze(sweep)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run_sweep_command([str(sweep.folder)]) == 0
+    assert f"In {tmp_path}, where it was started\n" in capsys.readouterr().out
+    assert statuses(sweep) == ["finished"] * 2
 
 
 def test_a_sweep_that_is_made_anew_is_made_anew_once(make: Make):

@@ -1,6 +1,7 @@
 """`llama-lab sweep`: the sweeps there are, one of them as a table, and going on with it as it was frozen."""
 
 import argparse
+import os
 from pathlib import Path
 
 from llama_lab.config.errors import ConfigError
@@ -8,7 +9,7 @@ from llama_lab.config.flags import Parser
 from llama_lab.config.identity import outputs_folder
 from llama_lab.lab.sweep import run_sweep
 from llama_lab.lab.sweep.expand import Sweep
-from llama_lab.lab.sweep.frozen import known_outcome, load_sweep
+from llama_lab.lab.sweep.frozen import directory_of, known_outcome, load_sweep
 from llama_lab.lab.sweep.show import print_results
 from llama_lab.lab.table import counted, print_table
 from llama_lab.training.run_folder import relative
@@ -29,6 +30,9 @@ def run_sweep_command(words: list[str]) -> int:
         return 0
     sweep = load_sweep(Path(asked.sweep).expanduser())
     if not asked.show:
+        if (directory := directory_of(sweep.folder)) != Path.cwd():
+            print(f"In {directory}, where it was started")
+            os.chdir(directory)
         return run_sweep(sweep)
     for job in sweep.jobs:
         job.outcome = known_outcome(sweep, job)

@@ -67,7 +67,9 @@ def freeze(sweep: Sweep) -> None:
         path.parent.mkdir(exist_ok=True)
         if not path.is_file():
             save_config(base.run, path)
-    starts = [*known.get("starts", []), {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": scrub_command(sweep.command)}]
+    now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    start = {"time": now, "command": scrub_command(sweep.command), "directory": str(Path.cwd())}
+    starts = [*known.get("starts", []), start]
     _write(sweep, starts)
 
 
@@ -136,6 +138,12 @@ def load_sweep(folder: Path) -> Sweep:
         run = load_config(path)
         sweep.bases.append(Job(sweep.fixed + [f"{key}={value}" for key, value in values.items()], values, run, None, folder))
     return sweep
+
+
+def directory_of(folder: Path) -> Path:
+    """Where a sweep was started last, which is where the relative paths of its jobs lead from; here if that is gone."""
+    directory = Path(_read(folder)["starts"][-1].get("directory", "."))
+    return directory if directory.is_dir() else Path.cwd()
 
 
 def job_folder(sweep: Sweep, job: Job) -> Path:
