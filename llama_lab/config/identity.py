@@ -32,6 +32,8 @@ SCIENCE = ("training_tokens", "precision", "seed", "model", "data", "tokenizer",
 FORMAT_VERSION = 1
 SLUG_VALUES = 4
 SLUG_CHARACTERS = 80
+EXTRA_PART_CHARACTERS, EXTRA_CHARACTERS = 40, 150
+"""File systems take 255 bytes for a name, all of ours are ASCII, and a folder's name gets additions such as `.1` or `.lock`."""
 
 
 def science(run: RunConfig) -> dict[str, Any]:
@@ -72,7 +74,7 @@ def run_id(run: RunConfig, extra_slug: str | None = None) -> str:
 
     Args:
         run: the resolved config.
-        extra_slug: what a sweep adds for keys outside the science, made of `slug_part`s.
+        extra_slug: what a sweep adds for keys outside the science, as `joined_slug` gives it.
     """
     changed = _changed(run)
     parts = [run.origin.label, *changed[:SLUG_VALUES]]
@@ -82,18 +84,17 @@ def run_id(run: RunConfig, extra_slug: str | None = None) -> str:
         # Said from the resolved value alone, so that typing what auto finds changes nothing.
         parts.append(run.precision.name)
     slug = "-".join(map(_clean, parts))[:SLUG_CHARACTERS].rstrip("-._")
-    return "-".join(part for part in [slug, _clean(extra_slug or ""), run_hash(run)] if part)
+    return "-".join(part for part in [slug, _shortened(_clean(extra_slug or ""), EXTRA_CHARACTERS), run_hash(run)] if part)
 
 
 def outputs_folder() -> Path:
-    """Where runs are: $LLAMA_LAB_OUTPUTS, or `outputs` in the working directory."""
-    return Path(os.environ.get("LLAMA_LAB_OUTPUTS") or "outputs").expanduser().absolute()
+    """Where runs are, absolute and without `..` in it: $LLAMA_LAB_OUTPUTS, or `outputs` in the working directory."""
+    return Path(os.path.abspath(Path(os.environ.get("LLAMA_LAB_OUTPUTS") or "outputs").expanduser()))  # noqa: PTH100
 
 
 def run_folder(run: RunConfig, extra_slug: str | None = None) -> Path:
     """The folder of a resolved run, absolute, below $LLAMA_LAB_OUTPUTS or else `outputs` in the working directory."""
-    outputs = outputs_folder()
-    return outputs.expanduser().absolute() / run.name / run_id(run, extra_slug)
+    return outputs_folder() / run.name / run_id(run, extra_slug)
 
 
 def is_science(key: str) -> bool:
@@ -106,6 +107,14 @@ def slug_part(key: str, value: Any) -> str:
     node, _, name = key.rpartition(".")
     text = Path(str(value)).name if name == "path" else shown(value)
     return _clean(f"{key if node == 'seed' or name == 'path' else name}-{text}")
+
+
+def joined_slug(parts: list[str]) -> str | None:
+    """`slug_part`s as one; where that is too long, each long one is cut and ends with a hash of what it was. Null without parts."""
+    whole = "-".join(parts)
+    if len(whole) > EXTRA_CHARACTERS:
+        whole = "-".join(_shortened(part, EXTRA_PART_CHARACTERS) for part in parts)
+    return _shortened(whole, EXTRA_CHARACTERS) or None
 
 
 def plain_config(run: RunConfig) -> dict[str, Any]:
@@ -191,6 +200,14 @@ def _changed(run: RunConfig) -> list[str]:
 def _clean(text: str) -> str:
     """Lower case, with anything that could trouble a file system or a shell as `_`."""
     return re.sub(r"[^a-z0-9._-]+", "_", text.lower()).strip("_")
+
+
+def _shortened(text: str, characters: int) -> str:
+    """A text of a slug, or its beginning and 8 hexadecimal digits that stand for all of it."""
+    if len(text) <= characters:
+        return text
+    digits = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{text[: characters - len(digits) - 1].rstrip('-._')}-{digits}"
 
 
 def _fill_fields_that_came_later(tree: DictConfig) -> None:

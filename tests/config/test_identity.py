@@ -10,7 +10,18 @@ from omegaconf import MISSING
 from llama_lab.config import schema
 from llama_lab.config.compose import compose
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.identity import is_science, load_config, run_folder, run_hash, run_id, save_config, science, slug_part
+from llama_lab.config.identity import (
+    is_science,
+    joined_slug,
+    load_config,
+    outputs_folder,
+    run_folder,
+    run_hash,
+    run_id,
+    save_config,
+    science,
+    slug_part,
+)
 from llama_lab.config.resolve import resolve
 from llama_lab.config.schema import BEFORE, Origin, Precision, RunConfig
 
@@ -189,6 +200,38 @@ def test_a_slug_is_short_and_safe_however_odd_the_request() -> None:
 def test_a_key_that_a_sweep_adds_joins_the_slug() -> None:
     run = written_out()
     assert run_id(run, slug_part("hardware.micro_batch", 8)) == f"llama_3m-docs-micro_batch-8-{run_hash(run)}"
+
+
+def test_what_a_sweep_adds_stays_below_what_file_systems_take() -> None:
+    run = replace(written_out(), origin=Origin(label="x" * 300))
+    values = {"wandb.group": "Größe " * 60, "sample.prompts": ["a" * 400], "hardware.micro_batch": 8}
+    others = [
+        values | {"wandb.group": "Größe " * 60 + "b"},
+        values | {"sample.prompts": ["a" * 401]},
+        values | {"sample.new_tokens": 3},
+    ]
+    names = [run_id(run, joined_slug([slug_part(key, value) for key, value in each.items()])) for each in (values, *others)]
+    assert len(set(names)) == 4
+    assert all(len(name.encode()) <= 240 and name.endswith(f"-{run_hash(run)}") for name in names)
+    assert "-group-gr_e_gr_e" in names[0] and "-micro_batch-8-" in names[0]
+    whole = [run_id(run, joined_slug([f"log{number}.every_updates-{number}" for number in range(count)])) for count in (30, 31)]
+    assert whole[0] != whole[1] and max(map(len, whole)) <= 240
+    assert len(run_id(run, "y" * 300)) <= 240
+    # What fits is not touched.
+    short = [slug_part("wandb.group", "g" * 100), slug_part("hardware.micro_batch", 8)]
+    assert joined_slug(short) == f"group-{'g' * 100}-micro_batch-8"
+    assert joined_slug([]) is None
+
+
+@pytest.mark.parametrize("typed", ["../out", "a/../../out/./", "~/../out"])
+def test_outputs_have_one_name_however_they_are_typed(typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("HOME", str(tmp_path / "work"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "work"))
+    monkeypatch.setenv("LLAMA_LAB_OUTPUTS", typed)
+    assert outputs_folder() == tmp_path / "out"
+    assert run_folder(written_out()) == tmp_path / "out" / "frozen" / run_id(written_out())
 
 
 def test_folders_lie_below_the_outputs(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

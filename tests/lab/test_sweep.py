@@ -10,9 +10,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from llama_lab.config.compose import compose
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.identity import run_folder
 from llama_lab.lab import sweep as sweeps
-from llama_lab.lab.sweep import Sweep
+from llama_lab.lab.sweep import Sweep, load_sweep
 from llama_lab.lab.sweep.expand import place
+from llama_lab.lab.sweep.frozen import freeze
 from llama_lab.lab.sweep.halving import falls_behind, rung_updates
 from llama_lab.lab.sweep.local import choose_gpus
 from llama_lab.lab.sweep.search import changed
@@ -197,6 +199,29 @@ def test_drawing_covers_the_logarithm_evenly_and_ends_where_there_is_nothing_new
     values = [float(point["optim.max_lr"]) for point in draw_points([axis], 400, seed=0)]
     assert 160 < sum(value < 1e-3 for value in values) < 240
     assert len(draw_points([Axis("a", "", ("1", "2")), Axis("b", "", ("x", "y"))], 100, seed=0)) == 4
+
+
+def test_a_sweep_typed_twice_has_its_jobs_once_however_the_outputs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("LLAMA_LAB_OUTPUTS", "../out2")
+    words = [*SMOKE, "seed.init=0,1"]
+    first = expand(words)
+    freeze(first)
+    again = expand(words)
+    freeze(again)
+    assert [job.folder for job in again.jobs] == [job.folder for job in first.jobs]
+    assert len(load_sweep(first.folder).jobs) == 2
+    assert first.folder.is_relative_to(tmp_path / "out2")
+
+
+def test_a_long_value_outside_the_science_makes_a_folder_that_can_be_made():
+    groups = ",".join(f"'{'Größe ' * 60}{end}'" for end in "ab")
+    sweep = expand(["hardware=cpu", f"wandb.group={groups}", "hardware.micro_batch=1,2"])
+    for job in sweep.jobs:
+        job.folder.mkdir(parents=True)
+        assert job.folder == run_folder(job.run, job.slug)
+    assert len({job.folder for job in sweep.jobs}) == 4
 
 
 def test_a_frozen_run_with_changed_fields_is_the_run_that_would_be_composed():

@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Override
 
 from llama_lab.config.compose import Request, compose, read_request
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.identity import is_science, run_folder, slug_part
+from llama_lab.config.identity import is_science, joined_slug, run_folder, slug_part
 from llama_lab.config.overrides import CHOSEN, PRESET, any_shape, fields_of_node, takes_no_value, unknown_field
 from llama_lab.config.paths import option_file
 from llama_lab.config.resolve import resolve
@@ -205,7 +205,7 @@ def as_member(run: RunConfig, folder: Path) -> RunConfig:
 def place(run: RunConfig, values: Point) -> tuple[str | None, Path]:
     """What a job adds to its run's name for values outside the science, and the run's folder."""
     parts = [slug_part(key, value) for key, value in values.items() if not is_science(key) and key not in ("name", PRESET)]
-    slug = "-".join(parts) or None
+    slug = joined_slug(parts)
     return slug, run_folder(run, slug)
 
 
