@@ -50,9 +50,10 @@ def parse(words: list[str], command: str) -> Arguments:
             raise UsageError(_unknown_flag(word, command))
         elif flag == "--config-dir":
             value = value or next(rest, "")
-            if not Path(value).is_dir() or not value:
+            folder = _at_home(value)
+            if not folder.is_dir() or not value:
                 raise UsageError(f"--config-dir needs a folder with groups of options in it; {value!r} is none")
-            arguments.config_dir = Path(value).absolute()
+            arguments.config_dir = folder.absolute()
         elif flag == "--out":
             value = value or next(rest, "")
             if not value or value.startswith("-") or "=" in value:
@@ -75,6 +76,14 @@ def parse(words: list[str], command: str) -> Arguments:
         else:
             arguments.help = True
     return arguments
+
+
+def _at_home(value: str) -> Path:
+    """A path whose `~` the shell has left, as it does behind `=`; one of nobody's home stays as it was typed."""
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        return Path(value)
 
 
 def _unknown_flag(word: str, command: str) -> str:

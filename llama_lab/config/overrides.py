@@ -60,6 +60,9 @@ def sort_overrides(lines: list[str], config_dir: Path | None, *, allow_sweeps: b
     """
     whole, loose = sort_out(lines, lambda: {key: known.kind for key, known in any_shape().items()}, config_dir)
     typed = Typed(problems=loose)
+    for file, shipped in paths.shadowed(CHOSEN, config_dir) if config_dir is not None else ():
+        rule = f"would be ignored, for {shipped} has the same name; rename it, such as own_{file.name}, and type "
+        typed.problems.append((str(file), f"{rule}{file.parent.name}=own_{file.stem}"))
     for key in {subject.split()[0].partition("=")[0] for subject, _ in loose}:
         _doubt(typed, key)
     parser = OverridesParser.create()

@@ -22,13 +22,26 @@ def search_folders(config_dir: Path | None = None) -> list[Path]:
     Args:
         config_dir: the user's own options and presets, searched last.
     """
-    own = [] if config_dir is None else [config_dir.resolve()]
+    own = [] if config_dir is None else [config_dir.expanduser().resolve()]
     return [config_folder("conf"), config_folder("experiments"), *own]
 
 
 def options(group: str, config_dir: Path | None = None) -> list[str]:
     """Options of a group, or the presets where `group` is `experiment`, sorted."""
     return sorted({file.stem for folder in search_folders(config_dir) for file in folder.glob(f"{group}/*.yaml")})
+
+
+def shadowed(groups: tuple[str, ...], config_dir: Path) -> list[tuple[Path, Path]]:
+    """The user's options that have the name of a shipped one and say something else, each with the shipped one.
+
+    They would never be read, for shipped options are found first. Nor may they win: a run's name says which options it has, and
+    presets and other options that build on the shipped one would take the user's.
+    """
+    *shipped, own = search_folders(config_dir)
+    pairs = [
+        (file, folder / group / file.name) for group in groups for file in sorted(own.glob(f"{group}/*.yaml")) for folder in shipped
+    ]
+    return [(file, other) for file, other in pairs if other.is_file() and other.read_bytes() != file.read_bytes()]
 
 
 def option_file(group: str, option: str, config_dir: Path | None = None) -> Path | None:

@@ -10,6 +10,7 @@ import pytest
 from llama_lab.arguments import UsageError, parse
 from llama_lab.cli import main
 from llama_lab.commands import COMMANDS
+from llama_lab.config.compose import compose
 from llama_lab.vocabulary import groups, presets
 
 Output = pytest.CaptureFixture[str]
@@ -122,6 +123,18 @@ def test_flags_stand_anywhere(tmp_path: Path):
         assert arguments.overrides == ["optim=muon", "seed.init=0,1"]
         assert arguments.multirun
         assert arguments.config_dir == tmp_path
+
+
+@pytest.mark.parametrize("words", [["--config-dir=~/own"], ["--config-dir", "~/own"]])
+def test_a_folder_may_be_named_from_home(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "own" / "optim").mkdir(parents=True)
+    (tmp_path / "own" / "optim" / "mine.yaml").write_text("defaults:\n  - muon\n  - _self_\nmax_lr: 0.5\n", encoding="utf-8")
+    assert parse([*words, "optim=mine"], "train").config_dir == tmp_path / "own"
+    assert compose(["optim=mine"], config_dir=Path("~/own")).optim.max_lr == 0.5
+    with pytest.raises(UsageError, match="'~nobody-of-this-name/own' is none"):
+        parse(["--config-dir=~nobody-of-this-name/own"], "train")
 
 
 def test_parse_refuses_an_unknown_flag():

@@ -10,7 +10,7 @@ import pytest
 
 from llama_lab.config.compose import compose, read_request
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.paths import or_meant
+from llama_lab.config.paths import config_folder, or_meant
 from llama_lab.config.schema import shown
 from llama_lab.config.validate import problems as problems_of
 
@@ -269,6 +269,26 @@ FILES = {
         "optim=muno is no option; did you mean optim=muon? there are adamw, muon (a preset or an option asks for it)",
     ),
 }
+
+
+def test_an_option_with_the_name_of_a_shipped_one_is_refused(tmp_path: Path) -> None:
+    shipped = config_folder("conf") / "optim" / "adamw.yaml"
+    (tmp_path / "optim").mkdir()
+    (tmp_path / "optim" / "muon.yaml").write_bytes((shipped.parent / "muon.yaml").read_bytes())  # a copy that says the same
+    (tmp_path / "experiment").mkdir()
+    assert compose(["optim=adamw"], config_dir=tmp_path) == compose(["optim=adamw"])
+    own = {tmp_path / "optim" / "adamw.yaml": shipped}
+    own[tmp_path / "experiment" / "smoke.yaml"] = config_folder("experiments") / "experiment" / "smoke.yaml"
+    for file, other in own.items():
+        file.write_text(other.read_text(encoding="utf-8").replace("name: smoke", "name: mine") + "\n", encoding="utf-8")
+    lines = [
+        f"{file} would be ignored, for {other} has the same name; "
+        f"rename it, such as own_{file.name}, and type {file.parent.name}=own_{file.stem}"
+        for file, other in own.items()
+    ]
+    assert problems([], tmp_path) == lines
+    with pytest.raises(ConfigError, match="has the same name"):
+        read_request(["experiment=smoke"], config_dir=tmp_path)
 
 
 @pytest.mark.parametrize("mistake", FILES)
