@@ -1,21 +1,29 @@
 """The server, over real sockets, and its page in a real browser where one is installed."""
 
+import gc
 import http.client
 import json
+import random
 import re
 import shutil
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import uvicorn
 
 from llama_lab import load
 from llama_lab.cli import main
+from llama_lab.config.errors import ConfigError
+from llama_lab.inference.load import LoadedRun
 from llama_lab.lab.serve.app import MOST_BYTES, build_app
 from llama_lab.lab.serve.command import LOOPBACK
 from llama_lab.lab.serve.shelf import Shelf
@@ -227,6 +235,73 @@ def wait_for(holds: Any) -> None:
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+class Models:
+    """What is asked of a shelf, and how many models are in memory whenever one is asked."""
+
+    def __init__(self, runs: dict[str, Path], **bounds: int):
+        self.shelf = Shelf([runs["mha"], runs["gqa"]], **bounds, device="cpu", precision="fp32")
+        self.entries = self.shelf.entries()
+        self.most = 0
+        self._seen: list[weakref.ref[torch.nn.Module]] = []
+        self._lock = threading.Lock()
+
+    def look(self, run: LoadedRun) -> None:
+        """Count those that are there besides this one, and remember this one."""
+        with self._lock:
+            gc.collect()
+            there = {id(model) for seen in self._seen if (model := seen()) is not None} | {id(run.model)}
+            self.most = max(self.most, len(there))
+            self._seen.append(weakref.ref(run.model))
+
+
+def test_a_further_model_waits_where_all_that_may_be_loaded_compute(shaped_runs: dict[str, Path]):
+    models = Models(shaped_runs, loaded=1, running=2)
+    answered: list[int] = []
+    began = threading.Event()
+
+    def first(run: LoadedRun) -> None:
+        models.look(run)
+        began.set()
+        wait_for(lambda: models.shelf._line or answered)
+        answered.append(0)
+
+    def further(number: int, run: LoadedRun) -> None:
+        models.look(run)
+        answered.append(number)
+
+    one, other, third = models.entries
+    asked = [models.shelf.submit(one, first)]
+    assert began.wait(60)
+    # The first model is asked again before the third is, but whoever waited for room meanwhile comes before that.
+    asked += [models.shelf.submit(entry, partial(further, number)) for number, entry in enumerate((other, one, third), 1)]
+    for future in asked:
+        future.result(60)
+    assert (answered[0], sorted(answered), models.most) == (0, [0, 1, 2, 3], 1)
+    assert answered[1] in (1, 3)
+    models.shelf.close()
+
+
+def test_no_more_models_are_loaded_than_may_be_however_they_are_asked(shaped_runs: dict[str, Path]):
+    for loaded in (1, 2):
+        models = Models(shaped_runs, loaded=loaded, running=3)
+        order = random.Random(loaded).choices(models.entries, k=40)
+        for future in [models.shelf.submit(entry, models.look) for entry in order]:
+            future.result(60)
+        assert models.most <= loaded
+        models.shelf.close()
+
+
+def test_a_model_that_cannot_be_loaded_takes_no_room(shaped_runs: dict[str, Path]):
+    models = Models(shaped_runs, loaded=1, running=2)
+    gone = replace(models.entries[0], id="gone@1", update=1)
+    for _ in range(2):
+        with pytest.raises(ConfigError):
+            models.shelf.submit(gone, models.look).result(60)
+    models.shelf.submit(models.entries[0], models.look).result(60)
+    assert models.most == 1
+    models.shelf.close()
 
 
 def test_a_port_in_use_and_runs_that_are_none_are_refused(server: Client, shaped_runs: dict[str, Path], tmp_path: Path, capsys):

@@ -44,11 +44,18 @@ class Entry:
 
 @dataclass(slots=True)
 class _Held:
-    """A checkpoint in memory, or on its way there."""
+    """A checkpoint that is asked, or was and is still in memory.
+
+    Attributes:
+        users: requests that were not answered yet.
+        is_busy: whether it computes, or is being loaded for that.
+        used: when it last did.
+    """
 
     thread: ThreadPoolExecutor
     run: "LoadedRun | None" = None
     users: int = 0
+    is_busy: bool = False
     used: float = field(default_factory=time.monotonic)
 
 
@@ -57,7 +64,8 @@ class Shelf:
 
     Args:
         folders: the runs'.
-        loaded: checkpoints that stay in memory at most; the one that was not asked for the longest time makes room.
+        loaded: checkpoints in memory at most, those that are being loaded included. The one that was not asked for the longest time
+            makes room; where all compute, what is asked of a further one waits for the first that has answered.
         running: models that compute at once at most.
         device, precision: as `llama_lab.load` takes them.
 
@@ -70,6 +78,8 @@ class Shelf:
         self._loaded, self._device, self._precision = loaded, device, precision
         self._turns = threading.Semaphore(running)
         self._lock = threading.Lock()
+        self._room_changed = threading.Condition(self._lock)
+        self._line: list[_Held] = []
         self._held: dict[str, _Held] = {}
         if not self.entries():
             for run in self._runs:
@@ -110,28 +120,49 @@ class Shelf:
                 held.thread.shutdown(wait=False, cancel_futures=True)
 
     def _work(self, entry: Entry, held: _Held, work: "Callable[[LoadedRun], Any]") -> Any:
-        with self._turns, self._using(held):
+        with self._turns, self._using(entry, held):
             if held.run is None:
-                self._make_room()
                 held.run = self._load(entry)
             return work(held.run)
 
     @contextmanager
-    def _using(self, held: _Held) -> "Iterator[None]":
+    def _using(self, entry: Entry, held: _Held) -> "Iterator[None]":
+        """A place in memory for as long as a checkpoint computes. Who waits for one holds a turn, and so do those waited for."""
         try:
+            with self._lock:
+                if held.run is None:
+                    self._line.append(held)
+                    # In the order of asking, so that a model that is asked all the time keeps no other out.
+                    self._room_changed.wait_for(lambda: self._line[0] is held and self._make_room())
+                    self._line.pop(0)
+                    self._room_changed.notify_all()
+                held.is_busy = True
             yield
         finally:
             with self._lock:
+                held.is_busy = False
                 held.users -= 1
                 held.used = time.monotonic()
+                if held.run is None or self._occupied() + len(self._line) > self._loaded:
+                    self._forget(entry.id, held)
+                self._room_changed.notify_all()
 
-    def _make_room(self) -> None:
-        """Forget the checkpoint that was not asked for the longest time, if there are as many as may be."""
-        with self._lock:
-            idle = sorted((held.used, name) for name, held in self._held.items() if held.run is not None and not held.users)
-            count = sum(held.run is not None for held in self._held.values())
-            for _, name in idle[: max(0, count + 1 - self._loaded)]:
-                self._held.pop(name).thread.shutdown(wait=False)
+    def _make_room(self) -> bool:
+        """Forget checkpoints that compute nothing, those first that were not asked for the longest time, until another has room."""
+        idle = sorted((held.used, name) for name, held in self._held.items() if held.run is not None and not held.is_busy)
+        for _, name in idle[: max(0, self._occupied() + 1 - self._loaded)]:
+            self._forget(name, self._held[name])
+        return self._occupied() < self._loaded
+
+    def _occupied(self) -> int:
+        """Checkpoints in memory, and on their way there."""
+        return sum(held.is_busy or held.run is not None for held in self._held.values())
+
+    def _forget(self, name: str, held: _Held) -> None:
+        """Take a checkpoint out of memory; its thread stays while requests wait for it, and loads it again."""
+        held.run = None
+        if not held.users:
+            self._held.pop(name).thread.shutdown(wait=False)
 
     def _load(self, entry: Entry) -> "LoadedRun":
         from llama_lab.inference.load import load_run
