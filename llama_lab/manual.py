@@ -65,7 +65,8 @@ FORK_HELP = """\
 usage: llama-lab fork RUN [--update N] key=value... [--cfg] [--config-dir DIR]
 
 A run of its own that starts from a checkpoint of RUN with other values: a longer budget, another schedule, rate, or data. Whatever
-is not typed is RUN's, its hardware included. The same command again goes on with it.
+is not typed is RUN's, its hardware included. The same command again goes on with it, also once RUN is removed; so does
+llama-lab fork FORK, with the fork's own folder and nothing else.
 
   --update N        the checkpoint after update N, or last, or best by validation. Without it: last
   --cfg             print the fork's config, checked and resolved, and start nothing

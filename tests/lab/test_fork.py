@@ -123,11 +123,47 @@ def test_the_same_command_again_goes_on_or_says_that_it_is_done(trunk, tmp_path,
     capsys.readouterr()
     assert main(words) == 0
     assert f"Already finished: {folder}" in capsys.readouterr().out
-    # Its parent is not needed any more.
+    # Its parent's checkpoints are not needed any more.
     for checkpoint in list_checkpoints(trunk / "checkpoints"):
         checkpoint.path.rename(tmp_path / checkpoint.path.name)
     assert main(words) == 0
     assert refusal(trunk, "training_tokens=20480", update="8") == [f"--update 8 is no checkpoint of {trunk}; there is none"]
+
+
+@pytest.mark.parametrize("own_folder", [False, True])
+def test_a_fork_goes_on_without_its_parent(own_folder, trunk, tmp_path, outputs, capsys):
+    words = ["fork", str(trunk), "--update", "8", "training_tokens=15360", "optim.max_lr=2e-3"]
+    unbroken = fork(trunk, ["training_tokens=15360", "optim.max_lr=2e-3", "name=unbroken"], update="8").folder
+    gate = Gate("update 18", tmp_path)
+    with started(gate.before([sys.executable, "-m", "llama_lab", *words])) as process:
+        gate.wait_for(process)
+        wait_for(lambda: list(outputs.glob("tiny/*-from-*/checkpoints/tokens-000000000008192/manifest.json")), process)
+        process.kill()
+    (folder,) = outputs.glob("tiny/*-from-*")
+    shutil.rmtree(trunk)
+    again = ["fork", str(folder)] if own_folder else words
+    assert main(again) == 0
+    assert "Continuing after update 16 of 30" in capsys.readouterr().out
+    assert_same_rows_and_weights(unbroken, folder)
+    assert main(again) == 0
+    assert f"Already finished: {folder}" in capsys.readouterr().out
+    # What was never begun cannot be begun any more.
+    for changes in (["training_tokens=20480"], ["training_tokens=15360", "optim.max_lr=2e-3", "fresh=true"]):
+        (line,) = refusal(trunk, *changes, update="8")
+        assert line.startswith(f"{trunk} does not exist")
+    assert refusal(trunk, "training_tokens=20480", "optm.max_lr=1", update="8") == [
+        "optm.max_lr=1 is no field; did you mean optim.max_lr?"
+    ]
+
+
+def test_of_forks_that_differ_in_their_beginning_one_has_to_be_named(trunk):
+    words = ["training_tokens=12288"]
+    folders = [fork(trunk, words, update=update).folder for update in ("8", "16")]
+    shutil.rmtree(trunk)
+    assert refusal(trunk, *words) == [
+        f"--update last cannot be told, because {trunk} is gone; it was forked with these values after updates 8, 16: name one"
+    ]
+    assert [fork(trunk, words, update=update).folder for update in ("8", "16")] == folders
 
 
 def test_a_fork_of_a_fork(trunk):
@@ -235,7 +271,9 @@ def test_other_text_keeps_the_vocabulary(tiny, tmp_path):
     child = fork(parent, ["data=text", f"data.path={other}", "training_tokens=12288"], update="20").folder
     run = load_config(child / "config.yaml")
     assert (run.data.max_seq_len, run.data.tokens_per_update) == (32, 512)
-    assert run.tokenizer.path == str(parent / "tokenizer.json")  # pyright: ignore[reportAttributeAccessIssue]
+    kept = Path(run.tokenizer.path)  # pyright: ignore[reportAttributeAccessIssue]
+    assert kept.parent == parent.parent / ".tokenizers"
+    assert kept.read_bytes() == (parent / "tokenizer.json").read_bytes()
     facts = [json.loads((folder / "meta.json").read_text())["data"] for folder in (parent, child)]
     assert facts[0]["tokenizer"] == facts[1]["tokenizer"]
     assert facts[0]["data"] != facts[1]["data"]
@@ -244,6 +282,8 @@ def test_other_text_keeps_the_vocabulary(tiny, tmp_path):
         "tokenizer=file is another than the parent's, whose ids the weights know; "
         f"the parent's is tokenizer=file tokenizer.path={parent / 'tokenizer.json'}"
     ]
+    shutil.rmtree(parent)
+    assert fork(parent, ["data=text", f"data.path={other}", "training_tokens=12288"], update="20").folder == child
 
 
 def test_changed_text_has_to_be_accepted(tiny, text, tmp_path):

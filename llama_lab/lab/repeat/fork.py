@@ -3,11 +3,13 @@
     RUN/config.yaml + overrides -> the fork's config -> its folder, begun with RUN's checkpoint and rows -> training goes on there
 
 The fork has a folder and a name of its own and is from then on a run like any other: interrupted, it continues; its parent may be
-trained further or removed.
+trained further or removed. It keeps what the same command needs then: the parent's config, and the tokenizer where it has that from
+the parent.
 """
 
 import hashlib
 import os
+import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_lab.config.compose import recompose
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.identity import load_config, plain_config, run_folder, run_hash, save_config, to_yaml
+from llama_lab.config.identity import load_config, outputs_folder, plain_config, run_folder, run_hash, save_config, to_yaml
 from llama_lab.config.resolve import resolve
 from llama_lab.config.schema import SHAPES, BpeConfig, FileTokenizerConfig, Problem, RunConfig, shown
 from llama_lab.data.prepare import prepare
@@ -43,6 +45,13 @@ SHAPE = ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "multiple_of", "
 """Fields of the model that say which weights there are."""
 POSITION = ("max_seq_len", "tokens_per_update")
 """Fields of the data by which an update's number says how much was read."""
+PARENT = "parent.yaml"
+"""The parent's config, in a fork's folder."""
+TOKENIZERS = ".tokenizers"
+"""Folder beside a study's runs: tokenizers of parents whose forks read other text, by hash. A fork's own folder cannot be named in
+its config, because the folder's name follows from the config."""
+ORIGIN = re.compile(r"-(from-([0-9a-f]{8})-\d+)-[0-9a-f]{8}$")
+"""At the end of a fork's name: the slug that says what it is a fork of, and in it the parent's hash."""
 ROWS = ("metrics.jsonl", "samples.jsonl", "batches.jsonl")
 
 
@@ -74,7 +83,7 @@ def fork(
     """Begin a fork and train it, or go on with it where it stands.
 
     Args:
-        path: the parent's folder.
+        path: the parent's folder; or a fork's own, without anything that changes, to go on with it.
         overrides: what changes.
         update: number of the parent's update, `last` or `best` (by validation); null: last.
         config_dir: a folder with more options.
@@ -86,6 +95,7 @@ def fork(
     from llama_lab.api import train
 
     asked = look_up(path, overrides, update=update, config_dir=config_dir)
+    _keep_tokenizer(asked)
     if os.environ.get("RANK", "0") == "0":
         # Of several processes the first makes the folder; the others meet it in training, where it decides for all.
         begin(asked, command)
@@ -105,6 +115,11 @@ def look_up(path: Path, overrides: list[str], *, update: str | None, config_dir:
     Raises:
         ConfigError: the parent, its checkpoint, or what changes does not allow it.
     """
+    path = path.expanduser().absolute()
+    if not overrides and update is None and (own := _itself(path)):
+        return own
+    if overrides and not (path / "config.yaml").is_file() and (left := _left_behind(path, overrides, update, config_dir)):
+        return left
     parent = find_run(path)
     parent_run = load_config(parent.path / "config.yaml")
     if not overrides:
@@ -112,13 +127,7 @@ def look_up(path: Path, overrides: list[str], *, update: str | None, config_dir:
         raise _refused([("this fork", rule)])
     checkpoints = {checkpoint.update: checkpoint for checkpoint in list_checkpoints(parent.checkpoints)}
     number = chosen_update(parent, list(checkpoints), update, scope=SCOPE)
-    run = _recomposed(parent_run, overrides, number, config_dir)
-    if found := _fixed(parent_run, run):
-        raise _refused(found)
-    if isinstance(run.tokenizer, BpeConfig) and _documents(run) != _documents(parent_run):
-        # Trained anew, on other text, it would give other ids than the weights know.
-        run = replace(run, tokenizer=FileTokenizerConfig(path=str(parent.path / "tokenizer.json")))
-    run = resolve(run)
+    run = _own_config(parent_run, overrides, number, config_dir, tokenizer=parent.meta().get("data", {}).get("tokenizer"))
     slug = f"from-{_hash(parent, parent_run)}-{number}"
     found = Fork(parent, parent_run, number, checkpoints.get(number), run, slug, run_folder(run, slug))
     if found.checkpoint is None and (run.fresh or not RunFolder(found.folder).meta()):
@@ -126,6 +135,71 @@ def look_up(path: Path, overrides: list[str], *, update: str | None, config_dir:
     if short := _ends_before(run.training_tokens, run.data.tokens_per_update, number):
         raise _refused(short)
     return found
+
+
+def _own_config(
+    parent: RunConfig, overrides: list[str], number: int, config_dir: Path | None, *, tokenizer: str | None
+) -> RunConfig:
+    """A fork's config, resolved; `tokenizer` is the hash of the parent's."""
+    run = _recomposed(parent, overrides, number, config_dir)
+    if found := _fixed(parent, run):
+        raise _refused(found)
+    if isinstance(run.tokenizer, BpeConfig) and _documents(run) != _documents(parent):
+        # Trained anew, on other text, it would give other ids than the weights know.
+        run = replace(run, tokenizer=FileTokenizerConfig(path=str(_tokenizer_file(run, tokenizer))))
+    return resolve(run)
+
+
+def _tokenizer_file(run: RunConfig, tokenizer: str | None) -> Path:
+    return outputs_folder() / run.name / TOKENIZERS / f"{str(tokenizer)[:16]}.json"
+
+
+def _keep_tokenizer(asked: Fork) -> None:
+    """Copy the parent's tokenizer to where the fork's config names it. Each process does, since each reads it."""
+    target, own = Path(getattr(asked.run.tokenizer, "path", "")), asked.parent.path / "tokenizer.json"
+    if target.parent.name != TOKENIZERS or target.is_file() or not own.is_file():
+        return
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    with RunFolder(target.parent).writing():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(own, draft)
+        os.replace(draft, target)
+
+
+def _itself(path: Path) -> Fork | None:
+    """A fork whose own folder was named, which goes on with the config that it has; None if it is none."""
+    lineage, name = RunFolder(path).meta().get("lineage", {}), ORIGIN.search(path.name)
+    if "checkpoint_sha256" not in lineage or name is None:
+        return None
+    run = resolve(load_config(path / "config.yaml"))
+    if (home := run_folder(run, name[1])) != path:
+        rule = f"is a fork that would go on in {relative(home)}; move it there, or set LLAMA_LAB_OUTPUTS to where it is"
+        raise _refused([(str(path), rule)])
+    return Fork(RunFolder(Path(lineage["path"])), _kept_parent(path) or run, lineage["update"], None, run, name[1], path)
+
+
+def _kept_parent(folder: Path) -> RunConfig | None:
+    return load_config(folder / PARENT) if (folder / PARENT).is_file() else None
+
+
+def _left_behind(path: Path, overrides: list[str], update: str | None, config_dir: Path | None) -> Fork | None:
+    """The fork that the same command began before its parent was removed; None if there is none."""
+    found: list[Fork] = []
+    for kept in sorted(outputs_folder().glob(f"*/*/{PARENT}")):
+        folder, name = RunFolder(kept.parent), ORIGIN.search(kept.parent.name)
+        meta = folder.meta()
+        lineage = meta.get("lineage", {})
+        if name is None or lineage.get("path") != str(path) or update not in (None, "last", "best", str(lineage["update"])):
+            continue
+        parent, number = load_config(kept), lineage["update"]
+        run = _own_config(parent, overrides, number, config_dir, tokenizer=meta["data"]["tokenizer"])
+        if run_folder(run, name[1]) == folder.path and not run.fresh:
+            found.append(Fork(RunFolder(path), parent, number, None, run, name[1], folder.path))
+    if len(found) > 1:
+        updates = ", ".join(str(one.update) for one in sorted(found, key=lambda one: one.update))
+        rule = f"cannot be told, because {relative(path)} is gone; it was forked with these values after updates {updates}"
+        raise _refused([(f"--update {update or 'last'}", f"{rule}: name one")])
+    return found[0] if found else None
 
 
 def _recomposed(parent: RunConfig, overrides: list[str], number: int, config_dir: Path | None) -> RunConfig:
@@ -222,6 +296,7 @@ def _inherit(asked: Fork, draft: Path) -> dict[str, Any]:
     if losses:
         write_json(draft / "summary.json", {"best/val/loss": min(losses)})
     save_config(replace(asked.run, fresh=False), draft / "config.yaml")
+    save_config(asked.parent_run, draft / PARENT)
     return {
         "parent": asked.parent.path.name,
         "path": str(asked.parent.path),
