@@ -141,7 +141,7 @@ def test_a_fork_goes_on_without_its_parent(own_folder, trunk, tmp_path, outputs,
         process.kill()
     (folder,) = outputs.glob("tiny/*-from-*")
     shutil.rmtree(trunk)
-    again = ["fork", str(folder)] if own_folder else words
+    again = ["fork", str(folder.parent / ".." / folder.parent.name / folder.name)] if own_folder else words
     assert main(again) == 0
     assert "Continuing after update 16 of 30" in capsys.readouterr().out
     assert_same_rows_and_weights(unbroken, folder)

@@ -172,10 +172,10 @@ def _itself(path: Path) -> Fork | None:
     if "checkpoint_sha256" not in lineage or name is None:
         return None
     run = resolve(load_config(path / "config.yaml"))
-    if (home := run_folder(run, name[1])) != path:
+    if (home := run_folder(run, name[1])).resolve() != path.resolve():
         rule = f"is a fork that would go on in {relative(home)}; move it there, or set LLAMA_LAB_OUTPUTS to where it is"
         raise _refused([(str(path), rule)])
-    return Fork(RunFolder(Path(lineage["path"])), _kept_parent(path) or run, lineage["update"], None, run, name[1], path)
+    return Fork(RunFolder(Path(lineage["path"])), _kept_parent(path) or run, lineage["update"], None, run, name[1], home)
 
 
 def _kept_parent(folder: Path) -> RunConfig | None:
