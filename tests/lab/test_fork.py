@@ -109,6 +109,15 @@ def test_a_trunk_has_several_cool_downs(trunk):
     assert [row for row in steady(short) if row["update"] < 8] == [row for row in steady(trunk) if row["update"] < 8]
 
 
+def test_a_fork_reads_its_parents_text_from_any_directory(text, tmp_path, monkeypatch):
+    shutil.copy(text, tmp_path / "near.jsonl")
+    monkeypatch.chdir(tmp_path)
+    parent = train(constant(Path("near.jsonl"))).folder
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert fork(parent, ["optim.max_lr=2e-3"], update="8").status == "finished"
+
+
 def test_the_same_command_again_goes_on_or_says_that_it_is_done(trunk, tmp_path, outputs, capsys):
     words = ["fork", str(trunk), "--update", "8", "training_tokens=15360", "optim.max_lr=2e-3"]
     gate = Gate("update 18", tmp_path)

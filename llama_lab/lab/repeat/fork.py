@@ -21,6 +21,7 @@ from llama_lab.config.identity import load_config, outputs_folder, plain_config,
 from llama_lab.config.resolve import resolve
 from llama_lab.config.schema import SHAPES, BpeConfig, FileTokenizerConfig, Problem, RunConfig, shown
 from llama_lab.data.prepare import prepare
+from llama_lab.training.run_data import at_home
 from llama_lab.training.run_folder import (
     FORMAT_VERSION,
     RunFolder,
@@ -127,7 +128,8 @@ def look_up(path: Path, overrides: list[str], *, update: str | None, config_dir:
         raise _refused([("this fork", rule)])
     checkpoints = {checkpoint.update: checkpoint for checkpoint in list_checkpoints(parent.checkpoints)}
     number = chosen_update(parent, list(checkpoints), update, scope=SCOPE)
-    run = _own_config(parent_run, overrides, number, config_dir, tokenizer=parent.meta().get("data", {}).get("tokenizer"))
+    tokenizer = parent.meta().get("data", {}).get("tokenizer")
+    run = _own_config(at_home(parent_run, parent), overrides, number, config_dir, tokenizer=tokenizer)
     slug = f"from-{_hash(parent, parent_run)}-{number}"
     found = Fork(parent, parent_run, number, checkpoints.get(number), run, slug, run_folder(run, slug))
     if found.checkpoint is None and (run.fresh or not RunFolder(found.folder).meta()):
