@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from llama_lab.config.schema import RunConfig, Window
+from llama_lab.config.targets import IGNORE
 from llama_lab.data.mixture import Mixture
 from llama_lab.data.prepare import PreparedData
 from llama_lab.data.shards import Split
 from llama_lab.data.windows import cut_windows
 
-IGNORE = -100
-"""Target of a position that is not predicted."""
 # Four rounds make a Feistel network a good permutation of a large set; a small one needs more to mix.
 ROUNDS = 8
 # Windows whose places are computed at once: the cost of a few large numpy calls is shared by many small batches.

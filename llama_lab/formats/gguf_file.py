@@ -87,7 +87,7 @@ def _describe_model(writer, model: ModelConfig, *, vocab_size: int, max_seq_len:
     writer.add_block_count(model.n_layers)
     writer.add_feed_forward_length(ffn_dim(model))
     writer.add_head_count(model.n_heads)
-    writer.add_head_count_kv(model.n_heads if model.n_kv_heads is None else model.n_kv_heads)
+    writer.add_head_count_kv(model.kv_heads)
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
     writer.add_layer_norm_rms_eps(model.norm_eps)

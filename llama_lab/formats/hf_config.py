@@ -52,7 +52,7 @@ def hf_config(model: ModelConfig, *, vocab_size: int, max_seq_len: int, ids: Spe
         "intermediate_size": ffn_dim(model),
         "num_hidden_layers": model.n_layers,
         "num_attention_heads": model.n_heads,
-        "num_key_value_heads": model.n_heads if model.n_kv_heads is None else model.n_kv_heads,
+        "num_key_value_heads": model.kv_heads,
         "head_dim": model.dim // model.n_heads,
         "hidden_act": "silu",
         "attention_bias": False,

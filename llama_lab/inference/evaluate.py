@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional
 
+from llama_lab.config.targets import IGNORE
 from llama_lab.data.stream import TokenStream
 from llama_lab.model.llama import Llama
-from llama_lab.model.loss import IGNORE
 from llama_lab.training.processes.stop import Stopped
 
 

@@ -52,7 +52,7 @@ class PlainStep:
         self._sin = torch.cat((-model.sin, model.sin), dim=-1)
         config = model.config
         self._eps, self._heads = config.norm_eps, config.n_heads
-        self._kv_heads = config.n_heads if config.n_kv_heads is None else config.n_kv_heads
+        self._kv_heads = config.kv_heads
         self._channels, self._head_dim = config.dim, config.dim // config.n_heads
 
     @staticmethod

@@ -29,7 +29,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.head_dim = config.dim // config.n_heads
-        kv_dim = self.head_dim * (config.n_heads if config.n_kv_heads is None else config.n_kv_heads)
+        kv_dim = self.head_dim * config.kv_heads
         self.q = Linear(config.dim, config.dim)
         self.k = Linear(config.dim, kv_dim)
         self.v = Linear(config.dim, kv_dim)

@@ -32,8 +32,7 @@ class KVCache:
         device: torch.device | str,
         only_last: bool = False,
     ) -> None:
-        n_kv_heads = config.n_heads if config.n_kv_heads is None else config.n_kv_heads
-        shape = (config.n_layers, batch, n_kv_heads, max_len, config.dim // config.n_heads)
+        shape = (config.n_layers, batch, config.kv_heads, max_len, config.dim // config.n_heads)
         # Zeros, not whatever was in memory: a position that is hidden has a weight of 0, and 0 times NaN is NaN.
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)

@@ -34,7 +34,7 @@ def flops_per_token(config: ModelConfig, vocab_size: int, max_seq_len: int) -> i
 
 def _without_input_embedding(config: ModelConfig, vocab_size: int) -> int:
     head_dim = config.dim // config.n_heads
-    kv_dim = head_dim * (config.n_heads if config.n_kv_heads is None else config.n_kv_heads)
+    kv_dim = head_dim * config.kv_heads
     attention = 2 * config.dim * config.dim + 2 * config.dim * kv_dim + (2 * head_dim if config.qk_norm else 0)
     block = attention + 3 * config.dim * ffn_dim(config) + 2 * config.dim
     return config.n_layers * block + config.dim + vocab_size * config.dim

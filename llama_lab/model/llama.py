@@ -153,7 +153,7 @@ class Llama(nn.Module):
 
         Args:
             tokens: (batch, time), int64 in [0, vocab_size), time at most `max_seq_len` with what the cache holds.
-            targets: (batch, time), the tokens that do follow, `loss.IGNORE` where there is none to predict.
+            targets: (batch, time), the tokens that do follow, `config.targets.IGNORE` where there is none to predict.
             cache: earlier positions; `tokens` are taken to follow them, and are appended.
             documents: (batch, time), number of each position's document, the same for neighbours in one; None: each sequence is
                 one. Not with a cache.

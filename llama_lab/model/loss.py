@@ -10,11 +10,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from llama_lab.config.targets import IGNORE
 from llama_lab.model.blocks import wide_dtype
 from llama_lab.model.products import WeightCopy
-
-IGNORE = -100
-"""Target of a position that is not trained on and not counted."""
 
 _CHUNK = 512
 """Positions whose logits a CPU holds in float32 at once: few enough to stay in its cache."""

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from llama_lab.config.schema import Compile, RunConfig
-from llama_lab.data.stream import IGNORE, Batch, MixedStream, batch_hash
+from llama_lab.config.targets import IGNORE
+from llama_lab.data.stream import Batch, MixedStream, batch_hash
 from llama_lab.training.processes.worker import Worker
 
 # Micro-batches that wait at most: enough to bridge a hiccup of the disk, little in memory.
@@ -57,7 +58,7 @@ class Feed:
     shape, it is filled up with windows that nothing is predicted in.
 
     Args:
-        stream: used by the thread alone from now on.
+        stream: read by the thread alone from now on; what it only computes, `epochs` say, anybody may ask for.
         first_update, last_update: what is fed.
 
     Attributes:

@@ -40,8 +40,7 @@ def _height(schedule: ScheduleConfig, update: int, updates: int) -> float:
         case LinearConfig():
             return 1.0 - progress
         case WsdConfig():
-            cooldown_updates = max(1, round(schedule.cooldown_fraction * updates))
-            return min(1.0, (updates - update) / cooldown_updates)
+            return min(1.0, (updates - update) / schedule.cooldown_updates(updates))
         case ConstantConfig():
             return 1.0
     raise TypeError(f"no schedule is known for {type(schedule).__name__}")

@@ -21,10 +21,16 @@ def read_names() -> set[str]:
     """Every attribute that code outside the schema and its validation reads."""
     config = PACKAGE / "config"
     files = {*PACKAGE.rglob("*.py")} - {*config.rglob("*.py")} | {config / "resolve.py", config / "identity.py"}
-    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
-    return {
-        node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
-    }
+    read = {name for file in files for name in attributes(ast.parse(file.read_text(encoding="utf-8")))}
+    # What a node derives from its fields, `RunConfig.updates` say, reads them for whoever asks for it.
+    schemas = [ast.parse(file.read_text(encoding="utf-8")) for file in (config / "schema").rglob("*.py")]
+    derived = [node for tree in schemas for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name in read]
+    return read | {name for node in derived if node.name != "problems" for name in attributes(node)}
+
+
+def attributes(tree: ast.AST) -> set[str]:
+    """Every attribute that is read in a piece of code."""
+    return {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
 
 
 def test_each_field_is_read_somewhere() -> None:

@@ -9,10 +9,11 @@ import torch
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import Window
+from llama_lab.config.targets import IGNORE
 from llama_lab.data import stream as streams
 from llama_lab.data import windows
 from llama_lab.data.shards import FORMAT_VERSION, Split, open_split, read_manifest, token_dtype
-from llama_lab.data.stream import IGNORE, Batch, TokenStream, batch_hash, permute
+from llama_lab.data.stream import Batch, TokenStream, batch_hash, permute
 from llama_lab.data.writer import SplitWriter, write_manifest
 from llama_lab.training.feed import share
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from llama_lab.config.targets import IGNORE
 from llama_lab.model import attention
 from llama_lab.model.cache import KVCache
 from llama_lab.model.llama import Llama
-from llama_lab.model.loss import IGNORE
 
 VARIANTS = {
     "mha": {},

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from llama_lab.config.targets import IGNORE
 from llama_lab.model import attention
 from llama_lab.model.cache import KVCache
 from llama_lab.model.llama import Llama
-from llama_lab.model.loss import IGNORE
 from llama_lab.model.rotary import rotary_tables
 
 LENGTHS = ([5, 1, 9, 6], [24], [3, 18])

@@ -12,8 +12,9 @@ import torch
 from llama_lab import compose, train
 from llama_lab.config.resolve import resolve
 from llama_lab.config.schema import Compile, RunConfig
+from llama_lab.config.targets import IGNORE
 from llama_lab.data.prepare import PreparedData, prepare
-from llama_lab.data.stream import IGNORE, MixedStream, batch_hash, training_stream
+from llama_lab.data.stream import MixedStream, batch_hash, training_stream
 from llama_lab.training.feed import DEPTH, Feed, MicroBatch, share
 from llama_lab.training.metrics import read_rows, short_count
 from llama_lab.training.processes.worker import Place, Worker

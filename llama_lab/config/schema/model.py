@@ -57,6 +57,11 @@ class ModelConfig:
     rope_original_len: int = later(8192)
     """llama3: tokens of context that the model was first trained with. At least 1."""
 
+    @property
+    def kv_heads(self) -> int:
+        """Key and value heads, counted also where `n_kv_heads` is null."""
+        return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
+
     def problems(self, at: str) -> list[Problem]:
         """What is wrong with this node alone; `at` is its key path."""
         counts = broken(

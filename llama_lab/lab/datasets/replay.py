@@ -14,9 +14,10 @@ from llama_lab.config.errors import ConfigError
 from llama_lab.config.flags import Parser
 from llama_lab.config.identity import load_config
 from llama_lab.config.schema import Problem, RunConfig
+from llama_lab.config.targets import IGNORE
 from llama_lab.data.prepare import PreparedData
 from llama_lab.data.shards import Split
-from llama_lab.data.stream import IGNORE, Batch, Located, MixedStream, batch_hash, training_stream
+from llama_lab.data.stream import Batch, Located, MixedStream, batch_hash, training_stream
 from llama_lab.training.feed import share
 from llama_lab.training.metrics import read_rows
 from llama_lab.training.run_data import open_data, trained_on

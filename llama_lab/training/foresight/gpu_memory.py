@@ -184,4 +184,4 @@ def _step(run: RunConfig) -> int:
 
 def _kv_dim(model: ModelConfig) -> int:
     """Channels of the keys."""
-    return model.dim // model.n_heads * (model.n_heads if model.n_kv_heads is None else model.n_kv_heads)
+    return model.dim // model.n_heads * model.kv_heads
