@@ -25,7 +25,7 @@ def resolve(run: RunConfig) -> RunConfig:
     """The same run with every `auto` and derived null of `hardware` and `precision` replaced by what this machine makes of it.
 
     One is left, because finding it takes minutes on the device: `hardware.micro_batch=auto` on CUDA, which the start of the run
-    replaces (`training.memory`).
+    replaces (`training.foresight.memory`).
 
     Under torchrun or srun (WORLD_SIZE is set) the processes are those that were started.
 
