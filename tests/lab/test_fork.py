@@ -291,6 +291,7 @@ def test_other_text_keeps_the_vocabulary(tiny, tmp_path):
         "tokenizer=file is another than the parent's, whose ids the weights know; "
         f"the parent's is tokenizer=file tokenizer.path={parent / 'tokenizer.json'}"
     ]
+    assert main(["verify", str(child)]) == 0, "what the parent was fed is not held against it"
     shutil.rmtree(parent)
     assert fork(parent, ["data=text", f"data.path={other}", "training_tokens=12288"], update="20").folder == child
 

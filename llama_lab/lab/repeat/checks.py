@@ -123,16 +123,18 @@ def check_data(data: PreparedData, folder: RunFolder, *, read_all: bool) -> Chec
     return Check("data", True, f"the run's {data.train_tokens:,} training tokens and its tokenizer, {files} checked{more}")
 
 
-def check_batches(run: RunConfig, data: PreparedData, rows: Rows, *, last: int, read_all: bool) -> Check:
+def check_batches(run: RunConfig, data: PreparedData, rows: Rows, *, after: int, last: int, read_all: bool) -> Check:
     """Whether the windows that the run recorded are those that it would be fed now.
 
     Args:
+        after: number of the update that the run itself began after: what came before its parent was fed, perhaps of other data.
         last: number of the last update that is looked at whatever it takes; further ones if they are few, or with `read_all`.
     """
-    if not rows.batches:
+    own = [row for row in rows.batches if row["update"] > after]
+    if not own:
         return Check("batches", None, "the run has recorded none")
     few = FEW_TOKENS // run.data.tokens_per_update
-    looked_at = [row for row in rows.batches if row["update"] <= last or read_all or row["update"] <= few]
+    looked_at = [row for row in own if row["update"] <= last or read_all or row["update"] - after <= few]
     stream, windows = training_stream(run, data), run.windows_per_update
     at_once = max(1, HASHED_TOKENS // run.data.max_seq_len)
     for row in looked_at:
@@ -143,7 +145,7 @@ def check_batches(run: RunConfig, data: PreparedData, rows: Rows, *, last: int, 
         if f"{fed % 2**64:016x}" != row["hash"]:
             said = f"update {row['update']} recorded {row['hash']}, and would be fed {fed % 2**64:016x}"
             return Check("batches", False, said)
-    more = "" if len(looked_at) == len(rows.batches) else f" of {len(rows.batches)}; --data looks at all"
+    more = "" if len(looked_at) == len(own) else f" of {len(own)}; --data looks at all"
     return Check("batches", True, f"{len(looked_at)} updates are fed the same windows{more}")
 
 

@@ -9,7 +9,7 @@ from llama_lab.config.errors import ConfigError
 from llama_lab.config.flags import Parser
 from llama_lab.config.identity import load_config
 from llama_lab.config.schema import RunConfig
-from llama_lab.lab.repeat.rows import Rows, check_asked
+from llama_lab.lab.repeat.rows import Rows, check_asked, first_update
 from llama_lab.lab.table import print_table
 from llama_lab.training.run_folder import RunFolder, find_run, relative
 
@@ -94,7 +94,7 @@ def _checks(run: RunConfig, folder: RunFolder, *, updates: int | None, read_all:
     if data.fingerprint != trained_on(folder):
         yield checks.Check("updates", None, "are not made again: they would be fed something else")
         return
-    yield checks.check_batches(run, data, rows, last=span.last, read_all=read_all)
+    yield checks.check_batches(run, data, rows, after=first_update(folder), last=span.last, read_all=read_all)
     yield from reproduce.compare(folder, data, rows, here, span)
 
 
