@@ -52,11 +52,20 @@ def writing(subject: str, otherwise: str, *, scope: str = "this run", goes_on: b
         raise ConfigError([(subject, f"cannot be written: {why(error)}; {first}{otherwise}")], scope=scope) from error
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Replace a small file in one step, so that a reader never sees half of it, and a full disk leaves what was there."""
+def replace_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Replace a small file in one step, so that a reader never sees half of it, and a full disk leaves what was there.
+
+    Args:
+        durable: whether that holds for a power cut as well, which costs a wait of milliseconds for the disk.
+    """
     draft = path.with_name(f".{path.name}.draft")
     try:
-        draft.write_text(text, encoding="utf-8", newline="\n")
+        with draft.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            if durable:
+                # Else the new name may reach the disk before what it names.
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(draft, path)
     except OSError:
         with suppress(OSError):

@@ -27,9 +27,14 @@ from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import load_config, outputs_folder, save_config, science
 from llama_lab.config.paths import or_meant
 from llama_lab.config.schema import Device, RunConfig, WsdConfig
+from llama_lab.training.saving.manifest import MANIFEST, checkpoint_folders, tokens_of
 from llama_lab.training.scrub import scrub_command, scrub_patch
 
 FORMAT_VERSION = 1
+DAMAGED_META = (
+    "is empty or cut, and a run is not continued without knowing what it came from; put it back from a copy, or move it away to go "
+    "on all the same, or start the run anew with fresh=true"
+)
 ELSEWHERE = "set LLAMA_LAB_OUTPUTS to a folder with room that you may write to"
 VERSIONED = ("torch", "numpy", "tokenizers", "llama_lab")
 # Runs of a study that are looked at, the newest first, for one that a new run only extends: reading a config takes milliseconds.
@@ -50,11 +55,15 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def meta(self) -> dict[str, Any]:
-        """Where the run came from; empty before it began."""
-        return _read_json(self.path / "meta.json")
+        """Where the run came from; empty before it began.
+
+        Raises:
+            ConfigError: the file is damaged.
+        """
+        return _read_json(self.path / "meta.json", damaged=DAMAGED_META)
 
     def summary(self) -> dict[str, Any]:
-        """Status, last and best values; empty before the first was written."""
+        """Status, last and best values; empty before the first was written, or where the file is damaged."""
         return _read_json(self.path / "summary.json")
 
     def write_meta(self, **changes: Any) -> None:
@@ -63,7 +72,8 @@ class RunFolder:
 
     def write_summary(self, **changes: Any) -> None:
         """Merge `changes` into summary.json."""
-        write_json(self.path / "summary.json", self.summary() | changes)
+        # With every row, and so the disk is not waited for: the rows say again what a power cut can take.
+        write_json(self.path / "summary.json", self.summary() | changes, durable=False)
 
     def writing(self) -> AbstractContextManager[None]:
         """Turn a folder that cannot be written into a ConfigError."""
@@ -72,7 +82,8 @@ class RunFolder:
     @property
     def saved_tokens(self) -> list[int]:
         """Tokens trained on in each of its checkpoints, in order."""
-        return sorted(int(found.parent.name.removeprefix("tokens-")) for found in self.checkpoints.glob("tokens-*/manifest.json"))
+        named = ((tokens_of(path), path) for path in checkpoint_folders(self.checkpoints))
+        return sorted(tokens for tokens, path in named if tokens is not None and (path / MANIFEST).is_file())
 
     def left(self, run: RunConfig) -> float:
         """The share of a run's updates that is still to be trained, should it go on here: 0 once it is finished."""
@@ -204,9 +215,9 @@ def changes_since(known: dict[str, Any], origin: dict[str, Any]) -> list[tuple[s
     return [(name, str(before), str(now)) for name, before, now in pairs if before != now]
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replace a small JSON file in one step."""
-    replace_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+def write_json(path: Path, content: dict[str, Any], *, durable: bool = True) -> None:
+    """Replace a small JSON file in one step; see `replace_text`."""
+    replace_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n", durable=durable)
 
 
 def shorter_run(run: RunConfig, folder: Path) -> str | None:
@@ -370,8 +381,20 @@ def package_version(name: str) -> str | None:
         return sys.version.split()[0] if name == "python" else None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, *, damaged: str | None = None) -> dict[str, Any]:
+    """A small JSON file; empty where there is none.
+
+    Args:
+        damaged: what to say of one that is not whole; None: it is taken to be empty.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError:  # empty or cut, by a power cut say
+        content = None
     except PermissionError as error:
         raise ConfigError([(relative(path), f"cannot be read: {why(error)}; {ELSEWHERE}")]) from None
+    if isinstance(content, dict):
+        return content
+    if damaged is None:
+        return {}
+    raise ConfigError([(relative(path), damaged)])

@@ -4,7 +4,14 @@ from collections.abc import Sequence
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.training.run_folder import RunFolder, relative
-from llama_lab.training.saving.manifest import Checkpoint, DamagedCheckpoint, is_whole, list_checkpoints, list_incomplete
+from llama_lab.training.saving.manifest import (
+    Checkpoint,
+    DamagedCheckpoint,
+    checkpoint_folders,
+    is_whole,
+    list_checkpoints,
+    list_incomplete,
+)
 
 FLAG = "--update "
 """Before the number of an update, as it is typed."""
@@ -42,7 +49,7 @@ def chosen_update(folder: RunFolder, there: Sequence[int], update: str | None, *
     if update not in (None, "last", "best"):
         raise ConfigError([(f"{flag}{update}", f"is no update; {there_are(there)}, or last, or best")], scope=scope)
     broken = list_incomplete(folder.checkpoints)
-    names = sorted(path.name for path in folder.checkpoints.glob("tokens-*"))
+    names = [path.name for path in checkpoint_folders(folder.checkpoints)]
     if broken and (not there or (update != "best" and broken[-1].path.parent.name == names[-1])):
         raise damaged(folder, broken[-1], scope=scope, flag=flag)
     if not there:

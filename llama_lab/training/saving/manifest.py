@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,10 +54,21 @@ class Checkpoint:
     tokens: int
 
 
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """The folders in `folder` that are named like a checkpoint, by name. Others, a copy `tokens-….bak` say, are left alone."""
+    return sorted(path for path in folder.glob("tokens-*") if tokens_of(path) is not None)
+
+
+def tokens_of(path: Path) -> int | None:
+    """Tokens trained on in a checkpoint, by its folder's name; None if no checkpoint is named so."""
+    named = re.fullmatch(r"tokens-([0-9]+)", path.name)
+    return None if named is None else int(named[1])
+
+
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
     """All complete checkpoints in `folder`, oldest first. A folder that does not exist holds none."""
     found = []
-    for path in folder.glob("tokens-*"):
+    for path in checkpoint_folders(folder):
         try:
             manifest = read_manifest(path)
         except DamagedCheckpoint:
@@ -68,7 +80,7 @@ def list_checkpoints(folder: Path) -> list[Checkpoint]:
 def list_incomplete(folder: Path) -> list[DamagedCheckpoint]:
     """What is wrong with each folder that is named like a checkpoint and has no manifest that can be read."""
     found = []
-    for path in sorted(folder.glob("tokens-*")):
+    for path in checkpoint_folders(folder):
         try:
             read_manifest(path)
         except DamagedCheckpoint as error:
@@ -132,7 +144,7 @@ def is_whole(checkpoint: Checkpoint, files: Sequence[str] | None = None) -> bool
 
 def newest_damage(folder: Path) -> DamagedCheckpoint | None:
     """What is wrong with the newest checkpoint, which is read in full; None: nothing, or there is none."""
-    path = max(folder.glob("tokens-*"), default=None)
+    path = max(checkpoint_folders(folder), default=None)
     if path is None:
         return None
     try:
@@ -164,7 +176,7 @@ def set_aside(folder: Path, after: int) -> list[Path]:
     """
     whole = {checkpoint.path for checkpoint in list_checkpoints(folder) if checkpoint.update <= after}
     moved = []
-    for path in sorted(set(folder.glob("tokens-*")) - whole):
+    for path in sorted(set(checkpoint_folders(folder)) - whole):
         aside = path.with_name(f"damaged-{path.name}")
         remove(aside)
         os.replace(path, aside)

@@ -9,6 +9,7 @@ from pathlib import Path
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import MuonConfig, RunConfig, StateDtype
 from llama_lab.model.count import parameters
+from llama_lab.training.saving.manifest import checkpoint_folders
 
 BYTES_OF_WEIGHTS = 4
 """Weights are fp32 whatever `precision` says."""
@@ -122,7 +123,7 @@ def beside_free(needed: Need, folder: Path) -> str:
     if math.isinf(free):
         return needed.said()
     said = f"{needed.said()}; {short_bytes(free)} free"
-    there = sum(1 for _ in folder.glob("tokens-*"))
+    there = len(checkpoint_folders(folder))
     if (fits := free // needed.each) < needed.most - there:
         said += f", which is enough for {fits} more: make room, or lower checkpoint.keep"
     return said
