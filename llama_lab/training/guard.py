@@ -1,7 +1,7 @@
 """Updates that go wrong: a loss or gradient that is no finite number, and a loss that jumps.
 
 Every process comes to the same conclusion without asking the others. A loss that is no finite number makes all gradients such (see
-`accumulate_gradients`), gradients are summed over the processes, and so their norm tells it everywhere. On a CPU it is looked at
+`Updater.gradients`), gradients are summed over the processes, and so their norm tells it everywhere. On a CPU it is looked at
 before the step. On CUDA the device leaves the step out by itself (see `Optimizers.step`), and the host, which is ahead of it, looks
 a few updates later, and always before a row is written or a state saved. Either way weights and optimizer stay as they were.
 """
@@ -23,12 +23,11 @@ from torch import Tensor, nn
 from llama_lab.config.disk import why
 from llama_lab.config.schema import RunConfig
 from llama_lab.training.errors import Diverged
-from llama_lab.training.metrics import read_rows
+from llama_lab.training.metrics import GUARD_FILE, read_rows
 from llama_lab.training.processes.worker import Worker
 from llama_lab.training.run_folder import relative
 from llama_lab.training.update import Gradients
 
-FILE = "guard.jsonl"
 # Updates that the host may be ahead of what it has looked at: enough that the device always has work.
 LAG = 4
 # Rows that a spike is seen against. Fewer than the least say nothing of what is usual.
@@ -129,10 +128,10 @@ class Guard:
         ends = self.skipped > self._run.guard.max_skipped
         if self._worker.is_main:
             try:
-                with (self._folder / FILE).open("a", encoding="utf-8") as file:
+                with (self._folder / GUARD_FILE).open("a", encoding="utf-8") as file:
                     file.write(json.dumps(found.row(self._run) | {"ends_the_run": ends}) + "\n")
             except OSError as error:
-                self._say(f"{FILE} could not be written ({why(error)})", "yellow")
+                self._say(f"{GUARD_FILE} could not be written ({why(error)})", "yellow")
         text = found.told(self._run, self._folder)
         if ends:
             raise Diverged(f"{text}\n  {self._advice()}")
@@ -183,7 +182,7 @@ class Bad:
         place = shlex.quote(relative(folder))
         return (
             f"at update {self.update} the loss is {self.loss:.6g} and the gradient norm {self.norm:.6g}; it changed no weight\n"
-            f"  Gradients: {norms_told(self.norms)}; all of them are in {FILE}\n"
+            f"  Gradients: {norms_told(self.norms)}; all of them are in {GUARD_FILE}\n"
             f"  Fed: windows {first:,} to {last:,}, hash {self.fed:016x}; llama-lab data replay {place} --update {self.update}\n"
             f"  To make it again: llama-lab verify {place} --update {self.update}"
         )

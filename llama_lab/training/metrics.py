@@ -19,8 +19,8 @@ from llama_lab.training.rows import RowFile
 from llama_lab.training.run_folder import RunFolder
 from llama_lab.training.tracking.tracker import Tracker
 
-# What depends on the machine and the moment, not on the science; a resumed run equals an unbroken one in all other keys.
-VOLATILE = ("seconds", "speed/", "memory/")
+FILES = ("metrics.jsonl", "samples.jsonl", "batches.jsonl")
+GUARD_FILE = "guard.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,7 @@ class Metrics:
         self._vocab_size = vocab_size
         self._previous_line = time.perf_counter()
         self._fed: list[dict[str, Any]] = []
-        names = ("metrics.jsonl", "samples.jsonl", "batches.jsonl")
-        self._files = {name: RowFile(folder.path / name, lambda text: console.say(text, style="yellow")) for name in names}
+        self._files = {name: RowFile(folder.path / name, lambda text: console.say(text, style="yellow")) for name in FILES}
 
     def fed(self, update: int, fingerprint: int) -> None:
         """Note the 64 bits that say what an update was fed; `flush` writes them."""
@@ -191,7 +190,7 @@ def cut_back(folder: Path, update: int) -> None:
     Later rows go, a line that a kill left half-written too, and so do validation and samples of this very update: they follow
     the checkpoint and are made again.
     """
-    for name in ("metrics.jsonl", "samples.jsonl", "batches.jsonl"):
+    for name in (*FILES, GUARD_FILE):
         path = folder / name
         if not path.is_file():
             continue

@@ -10,11 +10,13 @@ import torch
 
 from llama_lab import compose
 from llama_lab.config.schema import RunConfig
-from llama_lab.training.metrics import VOLATILE, read_rows
+from llama_lab.training.metrics import read_rows
 from llama_lab.training.run_folder import RunFolder
 from llama_lab.training.saving.checkpoint import load_weights
 from llama_lab.training.saving.manifest import list_checkpoints
 
+VOLATILE = ("seconds", "speed/", "memory/")
+"""What depends on the machine and the moment, not on the science; a resumed run equals an unbroken one in all other keys."""
 WORDS = [
     "the",
     "a",

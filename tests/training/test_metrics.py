@@ -79,7 +79,9 @@ def test_rows_are_cut_back_to_a_checkpoint(tmp_path):
     (tmp_path / "samples.jsonl").write_text('{"update": 1}\n{"update": 2}\n')
     fed = [{"update": update, "hash": f"{update:016x}"} for update in (1, 2, 3)]
     (tmp_path / "batches.jsonl").write_text("".join(json.dumps(row) + "\n" for row in fed))
+    (tmp_path / "guard.jsonl").write_text("".join(json.dumps(row) + "\n" for row in fed))
     cut_back(tmp_path, 2)
+    assert read_rows(tmp_path / "guard.jsonl") == fed[:2]
     assert read_rows(tmp_path / "batches.jsonl") == fed[:2]
     assert read_rows(tmp_path / "metrics.jsonl") == rows[:2]
     assert read_rows(tmp_path / "samples.jsonl") == [{"update": 1}]

@@ -17,13 +17,13 @@ from llama_lab import compose, train
 from llama_lab.config.identity import run_folder, save_config
 from llama_lab.config.resolve import resolve
 from llama_lab.config.schema import RunConfig
-from llama_lab.training.metrics import VOLATILE, read_rows
+from llama_lab.training.metrics import read_rows
 from llama_lab.training.run_folder import RunFolder
 from llama_lab.training.tracking import tracker as tracking
 from llama_lab.training.tracking.sent import GrowingRows, read_sent, rows_in
 from llama_lab.training.tracking.tracker import start_tracker
 
-from .conftest import tiny_overrides
+from .conftest import steady, tiny_overrides
 from .processes import Gate, end_of, folder_of, started
 from .wandb_reader import history, offline_folders, read_records, sampled_texts, summary
 
@@ -71,11 +71,6 @@ class Rows:
     def gone(self, reason: str) -> str:
         path = tracking.relative(self.folder.path)
         return f"W&B is gone ({reason}); metrics.jsonl is complete; send it later with: llama-lab track {path}"
-
-
-def steady(folder: Path):
-    rows = read_rows(folder / "metrics.jsonl")
-    return [{key: value for key, value in row.items() if not key.startswith(VOLATILE)} for row in rows]
 
 
 def wait_for(condition, seconds: float = 170.0):

@@ -15,8 +15,8 @@ from llama_lab.lab.repeat.checks import Check
 from llama_lab.lab.repeat.rows import SCOPE, Rows, first_update, updates_done
 from llama_lab.lab.table import print_table
 from llama_lab.model.count import flops_per_token
-from llama_lab.training.guard import FILE, norms_told, ranked, windows_of
-from llama_lab.training.metrics import read_rows
+from llama_lab.training.guard import norms_told, ranked, windows_of
+from llama_lab.training.metrics import GUARD_FILE, read_rows
 from llama_lab.training.replay import Compared, Replayed, Request, replay
 from llama_lab.training.run_data import open_data
 from llama_lab.training.run_folder import RunFolder, changes_since, describe_origin, relative
@@ -213,14 +213,14 @@ def _compared_update(folder: RunFolder, made: Replayed, row: dict[str, Any] | No
         yield Check("Batch", batch == made.hash, "as recorded" if batch == made.hash else f"recorded was {batch}")
     if row is not None:
         yield _compared_rows([made], {made.update: row}, here)
-    guarded = [found for found in read_rows(folder.path / FILE) if found["update"] == made.update]
+    guarded = [found for found in read_rows(folder.path / GUARD_FILE) if found["update"] == made.update]
     if guarded:
         limit = 0.0 if here.repeats else NOISE[here.run.precision].norm
         kept = guarded[-1]["grad_norms"] | {"the loss": guarded[-1]["loss"]}
         values = made.norms | {"the loss": made.loss}
         other = [name for name in kept if apart(values[name], kept[name]) > limit]
         said = "bad in the same way" if not other else f"other than recorded: {', '.join(other[:3])}"
-        yield Check(FILE, not other, said)
+        yield Check(GUARD_FILE, not other, said)
 
 
 def _compared_rows(made: list[Replayed], kept: dict[int, dict[str, Any]], here: Here) -> Check:
