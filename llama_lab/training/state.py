@@ -58,12 +58,17 @@ class State:
     def restore(self, checkpoint: Checkpoint, model: Llama, optimizer: Optimizers, worker: Worker) -> None:
         """Go to a checkpoint, with the model and the optimizer. Raises like `load_checkpoint`, before anything has changed."""
         weights, saved = load_checkpoint(checkpoint)
+        # In one step: a GPU of Apple's has no float64, which a checkpoint of another device keeps them in.
+        loss_sum, predicted = (
+            saved[name].to(device=own.device, dtype=own.dtype)
+            for name, own in (("loss_sum", self.loss_sum), ("predicted", self.predicted))
+        )
         model.load_state_dict(weights)
         optimizer.load_state_dict(saved["optimizer"])
         self.update, self.seconds, self.skipped = checkpoint.update, saved["seconds"], saved.get("skipped", 0)
         if worker.is_main:
-            self.loss_sum += saved["loss_sum"].to(worker.device)
-            self.predicted += saved["predicted"].to(worker.device)
+            self.loss_sum += loss_sum
+            self.predicted += predicted
 
     def count(self, update: int, gradients: Gradients) -> None:
         """Add an update. One that is left out adds nothing to the loss."""
@@ -97,6 +102,8 @@ def resume(run: RunConfig, folder: RunFolder, model: Llama, optimizer: Optimizer
         with folder.writing():
             set_aside(folder.checkpoints, after=state.update)
             cut_back(folder.path, state.update)
+            # A run that was killed has noted how far it had come, which is further than what it goes on from.
+            folder.write_summary(update=state.update, tokens=state.update * run.data.tokens_per_update)
     for error in broken:
         console.say(f"{told(error)}; its checkpoint is put aside as damaged-{error.path.parent.name}", style="yellow")
     if begun is not None:

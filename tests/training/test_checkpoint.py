@@ -10,18 +10,27 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.schema import Precision
+from llama_lab.training.optim import build_optimizer
+from llama_lab.training.processes.worker import Place, Worker
+from llama_lab.training.run_folder import RunFolder
 from llama_lab.training.saving.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from llama_lab.training.saving.manifest import (
     DamagedCheckpoint,
     list_checkpoints,
     list_incomplete,
+    newest_damage,
     remove_drafts,
     retire,
     set_aside,
 )
 from llama_lab.training.saving.tensor_file import write_tensors
+from llama_lab.training.state import State
+
+from .test_optim import CONFIGS, small_llama
 
 MODEL = {"weight": torch.arange(12.0).view(3, 4)}
 STATE = {
@@ -90,6 +99,21 @@ def test_a_folder_without_manifest_is_no_checkpoint_and_drafts_are_removed(tmp_p
     assert list_checkpoints(tmp_path) == [kept]
     assert [str(error) for error in list_incomplete(tmp_path)] == [f"{cut.path / 'manifest.json'} is missing"]
     assert not [*tmp_path.glob(".draft-*"), *tmp_path.glob(".removed-*")]
+
+
+def test_a_copy_under_another_name_is_no_checkpoint_and_stays(tmp_path):
+    folder = RunFolder(tmp_path)
+    first, second = save(folder.checkpoints, 1), save(folder.checkpoints, 2)
+    copies = [folder.checkpoints / name for name in (f"{first.path.name}.bak", "tokens-of-mine", "tokens-")]
+    for copy in copies:
+        shutil.copytree(second.path, copy)
+    (copies[0] / "manifest.json").unlink()
+    assert folder.saved_tokens == [100, 200]
+    assert list_checkpoints(folder.checkpoints) == [first, second]
+    assert list_incomplete(folder.checkpoints) == []
+    assert newest_damage(folder.checkpoints) is None
+    assert [path.name for path in set_aside(folder.checkpoints, after=1)] == [f"damaged-{second.path.name}"]
+    assert all(copy.is_dir() for copy in copies)
 
 
 def test_one_flipped_bit_anywhere_is_noticed(tmp_path):
@@ -222,3 +246,37 @@ def test_code_in_a_pickle_of_the_first_format_executes_nothing(tmp_path):
     with pytest.raises(DamagedCheckpoint, match=r"state\.pt is no plain state"):
         load_checkpoint(checkpoint)
     assert not (tmp_path / "trap").exists()
+
+
+class WithoutFloat64(TorchDispatchMode):
+    """A device that has no float64, as Apple's GPUs have none; "meta" stands for it."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.device.type == "meta" and made.dtype == torch.float64:
+            raise TypeError("this device has no float64")
+        return made
+
+
+def sums_of(device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.zeros((), dtype=torch.float32, device=device), torch.zeros((), dtype=torch.float32, device=device)
+
+
+def test_a_run_goes_on_on_a_device_without_float64(tmp_path):
+    model = small_llama(seed=1)
+    optimizer = build_optimizer(model, CONFIGS["adamw"], "cpu", Precision.fp32)
+    wide = {"loss_sum": torch.tensor(3.5, dtype=torch.float64), "predicted": torch.tensor(2.0, dtype=torch.float64)}
+    saved = wide | {"optimizer": optimizer.state_dict(), "seconds": 1.5, "skipped": 1}
+    checkpoint = save_checkpoint(tmp_path, update=4, tokens=400, model=model.state_dict(), state=saved)
+    other, state = small_llama(seed=2), State(0, 0.0, *sums_of("meta"), 0)
+    with WithoutFloat64():
+        state.restore(checkpoint, other, build_optimizer(other, CONFIGS["adamw"], "cpu", Precision.fp32), worker_on("meta"))
+    assert (state.update, state.seconds, state.skipped, state.loss_sum.dtype) == (4, 1.5, 1, torch.float32)
+    assert torch.equal(other.embedding.weight, model.embedding.weight)
+    state = State(0, 0.0, *sums_of("cpu"), 0)
+    state.restore(checkpoint, other, build_optimizer(other, CONFIGS["adamw"], "cpu", Precision.fp32), worker_on("cpu"))
+    assert (state.loss_sum.item(), state.predicted.item()) == (3.5, 2.0)
+
+
+def worker_on(device: str) -> Worker:
+    return Worker(Place(), torch.device(device))

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,11 @@ from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import Window
 from llama_lab.data.prepare import prepare
 from llama_lab.data.stream import TokenStream
+from llama_lab.inference.observers import OBSERVERS
+from llama_lab.training.launch import launch
 from llama_lab.training.metrics import read_rows
+from llama_lab.training.observing import Observers
+from llama_lab.training.processes.stop import Stopped
 from llama_lab.training.run_folder import RunFolder, open_run
 from llama_lab.training.saving.manifest import list_checkpoints
 
@@ -164,6 +169,69 @@ def test_where_no_checkpoint_can_be_read_nothing_is_overwritten(tiny, name, caps
     assert "put aside" not in capsys.readouterr().out
     assert (run.folder / "metrics.jsonl").read_bytes() == rows
     assert len(list((run.folder / "checkpoints").glob("tokens-*"))) == 5
+
+
+def stops(model, data, run, worker, stopped):
+    raise Stopped
+
+
+def observers_that_stop() -> Observers:
+    """A stop is asked for in the middle of the first validation."""
+    return replace(OBSERVERS, evaluate=stops)
+
+
+def test_a_killed_run_that_is_stopped_at_once_says_where_it_goes_on(tiny, capsys):
+    """It had come further than its checkpoint, whose validation is made again."""
+    run = tiny("checkpoint.every_tokens=2560")
+    folder = train(run).folder
+    rewind(folder, 10)
+    stopped = launch(run, observers_that_stop)
+    assert (stopped.status, stopped.updates, stopped.tokens) == ("preempted", 10, 5120)
+    assert "Stopped after update 10 of 20; the same command goes on from there" in capsys.readouterr().out
+    summary = RunFolder(folder).summary()
+    assert (summary["update"], summary["tokens"]) == (10, 5120)
+
+
+@pytest.mark.parametrize("content", ["", '{"status": "fini', "[]", "\0" * 40])
+def test_a_damaged_summary_is_taken_to_be_empty(tiny, content):
+    run = train(tiny("training_tokens=2048"))
+    rows = read_rows(run.folder / "metrics.jsonl")
+    (run.folder / "summary.json").write_text(content)
+    assert RunFolder(run.folder).summary() == {}
+    again = train(tiny("training_tokens=2048"))
+    assert (again.status, again.updates) == ("finished", 4)
+    assert RunFolder(run.folder).summary()["status"] == "finished"
+    assert [row["update"] for row in read_rows(run.folder / "metrics.jsonl")] == [row["update"] for row in rows]
+
+
+@pytest.mark.parametrize("content", ["", '{"run_id": "lla'])
+def test_a_damaged_origin_is_named_with_what_to_do(tiny, content):
+    run = train(tiny("training_tokens=2048"))
+    meta = run.folder / "meta.json"
+    RunFolder(run.folder).write_summary(status="running")
+    meta.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        train(tiny("training_tokens=2048"))
+    rule = "is empty or cut, and a run is not continued without knowing what it came from; put it back from a copy, or move it "
+    rule += "away to go on all the same, or start the run anew with fresh=true"
+    assert str(caught.value) == f"1 problem in this run\n  {meta} {rule}"
+    meta.unlink()
+    assert train(tiny("training_tokens=2048")).status == "finished"
+    RunFolder(run.folder).write_summary(status="running")
+    meta.write_text(content)
+    assert train(tiny("training_tokens=2048", "fresh=true")).status == "finished"
+    assert run.folder.with_name(f"{run.folder.name}.1").is_dir()
+
+
+def test_where_a_run_came_from_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    steps, fsync, rename = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: [steps.append("kept"), fsync(handle)][1])
+    monkeypatch.setattr(os, "replace", lambda *paths: [steps.append(paths[1].name), rename(*paths)][1])
+    folder = RunFolder(tmp_path)
+    folder.write_meta(run_id="x")
+    folder.write_summary(update=1)  # with every row, so it does not wait
+    assert steps == ["kept", "meta.json", "summary.json"]
+    assert (folder.meta(), folder.summary()) == ({"run_id": "x"}, {"update": 1})
 
 
 def test_files_that_a_kill_left_half_written_are_gone(tiny):
