@@ -4,11 +4,15 @@ import difflib
 import os
 import shlex
 import sys
+import time
 from io import TextIOWrapper
 
 from llama_lab.arguments import FLAGS, SHORT, UsageError
 from llama_lab.commands import COMMANDS, CONFIG, DONE, FAILED
 from llama_lab.manual import EXIT_CODES, TRAIN_EXAMPLES
+
+# torchrun looks ten times a second whether a process has failed, and then ends the others; the first may be slower than they are.
+FIRST_SECONDS = 10.0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except UsageError as error:
+        _leave_to_first(words)
         print(error, file=sys.stderr)
         return CONFIG
     except KeyboardInterrupt:
@@ -42,8 +47,19 @@ def main(argv: list[str] | None = None) -> int:
 
         if not isinstance(error, ConfigError | RunFailed):
             raise
+        if isinstance(error, ConfigError):
+            _leave_to_first(words)
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return CONFIG if isinstance(error, ConfigError) else FAILED
+
+
+def _leave_to_first(words: list[str]) -> None:
+    """Where torchrun started several processes, leave it to the first of them to say what is wrong with a run, and be ended then.
+
+    Whoever is not ended within a while has a mistake of its own, of its machine say, and goes on to say it.
+    """
+    if words[:1] == ["train"] and "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0":
+        time.sleep(FIRST_SECONDS)
 
 
 def _reader_left() -> bool:

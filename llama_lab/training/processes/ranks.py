@@ -74,12 +74,23 @@ def end_rank(rank: int, board: Board, error: Exception) -> NoReturn:
             time.sleep(STOP_POLL_SECONDS)
         why = f"rank {causes[0].rank} has failed" if causes else f"another rank is gone ({failure.message.partition('. ')[0]})"
         text = f"rank {rank} ends, because {why}"
+    elif isinstance(error, ConfigError) and rank != 0 and _said_by_first(str(error), board):
+        text = ""
     else:
         text = f"{failure.kind}: {error}" if isinstance(error, ConfigError | RunFailed) else failure.trace
     with contextlib.suppress(OSError):
-        print(text.rstrip(), file=sys.stderr, flush=True)
+        if text:
+            print(text.rstrip(), file=sys.stderr, flush=True)
         sys.stdout.flush()
     os._exit(2 if isinstance(error, ConfigError) else 1)
+
+
+def _said_by_first(message: str, board: Board) -> bool:
+    """Whether the first process ends with the same message, or does so soon."""
+    deadline = time.monotonic() + REPORT_SECONDS
+    while not (said := [known.message for known in board.failures() if known.rank == 0]) and time.monotonic() < deadline:
+        time.sleep(STOP_POLL_SECONDS)
+    return message in said
 
 
 def end_with_parent() -> None:

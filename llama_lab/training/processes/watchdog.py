@@ -96,7 +96,7 @@ class Watchdog:
             seen, last = self._steps, now
             self._show()
             if self._limit is not None and idle > self._limit:
-                self._end(idle)
+                self._end(idle, seen)
 
     def _show(self) -> None:
         self._beat += 1
@@ -118,8 +118,11 @@ class Watchdog:
             waits = waits or any(part in file for part in WAITING)
         return self.place, waits
 
-    def _end(self, idle: float) -> None:
+    def _end(self, idle: float, seen: int) -> None:
+        """End the process, unless the loop has left what was seen while the others were asked."""
         behind = self._behind(idle)
+        if self._steps != seen or self._ended.is_set():
+            return
         if self._board is not None and self._board.failures():
             os._exit(1)  # another process has said it all, and waiting for it is why this one stands still
         message = f"{behind} (hardware.timeout_seconds={self._seconds:g}); train.log has the Python stacks"
