@@ -6,13 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from llama_lab import train
+from llama_lab.config.resolve import resolve
 from llama_lab.training.processes.board import Board, Failure, Whereabouts
 from llama_lab.training.processes.watchdog import Watchdog
+from llama_lab.training.processes.worker import Place, join
+from llama_lab.training.run_folder import RunFolder
 from llama_lab.training.saving.manifest import list_checkpoints
 
 from .conftest import assert_same_run, tiny_overrides
@@ -213,6 +218,71 @@ print("ended well")
         process.send_signal(signal.SIGCONT)
         out, error = process.communicate(timeout=170)
     assert (process.returncode, out, error) == (0, "ended well\n", "")
+
+
+def test_a_process_that_moves_again_while_the_others_are_asked_is_not_ended(tmp_path: Path) -> None:
+    code = f"""
+import threading
+from pathlib import Path
+from llama_lab.training.processes.board import Board
+from llama_lab.training.processes.watchdog import Watchdog
+
+asked = threading.Semaphore(0)
+
+class Moving(Board):
+    def everybody(self):
+        watchdog.alive()
+        asked.release()
+        return super().everybody()
+
+with Watchdog(rank=0, seconds=0.5, log=Path({str(tmp_path / "log")!r}), board=Moving(Path({str(tmp_path)!r}))) as watchdog:
+    watchdog.update(1)
+    watchdog.update(2)
+    for _ in range(5):  # twice each time that the loop has stood still for too long
+        asked.acquire()
+print("ended well")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=170)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ended well\n", "")
+    assert not (tmp_path / "log").exists()
+
+
+def test_processes_share_the_threads_of_their_own_machine(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    hardware = resolve(tiny()).hardware
+    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    place = Place.from_environment()
+    assert (place.rank, place.world_size, place.local_rank, place.local_world_size) == (5, 8, 1, 2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(8)
+    try:
+        with join(hardware, replace(place, rendezvous=None)):
+            assert torch.get_num_threads() == 4
+        assert torch.get_num_threads() == 8
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "said"), [("model.n_heads=3", "model.dim=32 gives model.n_heads=3"), ("data.path=nowhere", "nowhere")]
+)
+def test_a_mistake_is_said_once_under_torchrun(text: Path, mistake: str, said: str) -> None:
+    launched = [*TORCHRUN, *command(text, mistake)[1:]]
+    done = subprocess.run(launched, capture_output=True, text=True, timeout=170)
+    assert done.returncode != 0
+    assert done.stderr.count("ConfigError: ") == 1
+    assert said in done.stderr
+
+
+def test_a_run_that_cannot_go_on_says_so_once_under_torchrun(tiny, text: Path) -> None:
+    folder = train(tiny("training_tokens=2048")).folder
+    for checkpoint in list_checkpoints(folder / "checkpoints"):
+        (checkpoint.path / "model.safetensors").write_bytes(b"")
+    RunFolder(folder).write_summary(status="running")
+    launched = [*TORCHRUN, *command(text, "training_tokens=2048")[1:]]
+    done = subprocess.run(launched, capture_output=True, text=True, timeout=170)
+    assert done.returncode != 0
+    assert done.stderr.count("no checkpoint of this run is whole") == 1
 
 
 def test_before_the_first_update_is_done_the_time_out_is_long(tmp_path: Path) -> None:

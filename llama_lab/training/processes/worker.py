@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,8 @@ from llama_lab.config.schema import Device, HardwareConfig, Precision
 from llama_lab.training.compiled_files import keeping_compiled
 
 LAUNCHED = "env://"
+# What cuBLAS needs to be deterministic.
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 # Until the first update is done: data is opened, checkpoints are read, kernels are compiled, by some ranks sooner than by others.
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
 # The watchdog, which says more, comes first; see `watchdog.py`.
@@ -34,26 +36,30 @@ class Place:
         rank, world_size: number of the process, and of processes.
         local_rank: number among the processes of this machine, which is the number of its GPU.
         rendezvous: address where the processes meet, as torch.distributed takes it; None for a process that meets nobody.
+        local_world_size: number of processes of this machine; None: all of them are.
     """
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
     rendezvous: str | None = None
+    local_world_size: int | None = None
 
     @classmethod
     def from_environment(cls) -> "Place":
-        """The place that torchrun gave this process in RANK, WORLD_SIZE and LOCAL_RANK."""
+        """The place that torchrun gave this process in RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE."""
         rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        return cls(rank, world_size, int(os.environ.get("LOCAL_RANK", rank)), LAUNCHED)
+        local_rank, local_world_size = os.environ.get("LOCAL_RANK", rank), os.environ.get("LOCAL_WORLD_SIZE", world_size)
+        return cls(rank, world_size, int(local_rank), LAUNCHED, int(local_world_size))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Worker:
     """A process that is ready to compute."""
 
     place: Place
     device: torch.device
+    _seen_gib: float = field(default=0.0, init=False, repr=False, compare=False)
 
     def shorten_waits(self, seconds: float | None) -> None:
         """From now on fail in a collective that waits much longer for another process than the watchdog allows; None: as before."""
@@ -122,11 +128,15 @@ class Worker:
             torch.mps.synchronize()
 
     def peak_gib(self) -> float:
-        """Most memory held so far, in GiB: of the device, or of the process where the device is the CPU."""
+        """Most memory held so far, in GiB: of the device, or of the process where the device is the CPU.
+
+        MPS keeps no peak, and so it is the most of what this was asked for there.
+        """
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**30
         if self.device.type == "mps":
-            return torch.mps.driver_allocated_memory() / 2**30
+            self._seen_gib = max(self._seen_gib, torch.mps.driver_allocated_memory() / 2**30)
+            return self._seen_gib
         if sys.platform == "win32":
             return float("nan")
         import resource
@@ -163,13 +173,15 @@ def join(hardware: HardwareConfig, place: Place) -> Iterator[Worker]:
         device = torch.device(hardware.device.value)
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     fills = torch_deterministic.fill_uninitialized_memory  # pyright: ignore[reportAttributeAccessIssue]
-    if device.type == "cpu" and place.world_size > 1:
+    neighbours = place.local_world_size or place.world_size
+    if device.type == "cpu" and neighbours > 1:
         # Each process would start one thread a core and they would trample on each other.
-        torch.set_num_threads(max(1, threads // place.world_size))
+        torch.set_num_threads(max(1, threads // neighbours))
     if device.type == "cpu":
         _keep_freed_memory()
+    workspace = os.environ.get(WORKSPACE)
     if hardware.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ.setdefault(WORKSPACE, ":4096:8")
         torch.use_deterministic_algorithms(True)
         # Filling memory that is about to be written shows reads of what nobody wrote; repeats are equal without.
         torch_deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
@@ -198,3 +210,5 @@ def join(hardware: HardwareConfig, place: Place) -> Iterator[Worker]:
         if torch.are_deterministic_algorithms_enabled() is not deterministic:  # setting it imports a compiler, for seconds
             torch.use_deterministic_algorithms(deterministic)
         torch_deterministic.fill_uninitialized_memory = fills  # pyright: ignore[reportAttributeAccessIssue]
+        if hardware.deterministic and workspace is None:
+            os.environ.pop(WORKSPACE, None)
