@@ -20,6 +20,7 @@ from llama_lab.training.errors import OutOfMemory
 from llama_lab.training.foresight import memory
 from llama_lab.training.foresight.kept import keep, kept
 from llama_lab.training.metrics import read_rows
+from llama_lab.training.processes.worker import Place, Worker
 
 from .conftest import tiny_overrides
 from .processes import folder_of, status_of
@@ -89,6 +90,26 @@ def test_what_was_found_is_used_again_and_forgotten_once_it_did_not_fit(
     assert kept(memory.FOUND) == {}
     (tmp_path / "micro-batches.json").write_text("no json")
     assert kept(memory.FOUND) == {}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[enforce fail at alloc_cpu.cpp:117] data. DefaultCPUAllocator: not enough memory: you tried to allocate 64 bytes.",
+        "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.",
+        "CUDA out of memory. Tried to allocate 2.00 GiB.",
+    ],
+)
+def test_what_torch_says_without_memory_is_known(message: str) -> None:
+    assert memory.is_out_of_memory(RuntimeError(message))
+    assert not memory.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_where_the_device_keeps_no_peak_the_most_that_was_seen_is_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = iter([2 * 2**30, 3 * 2**30, 2**30])
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: next(held))
+    worker = Worker(Place(), torch.device("mps"))
+    assert [worker.peak_gib() for _ in range(3)] == [2.0, 3.0, 3.0]
 
 
 # A machine with little memory, as far as this process can tell. The limit counts what is mapped, the code of libraries included.

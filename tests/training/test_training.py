@@ -14,10 +14,12 @@ import torch
 
 from llama_lab import compose, load, train
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.resolve import resolve
 from llama_lab.data import cache
 from llama_lab.data.prepare import prepare
 from llama_lab.training.errors import Diverged
 from llama_lab.training.metrics import read_rows
+from llama_lab.training.processes.worker import Place, join
 from llama_lab.training.saving.manifest import list_checkpoints
 
 from .conftest import assert_same_run, final_weights, steady, tiny_overrides
@@ -216,6 +218,27 @@ def test_training_in_python_leaves_signals_arguments_and_random_state_alone(tiny
     assert sys.argv == arguments
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_deterministic_run_leaves_the_environment_as_it_was(tiny, monkeypatch):
+    hardware = resolve(tiny("hardware.deterministic=true")).hardware
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with join(hardware, Place()):
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    with join(hardware, Place()):
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+
+
+def test_a_sweep_is_suggested_of_what_was_typed_alone(tiny, capsys):
+    train(tiny("training_tokens=2048", "sample=null"))
+    said = capsys.readouterr().out
+    assert "# twice the budget, from a checkpoint of this run" in said
+    assert "# a sweep" not in said
+    train(tiny("training_tokens=2048", "sample=null", "name=typed"), command=["llama-lab", "train", "name=typed"])
+    assert "    llama-lab train name=typed -m optim.max_lr=" in capsys.readouterr().out
 
 
 def test_a_trained_run_can_be_loaded_and_asked(tiny):

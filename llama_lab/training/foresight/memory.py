@@ -32,7 +32,13 @@ from llama_lab.training.run_folder import package_version
 
 MARGIN = 0.05
 """Share of the free memory that is left over: for what other libraries take, for validation, for holes between tensors."""
-SIGNS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+SIGNS = (
+    "out of memory",
+    "can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",  # on Windows
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 NEARLY_ALL = 0.9
 FOUND = "micro-batches"
 """Under which name the cache keeps what was found."""
