@@ -192,7 +192,7 @@ def test_a_killed_run_that_is_stopped_at_once_says_where_it_goes_on(tiny, capsys
     assert (summary["update"], summary["tokens"]) == (10, 5120)
 
 
-@pytest.mark.parametrize("content", ["", '{"status": "fini', "[]", "\0" * 40])
+@pytest.mark.parametrize("content", ["", '{"status": "fini', "[]", "\0" * 40], ids=["empty", "cut", "list", "zeros"])
 def test_a_damaged_summary_is_taken_to_be_empty(tiny, content):
     run = train(tiny("training_tokens=2048"))
     rows = read_rows(run.folder / "metrics.jsonl")
@@ -204,7 +204,7 @@ def test_a_damaged_summary_is_taken_to_be_empty(tiny, content):
     assert [row["update"] for row in read_rows(run.folder / "metrics.jsonl")] == [row["update"] for row in rows]
 
 
-@pytest.mark.parametrize("content", ["", '{"run_id": "lla'])
+@pytest.mark.parametrize("content", ["", '{"run_id": "lla'], ids=["empty", "cut"])
 def test_a_damaged_origin_is_named_with_what_to_do(tiny, content):
     run = train(tiny("training_tokens=2048"))
     meta = run.folder / "meta.json"
