@@ -211,7 +211,7 @@ def refusal(*words: object) -> str:
 
 
 def test_what_cannot_be_exported_is_refused(shaped_runs, folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert "does not exist; name a run's folder" in refusal(tmp_path / "nowhere", tmp_path / "out")
+    assert "does not exist; name a run's folder" in refusal(tmp_path / "zzz", tmp_path / "out")
     assert "holds no run" in refusal(folders["mha"], tmp_path / "out")
     assert "holds files; name a folder that does not exist yet" in refusal(shaped_runs["mha"], folders["mha"])
     empty = shutil.copytree(shaped_runs["mha"], tmp_path / "empty", ignore=shutil.ignore_patterns("tokens-*"))

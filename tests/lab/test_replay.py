@@ -105,7 +105,7 @@ def test_requests_that_make_no_sense_are_refused(text: Path, tmp_path: Path, cap
         run_replay_command([str(folder), "--update", "11", "--ranks", "9"])
     assert [subject for subject, _ in caught.value.problems] == ["--update 11", "--ranks 9"]
     with pytest.raises(ConfigError, match=r"does not exist; name a run's folder, outputs/<name>/<run id>"):
-        run_replay_command([str(tmp_path / "nothing"), "--update", "1"])
+        run_replay_command([str(tmp_path / "zzz"), "--update", "1"])
     assert run_replay_command([str(folder)]) == 2
     assert run_replay_command(["--help"]) == 0
     assert "--update N" in capsys.readouterr().out
