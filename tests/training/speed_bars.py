@@ -53,6 +53,8 @@ SPEEDS = {"llama_97m": 615_000, "seed_1b": 64_000, "seed_1b, fp8": 82_000}
 """Tokens a second that an H100 80GB is promised to reach."""
 UPDATES = {"llama_97m": 40, "seed_1b": 20, "seed_1b, fp8": 20}
 QUIET = "wandb=null sample=null eval=null checkpoint.every_tokens=null checkpoint.at_end=false"
+SMOOTH = "schedule.warmup_updates=100"
+"""For runs whose curves are compared: at the full rate so early, gradients leap, and what differs in rounding alone comes apart."""
 PRECISIONS = ("bf16", "fp8")
 OPTIONS = {
     "as it is": "",
@@ -176,9 +178,9 @@ def pair(runs: Runs, models: list[str]) -> None:
     print(f"{device_name()}, {TOKENS_OF_TWO:,} tokens an update: tokens a second, medians")
     print(f"{'':16}{'one GPU':>9}{'two':>11}{'times':>8}{'losses apart':>14}  losses of two")
     for name in models:
-        count = UPDATES[name] * (2 if name == "llama_97m" else 1)
-        text = f"{MODELS[name]} data.tokens_per_update={TOKENS_OF_TWO} training_tokens={count * TOKENS_OF_TWO // 2} "
-        text += "log.every_updates=2"
+        count = UPDATES[name] * 2
+        text = f"{MODELS[name]} data.tokens_per_update={TOKENS_OF_TWO} training_tokens={count * TOKENS} "
+        text += f"log.every_updates=2 {SMOOTH}"
         one, two = (runs.train(f"on{number}-{slug(name)}", f"{text} hardware.processes={number}") for number in (1, 2))
         times = steady(two) / steady(one)
         bars = runs.hold(times >= OF_TWO, f"two GPUs, {name}")
@@ -190,7 +192,7 @@ def pair(runs: Runs, models: list[str]) -> None:
 
 def survive(runs: Runs) -> None:
     """Kill a run on two GPUs with SIGKILL, and let one GPU go on with it."""
-    text = f"{MODELS['llama_97m']} data.tokens_per_update={TOKENS_OF_TWO} training_tokens={24 * TOKENS_OF_TWO} log.every_updates=1"
+    text = f"{MODELS['llama_97m']} data.tokens_per_update={TOKENS_OF_TWO} training_tokens={24 * TOKENS_OF_TWO} log.every_updates=1 {SMOOTH}"
     saving = f"{text} checkpoint.every_tokens={8 * TOKENS_OF_TWO}"
     unbroken = runs.train("unbroken", f"{text} hardware.processes=2")
     victim = runs.start("killed", f"{saving} hardware.processes=2")
