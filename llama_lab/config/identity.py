@@ -12,6 +12,7 @@ Two rules keep old runs where they are when the code grows:
 import hashlib
 import json
 import os
+import posixpath
 import re
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -43,7 +44,17 @@ def science(run: RunConfig) -> dict[str, Any]:
         found[name] = _plain(getattr(run, name))
         if name in SHAPES:
             found[name]["type"] = _shape(name, getattr(run, name))
+    for node, key in (("data", "path"), ("tokenizer", "path")):
+        if key in found[node]:
+            found[node][key] = _tidy(found[node][key])
+    if "paths" in found["data"]:
+        found["data"]["paths"] = [_tidy(path) for path in found["data"]["paths"]]
     return found
+
+
+def _tidy(path: str) -> str:
+    """A path without what leads nowhere, so that `web/`, `./web` and `web` are one text; the same on every system."""
+    return path if not path or "://" in path else posixpath.normpath(path)
 
 
 def values(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -120,6 +120,13 @@ class PreparedData:
         return self._only.val
 
     @property
+    def key(self) -> str | None:
+        """What decided on the tokens when they were made; null for a mixture, and for what others have made."""
+        if len(self.sources) > 1 or foreign.is_bare(self.folder):
+            return None
+        return read_manifest(self.folder, str(self.folder))["source"].get("key")
+
+    @property
     def _only(self) -> PreparedSource:
         (only,) = self.sources
         return only
@@ -145,8 +152,7 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, say: Say = print, *, o
     if isinstance(data, MixtureConfig):
         return _open_mixture(data, tokenizer, say)
     source = _find_source(data)
-    from_file = isinstance(tokenizer, FileTokenizerConfig)
-    key = _key(source.fingerprint(), build_tokenizer(tokenizer, lambda: ()).hash if from_file else asked_for(tokenizer))
+    key = _key_of(source, tokenizer)
     name = f"{source.name}-{''.join(asked_for(tokenizer).split()[:2])}-{key[:12]}"
     place = Place.in_cache(name) if out is None else Place.at(out, f"--out {out}")
     if not place.is_made(key):
@@ -188,6 +194,15 @@ def open_prepared(folder: Path, subject: str | None = None) -> PreparedData:
         fingerprint=content_fingerprint(manifest),
         baselines=manifest.get("baselines", {}),
     )
+
+
+def text_key(data: TextConfig, tokenizer: TokenizerConfig) -> str:
+    """What decides on the tokens of a text, as `PreparedData.key` has it of those that were made: contents, names, tokenizer.
+
+    Raises:
+        ConfigError: there is no such text, or no such tokenizer.
+    """
+    return _key_of(_find_source(data), tokenizer)
 
 
 def _open_shards(data: ShardsConfig, config: TokenizerConfig, say: Say) -> PreparedData:
@@ -324,6 +339,11 @@ def _find_source(data: DataConfig) -> Source:
             return HuggingFaceSource(data, cache.ContentHashes())
         case _:
             raise TypeError(f"no text is found for {type(data).__name__}")
+
+
+def _key_of(source: Source, tokenizer: TokenizerConfig) -> str:
+    from_file = isinstance(tokenizer, FileTokenizerConfig)
+    return _key(source.fingerprint(), build_tokenizer(tokenizer, lambda: ()).hash if from_file else asked_for(tokenizer))
 
 
 def _key(source: str, tokenizer: str) -> str:

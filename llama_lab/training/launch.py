@@ -31,6 +31,7 @@ from llama_lab.training.processes.board import Board, failure_of
 from llama_lab.training.processes.ranks import end_rank, run_ranks
 from llama_lab.training.processes.stop import Stop, stop_on_signals, stop_with_parent
 from llama_lab.training.processes.watchdog import Watchdog
+from llama_lab.training.run_data import MADE_BY, refuse_other_data
 from llama_lab.training.run_folder import RunFolder, describe_origin, extending_command, open_run, relative, shorter_run
 from llama_lab.training.saving.choice import told, way_out
 from llama_lab.training.saving.manifest import is_whole, list_checkpoints, newest_damage
@@ -91,6 +92,7 @@ def _lead(
     with contextlib.ExitStack() as held:
         with stop.at_once():
             if RunFolder(path).finished and not run.fresh:
+                refuse_other_data(run, RunFolder(path), _say)
                 return _already(RunFolder(path), _say)
             if (shorter := shorter_run(run, path)) is not None:
                 _say(shorter)
@@ -294,6 +296,8 @@ def _decide(
             if not folder.finished or run.fresh:
                 run = settle_micro_batch(run, data, _say)
                 forecast = _foreseen(run, folder, data, command)
+            else:
+                refuse_other_data(run, folder, _say)
             held.enter_context(open_run(run, folder.path, origin=_origin(run, data, command)))
             decision = ["finished" if folder.finished else run.micro_batch]
             if not folder.finished and forecast is not None:
@@ -367,6 +371,8 @@ def _begin(folder: RunFolder, data: PreparedData, forecast: Forecast) -> None:
     with folder.writing():
         if "predicted" not in folder.meta():
             folder.write_meta(predicted=forecast.saved())
+        if folder.meta().get(MADE_BY) != (key := data.key):
+            folder.write_meta(**{MADE_BY: key})
         data.tokenizer.save(folder.path / "tokenizer.json")
 
 

@@ -223,6 +223,12 @@ def test_what_a_sweep_adds_stays_below_what_file_systems_take() -> None:
     assert joined_slug([]) is None
 
 
+@pytest.mark.parametrize("typed", ["./books", "books/", "books/.", "more/../books"])
+def test_a_text_has_one_identity_however_its_path_is_typed(typed: str) -> None:
+    runs = [resolve(compose(["data=text", f"data.path={path}", "precision=fp32"])) for path in ("books", typed, "other")]
+    assert run_hash(runs[1]) == run_hash(runs[0]) != run_hash(runs[2])
+
+
 @pytest.mark.parametrize("typed", ["../out", "a/../../out/./", "~/../out"])
 def test_outputs_have_one_name_however_they_are_typed(typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "work").mkdir()

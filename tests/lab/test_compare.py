@@ -3,6 +3,7 @@
 import csv
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,16 @@ import pytest
 from llama_lab.cli import main
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import load_config
-from llama_lab.config.schema import ConstantConfig, CosineConfig, LinearConfig
+from llama_lab.config.schema import ConstantConfig, CosineConfig, LinearConfig, RunConfig, TextConfig
 from llama_lab.lab.compare.arms import group_arms
 from llama_lab.lab.compare.curves import crossing, value_at
-from llama_lab.lab.compare.records import load_records
+from llama_lab.lab.compare.diff import differences
+from llama_lab.lab.compare.records import load_record, load_records
 from llama_lab.lab.compare.study import Question, Study, compare_arms, time_to_loss
 from llama_lab.lab.compare.verdicts import multiplier, sentence
 from llama_lab.model.count import flops_per_token
 
-from .written_runs import TOKENS, UPDATES, Make
+from .written_runs import TOKENS, UPDATES, Make, write_run
 
 Output = pytest.CaptureFixture[str]
 NOISE = np.random.default_rng(5).normal(0, 0.01, 10)
@@ -307,6 +309,15 @@ def test_a_sweep_s_folder_and_its_summary_name_its_runs(make: Make, outputs: Pat
     assert len(load_records([str(moved / "tiny" / "sweeps" / "max_lr-1234")])) == 6
     (moved / "tiny" / folders[0].name).rename(tmp_path / "gone")
     assert "1 of its 6 runs are not there" in refusal(str(moved / "tiny" / "sweeps" / "max_lr-1234"))
+
+
+def test_one_text_under_two_paths_is_one_arm(make: Make, untrained: RunConfig):
+    assert isinstance(untrained.data, TextConfig)
+    elsewhere = replace(untrained, data=replace(untrained.data, path="/elsewhere/corpus.jsonl"))
+    folders = [make(0), make(1), write_run(elsewhere, 2), write_run(elsewhere, 3, lr=2e-3)]
+    assert [len(arm.runs) for arm in group_arms(load_records(map(str, folders)))] == [3, 1]
+    found = differences(*(load_record(folder) for folder in (folders[0], folders[2])))
+    assert ("data.path", False) in [(one.what, one.matters) for one in found]
 
 
 def test_runs_moved_aside_do_not_count_in_their_folder(make: Make):

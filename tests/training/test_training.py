@@ -86,6 +86,32 @@ def test_the_same_command_again_changes_nothing(tiny, capsys):
     assert "Already finished" in capsys.readouterr().out
 
 
+def test_a_finished_run_is_no_answer_for_another_text(tiny, text, tmp_path, monkeypatch, capsys):
+    own = tmp_path / "corpus.jsonl"
+    own.write_bytes(text.read_bytes())
+    words = [f"data.path={own}", "training_tokens=2048", "schedule.warmup_updates=1"]
+    first = train(tiny(*words))
+    # The same text needs no cache to be known.
+    monkeypatch.setenv("LLAMA_LAB_CACHE", str(tmp_path / "empty"))
+    capsys.readouterr()
+    assert train(tiny(*words)).status == "already finished"
+    assert capsys.readouterr().out.startswith("Already finished")
+
+    own.write_text(own.read_text(encoding="utf-8").replace("loss", "gain"), encoding="utf-8")
+    with pytest.raises(
+        ConfigError, match=r"the data changed from \w+ to \w+ since this run was trained; fresh=true trains it anew"
+    ):
+        train(tiny(*words))
+    assert train(tiny(*words, "accept_changes=true")).status == "already finished"
+    own.write_text("", encoding="utf-8")
+    with pytest.raises(ConfigError, match="is empty|holds no text|no documents"):
+        train(tiny(*words))
+    own.unlink()
+    assert train(tiny(*words)).status == "already finished"
+    own.write_bytes(text.read_bytes())
+    assert train(tiny(*words)).folder == first.folder
+
+
 def test_fresh_moves_the_old_run_aside_and_repeats_it_bitwise(tiny):
     first = train(tiny())
     train(tiny("fresh=true"))

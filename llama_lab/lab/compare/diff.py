@@ -14,7 +14,7 @@ from typing import Any
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import SCIENCE, plain_config, science
 from llama_lab.config.schema import shown
-from llama_lab.lab.compare.records import RunRecord, flat
+from llama_lab.lab.compare.records import PATHS, RunRecord, flat
 from llama_lab.training.metrics import read_rows
 
 CONFIG, CODE, DATA, ENVIRONMENT, FED = "config", "code", "data", "environment", "fed"
@@ -82,11 +82,14 @@ def _config(a: RunRecord, b: RunRecord) -> Iterator[Difference]:
     assert a.run is not None and b.run is not None
     deciding = [flat(science(run)) for run in (a.run, b.run)]
     others = [flat({name: node for name, node in plain_config(run).items() if name not in SCIENCE}) for run in (a.run, b.run)]
+    data = [(run.meta.get("data") or {}).get("data") for run in (a, b)]
+    idle = PATHS if None not in data and data[0] == data[1] else ()
     for (ours, theirs), decides in ((deciding, True), (others, False)):
         for key in dict.fromkeys((*ours, *theirs)):
             before, after = ours.get(key, ABSENT), theirs.get(key, ABSENT)
             if before != after:
-                yield Difference(CONFIG, key, _value(before), _value(after), decides or key.partition(".")[0] in MEASURING)
+                matters = (decides and key not in idle) or key.partition(".")[0] in MEASURING
+                yield Difference(CONFIG, key, _value(before), _value(after), matters)
 
 
 def _code(a: RunRecord, b: RunRecord) -> Iterator[Difference]:

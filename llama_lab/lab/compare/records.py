@@ -25,6 +25,8 @@ from llama_lab.lab.runs.listing import status_of
 from llama_lab.training.metrics import read_rows
 from llama_lab.training.run_folder import RunFolder, relative
 
+PATHS = ("data.path", "data.paths", "tokenizer.path")
+"""Where data lies, which is no difference where its fingerprints are equal."""
 SEEDS = ("seed.init", "seed.data", "seed.sampling")
 AXES = ("tokens", "flops", "seconds", "cost")
 # What W&B itself puts into its table of runs.
@@ -159,7 +161,19 @@ def load_records(words: Iterable[str]) -> list[RunRecord]:
             problems += error.problems
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)), scope="this request")
-    return [*found.values(), *_told_apart(others)]
+    return [*_one_path(found.values()), *_told_apart(others)]
+
+
+def _one_path(runs: Iterable[RunRecord]) -> list[RunRecord]:
+    """The runs, those trained on equal tokens said to be from one path: what a folder is called is no science."""
+    paths: dict[str, dict[str, Any]] = {}
+    found = []
+    for run in runs:
+        own = {key: run.values[key] for key in PATHS if key in run.values}
+        data = run.meta.get("data", {}).get("data")
+        known = paths.setdefault(data, own) if data is not None else own
+        found.append(replace(run, values=run.values | known) if known.keys() == own.keys() and known != own else run)
+    return found
 
 
 def _told_apart(runs: list[RunRecord]) -> list[RunRecord]:

@@ -35,6 +35,7 @@ from llama_lab.lab.sweep.job import BEFORE_START, Request
 from llama_lab.lab.sweep.place import choose_place
 from llama_lab.training.metrics import short_time
 from llama_lab.training.processes.stop import ECHO_SECONDS, NUMBERS
+from llama_lab.training.run_data import refuse_other_data, trained_on
 from llama_lab.training.run_folder import RunFolder, relative
 
 POLL_SECONDS = 0.5
@@ -78,12 +79,25 @@ def run(sweep: Sweep) -> int:
     """Run a sweep to its end and print what came of it; returns the exit code.
 
     Raises:
-        ConfigError: it is running already, it would take more than its budget, or this machine lacks what it needs.
+        ConfigError: it is running already, it would take more than its budget, runs of it that are finished were trained on other
+            data than there is now, or this machine lacks what it needs.
     """
+    _refuse_other_data(sweep)
     keep_sweep_to_budget(sweep)
     with hold_sweep(sweep.folder):
         freeze(sweep)
         return _Runner(sweep).run()
+
+
+def _refuse_other_data(sweep: Sweep) -> None:
+    """Refuse finished runs as results of a sweep whose data has changed since; each set of data is looked at once."""
+    seen = set()
+    for job in sweep.jobs:
+        folder = RunFolder(job.folder)
+        data = (repr(job.run.data), repr(job.run.tokenizer), trained_on(folder))
+        if folder.finished and not job.run.fresh and data not in seen:
+            seen.add(data)
+            refuse_other_data(job.run, folder, print)
 
 
 class _Runner:
