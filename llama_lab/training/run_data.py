@@ -47,16 +47,16 @@ def refuse_other_data(run: RunConfig, folder: RunFolder, say: Say) -> None:
         folder: a finished run of the same identity.
 
     Raises:
-        ConfigError: the data differs, or is there and cannot be trained on any more, and neither `fresh` nor `accept_changes` says what to do.
+        ConfigError: the data differs, or is there and can be trained on no more, and neither `fresh` nor `accept_changes` says what
+            to do.
     """
     known = trained_on(folder)
     if known is None or run.fresh or run.accept_changes or isinstance(run.data, DocsConfig | HuggingFaceConfig):
         return
-    made_by = folder.meta().get(MADE_BY)
-    is_other = False
+    made_by, is_other = folder.meta().get(MADE_BY), False
     try:
         if isinstance(run.data, TextConfig):
-            if (key := text_key(run.data, run.tokenizer)) == made_by:
+            if text_key(run.data, run.tokenizer) == made_by:
                 return
             is_other = made_by is not None
         now = prepare(run.data, run.tokenizer, say).fingerprint
