@@ -20,6 +20,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from llama_lab import train
 from llama_lab.config.compose import compose
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import load_config
@@ -301,6 +302,16 @@ def test_a_killed_sweep_ends_complete_with_nothing_done_twice(tmp_path: Path, mo
     assert {path: _state(RunFolder(path)) for path in before} == before != {}
     assert [problem for run in bench.runs for problem in _broken(run)] == []
     assert len(bench.runs) == 2
+
+
+def test_what_was_trained_on_another_text_is_no_result_of_a_sweep(make: Make, text: Path, tmp_path: Path):
+    own = tmp_path / "corpus.jsonl"
+    own.write_bytes(text.read_bytes())
+    sweep = make("seed.init=0,1", f"data.path={own}")
+    train(sweep.jobs[0].run)
+    own.write_text(own.read_text(encoding="utf-8").replace("loss", "gain"), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"the data changed from \w+ to \w+ since this run was trained"):
+        run_sweep(sweep)
 
 
 @pytest.mark.gpu
