@@ -38,10 +38,16 @@ def say_hello(run: RunConfig, folder: RunFolder, data: PreparedData, console: Co
     for source, exposure in zip(data.sources, exposures(run, data), strict=True):
         gives = f"{source.name} gives {100 * exposure.share:.1f} %, " if len(data.sources) > 1 else ""
         console.say(f"Data: {gives}{short_count(source.train.tokens)} tokens, {exposure.said}")
-    console.say(f"Device: {processes} on {device}, {run.precision.value}, micro-batch {run.hardware.micro_batch}{compiled}")
+    console.say(f"Device: {processes} on {device}, {run.precision.value}, micro-batch {_micro_batch(run)}{compiled}")
     console.say(f"Checkpoints: {beside_free(need(run, vocabulary), folder.checkpoints)}")
     if (foreseen := said(folder.meta().get("predicted", {}))) is not None:
         console.say(f"Foreseen: {foreseen}")
+
+
+def _micro_batch(run: RunConfig) -> str:
+    """What was asked for, and how many windows a process has where they are fewer."""
+    windows = -(-run.windows_per_update // run.hardware.processes)
+    return str(run.micro_batch) if run.micro_batch <= windows else f"{windows} (of {run.micro_batch}; an update has no more windows)"
 
 
 def say_results(run: RunConfig, folder: RunFolder, data: PreparedData, status: str, tracker: Tracker, console: Console) -> None:
