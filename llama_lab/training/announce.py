@@ -47,7 +47,9 @@ def say_hello(run: RunConfig, folder: RunFolder, data: PreparedData, console: Co
 def _micro_batch(run: RunConfig) -> str:
     """What was asked for, and how many windows a process has where they are fewer."""
     windows = -(-run.windows_per_update // run.hardware.processes)
-    return str(run.micro_batch) if run.micro_batch <= windows else f"{windows} (of {run.micro_batch}; an update has no more windows)"
+    if run.micro_batch <= windows:
+        return str(run.micro_batch)
+    return f"{windows} (of {run.micro_batch}; an update has no more windows)"
 
 
 def say_results(run: RunConfig, folder: RunFolder, data: PreparedData, status: str, tracker: Tracker, console: Console) -> None:

@@ -152,6 +152,15 @@ def test_seeds_are_said_so_that_each_is_known(make: Make, capsys: Output):
     assert [re.split(r" {2,}", line)[-1] for line in lines] == ["init 0 1, data 0", "0 1", "0/0 1/0 1/1 (init/data)"]
 
 
+def test_a_column_that_is_no_metric_by_its_name_is_one_when_asked_for(tmp_path: Path, capsys: Output):
+    lines = [f"run,finished,{lr},{seed},{2.5 - 100 * lr + 0.01 * seed}" for lr in (1e-3, 2e-3) for seed in range(3)]
+    table = tmp_path / "wandb.csv"
+    table.write_text("\n".join(["Name,State,learning_rate,seed,loss", *lines]), encoding="utf-8")
+    assert main(["compare", str(table), "--metric", "loss"]) == 0
+    assert "learning_rate=0.002 is better than learning_rate=0.001: loss 0.1" in capsys.readouterr().out
+    assert "val/loss is no column of this table; its metrics are the columns with a / in their names" in refusal(str(table))
+
+
 def test_runs_of_a_table_that_share_a_name_are_two_runs(tmp_path: Path, capsys: Output):
     lines = ["Name,State,optim,seed.init,val/loss", "a,finished,muon,0,2.5", "a,finished,muon,1,2.6"]
     lines += ["a,finished,adamw,0,2.9", "a,finished,adamw,1,2.95"]

@@ -152,6 +152,9 @@ def _missing(runs: list[RunRecord], metric: str, *, is_asked: bool) -> list[Prob
         close = difflib.get_close_matches(metric, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
         return [(f"--metric {metric}", f"was measured in none of these runs; {hint}")]
+    if not known and all(run.folder is None for run in runs):
+        rule = "is no column of this table; its metrics are the columns with a / in their names, and the one that --metric names"
+        return [(f"--metric {metric}" if is_asked else metric, rule)]
     for run in runs:
         if not run.rows:
             found.append((run.name, "has no metrics yet; train it, or leave it out"))

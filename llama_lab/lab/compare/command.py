@@ -39,7 +39,7 @@ def run_compare_command(words: list[str]) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     question = read_question(asked)
-    arms = baseline_first(group_arms(load_records(asked.runs), asked.ignore), asked.baseline)
+    arms = baseline_first(group_arms(load_records(asked.runs, metric=asked.metric), asked.ignore), asked.baseline)
     study = compare_arms(arms, question)
     times = None if asked.to_loss is None else times_to_loss(study, read_loss(asked.to_loss))
     _show(study)

@@ -137,10 +137,11 @@ class RunRecord:
         return sorted({key for row in self.rows for key in row if "/" in key or self.folder is None})
 
 
-def load_records(words: Iterable[str]) -> list[RunRecord]:
+def load_records(words: Iterable[str], *, metric: str | None = None) -> list[RunRecord]:
     """The runs that words name, in their order, each once.
 
     Args:
+        metric: a column of W&B's table that is one, though its name does not say so.
         words: run folders, folders of runs, patterns of either, a sweep's folder or `summary.csv`, a CSV of W&B's table of runs.
 
     Raises:
@@ -151,7 +152,7 @@ def load_records(words: Iterable[str]) -> list[RunRecord]:
     problems: list[Problem] = []
     for word in words:
         try:
-            folders, table = _named(word)
+            folders, table = _named(word, metric)
             others += table
             new = [folder for folder in folders if folder.resolve() not in found]
             for record in in_order([load_record(folder) for folder in new]):
@@ -254,11 +255,11 @@ def _is_common(key: str, records: list[RunRecord]) -> bool:
     return all(record.values.get(key) == records[0].values.get(key) for record in records)
 
 
-def _named(word: str) -> tuple[list[Path], list[RunRecord]]:
+def _named(word: str, metric: str | None) -> tuple[list[Path], list[RunRecord]]:
     """(run folders, runs of a CSV) behind one word."""
     path = Path(word).expanduser()
     if path.is_file() and path.suffix.lower() == ".csv":
-        return _read_table(path, word)
+        return _read_table(path, word, metric)
     if path.is_dir():
         return _runs_in(path, word), []
     found = matches(word)
@@ -290,7 +291,7 @@ def _children(path: Path) -> list[Path]:
     return sorted(config.parent for config in path.glob("*/config.yaml") if not is_aside(config.parent))
 
 
-def _read_table(path: Path, word: str) -> tuple[list[Path], list[RunRecord]]:
+def _read_table(path: Path, word: str, metric: str | None = None) -> tuple[list[Path], list[RunRecord]]:
     """A CSV: the runs that a sweep's summary names, or those of W&B's table."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -303,7 +304,7 @@ def _read_table(path: Path, word: str) -> tuple[list[Path], list[RunRecord]]:
         return _of_sweep(path, lines, word), []
     if any(None in line or None in line.values() for line in lines):
         raise _refused(word, "has lines with more or fewer cells than its heading; export the table of runs anew")
-    return [], [_of_line(line, number, path) for number, line in enumerate(lines, start=1)]
+    return [], [_of_line(line, number, path, metric) for number, line in enumerate(lines, start=1)]
 
 
 def _of_sweep(path: Path, lines: list[dict[str, str]], word: str) -> list[Path]:
@@ -317,8 +318,10 @@ def _of_sweep(path: Path, lines: list[dict[str, str]], word: str) -> list[Path]:
     return here
 
 
-def _of_line(line: dict[str, str], number: int, path: Path) -> RunRecord:
-    """A line of W&B's table of runs. Summary and config stand side by side there: metrics have a `/`, or `_` in front."""
+def _of_line(line: dict[str, str], number: int, path: Path, metric: str | None) -> RunRecord:
+    """A line of W&B's table of runs. Summary and config stand side by side there: metrics have a `/`, or `_` in front, or are asked
+    for by name.
+    """
     values: dict[str, Any] = {}
     seeds: dict[str, int] = {}
     row: dict[str, Any] = {}
@@ -329,7 +332,7 @@ def _of_line(line: dict[str, str], number: int, path: Path) -> RunRecord:
         if _is_seed(column):
             if isinstance(value, int):
                 seeds[column] = value
-        elif "/" in column or column.startswith("_") or column in ("tokens", "update", "seconds"):
+        elif column == metric or "/" in column or column.startswith("_") or column in ("tokens", "update", "seconds"):
             row[column] = value if not isinstance(value, float) or math.isfinite(value) else None
         elif column.partition(".")[0] not in OURS or column.partition(".")[0] in SCIENCE:
             values[column] = value

@@ -35,7 +35,7 @@ def sentence(study: Study, one: Comparison) -> str:
         return f"{one.arm.label} is {one.verdict} than {one.baseline.label}: {size}"
     said = f"{one.arm.label}: undecided; {size}. {needed(one.need, found)}"
     if one.need_for_worth is not None:
-        said += f" A difference of {study.question.worth:g} takes {one.need_for_worth} seeds an arm"
+        said = said.rstrip(" .") + f". A difference of {study.question.worth:g} takes {one.need_for_worth} seeds an arm"
     return said
 
 

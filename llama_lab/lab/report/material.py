@@ -115,7 +115,7 @@ def gather(words: Sequence[str], asked: Asked, command: Sequence[str]) -> Materi
         ConfigError: there is no such run, one is there twice, or a flag fits none of them.
     """
     sweep = _read_sweep(words)
-    records = _short_names(load_records(words) if sweep is None else _records_of(sweep))
+    records = _short_names(load_records(words, metric=asked.question.metric) if sweep is None else _records_of(sweep))
     question = asked.question if sweep is None else _question_of(sweep, asked.question, records)
     if question.price is None:
         question = replace(question, price=_recorded_price(records))
