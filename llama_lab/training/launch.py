@@ -25,7 +25,7 @@ from llama_lab.config.schema import RunConfig, Window
 from llama_lab.data.cache import in_use
 from llama_lab.data.prepare import PreparedData, prepare
 from llama_lab.training.errors import RankFailed, SaveFailed
-from llama_lab.training.foresight.forecast import Forecast, foresee, keep_to_budget
+from llama_lab.training.foresight.forecast import Forecast, correct_probe, foresee, keep_to_budget
 from llama_lab.training.foresight.memory import explained, settle_micro_batch
 from llama_lab.training.processes.board import Board, failure_of
 from llama_lab.training.processes.ranks import end_rank, run_ranks
@@ -105,6 +105,7 @@ def _lead(
             _begin(folder, data, forecast)
         with _recording(folder):
             status = (_alone if run.hardware.processes == 1 else _spawn)(run, folder, data, load_observers, stop)
+        _learn(run, folder, data, status)
         return _result(folder, status)
 
 
@@ -374,6 +375,18 @@ def _begin(folder: RunFolder, data: PreparedData, forecast: Forecast) -> None:
         if folder.meta().get(MADE_BY) != (key := data.key):
             folder.write_meta(**{MADE_BY: key})
         data.tokenizer.save(folder.path / "tokenizer.json")
+
+
+def _learn(run: RunConfig, folder: RunFolder, data: PreparedData, status: str) -> None:
+    """Correct a probe that was made while the machine was busy, now that a whole run has taken much less."""
+    from llama_lab.training.metrics import short_time
+
+    meta = folder.meta()
+    if status != "finished" or len(meta["starts"]) > 1 or "lineage" in meta:  # then it has trained a part alone
+        return
+    with contextlib.suppress(OSError):
+        if (foreseen := correct_probe(run, data, folder.summary()["wall_seconds"])) is not None:
+            _say(f"A probe had foreseen {short_time(foreseen)}, made while this machine was busy; it is corrected")
 
 
 def _say(text: str) -> None:

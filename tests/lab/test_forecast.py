@@ -242,6 +242,19 @@ def test_nothing_starts_over_its_budget(tiny: Make, text: Path, cache: Path, out
     assert list(outputs.rglob("config.yaml")) == []
 
 
+def test_a_run_that_takes_far_less_than_its_probe_corrects_it(tiny: Make, cache: Path, outputs: Path, capsys: Output):
+    run, data = known(tiny())
+    keep_probe(run, data, ALL_PARTS)
+    took = train(run).summary["wall_seconds"]
+    assert "A probe had foreseen 32s, made while this machine was busy; it is corrected" in capsys.readouterr().out
+    assert foresee(run, data).seconds == pytest.approx(took)
+    assert known_probe(run, data) == ALL_PARTS.scaled(took / ALL_PARTS.seconds(occasions(run, data.tokenizer.vocab_size)))
+
+    keep_probe(run, data, replace(ALL_PARTS, start=0.0, update=1e-3, validation=0.0, sample=0.0, save=0.0))
+    train(replace(run, fresh=True))
+    assert "busy" not in capsys.readouterr().out, "a run that took longer may have had to share the machine"
+
+
 def test_a_sweep_is_foreseen_as_a_whole(tiny: Make, text: Path, cache: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     words = [*tiny_overrides(text), "seed.init=0,1,2", "sweep.at_once=2"]
@@ -263,8 +276,9 @@ def test_what_is_done_costs_nothing_more(
     words = [*tiny_overrides(text), "seed.init=0,1,2", "sweep.at_once=2", "eval.max_tokens=null"]
     jobs = sweep.expand(words, multirun=True)
     assert jobs is not None
-    keep_probe(*known(jobs.jobs[0].run), ALL_PARTS)
-    make(0, folder=jobs.jobs[0].folder)
+    run, data = known(jobs.jobs[0].run)
+    keep_probe(run, data, ALL_PARTS)
+    make(0, folder=jobs.jobs[0].folder, data={"data": data.fingerprint, "tokenizer": data.tokenizer.hash})
     half = make(1, folder=jobs.jobs[1].folder, last=12)
     saved = half / "checkpoints" / "tokens-000000000005120" / "manifest.json"
     saved.parent.mkdir(parents=True)

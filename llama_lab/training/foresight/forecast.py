@@ -34,6 +34,10 @@ MEASURED_NUMBERS, MEASURED_LENGTHS, MEASURED_POSITIONS = (80e6, 1.5e9), (1024, 4
 FROM_PROBE, FROM_SPEED, FROM_FORMULA = "a probe", "speeds measured on such a GPU", "a formula"
 
 
+TOO_SLOW, TOLD_SECONDS = 0.7, 10.0
+"""A run that takes less than this share of what a probe foresaw corrects it, if so many seconds were foreseen."""
+
+
 @dataclass(frozen=True, slots=True)
 class Probe:
     """What some updates of a run took. All but `peak_gib` are seconds.
@@ -57,6 +61,11 @@ class Probe:
         """What a run takes in which all of this happens so often."""
         found = self.start + times.updates * self.update + times.validations * self.validation + times.scores * self.score
         return found + times.samples * self.sample + times.saves * self.save
+
+    def scaled(self, factor: float) -> "Probe":
+        """The same where everything takes so many times as long."""
+        seconds = ("start", "update", "validation", "score", "sample", "save")
+        return replace(self, **{name: factor * getattr(self, name) for name in seconds})
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +147,27 @@ def keep_probe(run: RunConfig, data: PreparedData, probe: Probe, *, threads: int
     keep(PROBES, {**kept(PROBES), key: {"probe": asdict(probe), "facts": facts}})
 
 
+def correct_probe(run: RunConfig, data: PreparedData, seconds: float) -> float | None:
+    """Hold what a probe foresees against a whole run, and correct it where the run took much less: the machine was busy then.
+
+    A run that took longer corrects nothing, since it may have had to share the machine itself.
+
+    Args:
+        run: finished, in a single start.
+        seconds: from the moment that its data was ready to its last word.
+
+    Returns:
+        The seconds that were foreseen, if they were wrong; else null.
+    """
+    if (probe := known_probe(run, data)) is None:
+        return None
+    foreseen = probe.seconds(occasions(run, data.tokenizer.vocab_size))
+    if foreseen < TOLD_SECONDS or seconds > TOO_SLOW * foreseen:
+        return None
+    keep_probe(run, data, probe.scaled(seconds / foreseen))
+    return foreseen
+
+
 def keep_to_budget(
     budget: BudgetConfig,
     forecasts: Sequence[Forecast],
@@ -173,7 +203,8 @@ def keep_to_budget(
     if hours > budget.gpu_hours:
         source = " and ".join(sorted({forecast.seconds_from for forecast in open_ones}))
         if min(shares) == 1.0:
-            advice = f"lower training_tokens to {100 * budget.gpu_hours / hours:.0f} % or less, or raise the budget"
+            share = 100 * budget.gpu_hours / hours
+            advice = f"lower training_tokens to {share:.0f} % or less, or raise the budget" if share >= 1 else "raise the budget"
             rule = f"is less than the {hours:.3g} hours foreseen, from {source}; {advice}"
         else:
             rule = f"is less than the {hours:.3g} hours foreseen for what is left, of {whole + more:.3g} in all, from {source}; "
