@@ -11,6 +11,7 @@ FLAGS = {
     "fork": ["--update", "--cfg", "--config-dir", "--help"],
     "import": ["--no-training", "--cfg", "--config-dir", "--help"],
 }
+WITH_VALUE = ("--config-dir", "--out", "--update")
 SHORT = {"-m": "--multirun", "-h": "--help"}
 
 
@@ -86,12 +87,29 @@ def _at_home(value: str) -> Path:
         return Path(value)
 
 
+def _field_for(key: str) -> str | None:
+    """The question whether another field was meant, if one is near; None if there is none, or this is one itself."""
+    from llama_lab.config.overrides import any_shape, unknown_field
+    from llama_lab.config.schema import GROUPS
+
+    known = any_shape()
+    if key in known or key in GROUPS:
+        return None
+    _, asked, rest = unknown_field(key, known, {}).partition("did you mean ")
+    return asked + rest if asked else None
+
+
 def _unknown_flag(word: str, command: str) -> str:
     bare = word.lstrip("-")
     key = bare.partition("=")[0]
     known = FLAGS[command] + [short for short, flag in SHORT.items() if flag in FLAGS[command]]
+    if "=" in bare:
+        known = [flag for flag in known if flag in WITH_VALUE]
     close = difflib.get_close_matches(word.partition("=")[0], known, n=1)
-    if "." in key or ("=" in bare and not close):
+    meant = _field_for(key) if "=" in bare and not close else None
+    if meant is not None:
+        hint = f"a field is typed without dashes: {meant}"
+    elif "." in key or ("=" in bare and not close):
         hint = f"fields are set without dashes: {bare if '=' in bare else key + '=VALUE'}"
     elif close:
         hint = f"did you mean {close[0]}?"

@@ -1,10 +1,12 @@
 """The documentation's code runs, and its tables name what exists."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from llama_lab.cli import main
 from llama_lab.training.metrics import read_rows
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +35,14 @@ def test_the_readme_s_python_runs_and_its_metrics_page_names_every_key(capsys: p
     keys = {key for row in read_rows(folder / "metrics.jsonl") for key in row} - {"update", "tokens", "seconds"}
     page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     assert keys == set(re.findall(r"^\| `([a-z]+/[a-z_]+)`", page, flags=re.MULTILINE))
+
+
+def test_the_readme_s_mistakes_are_answered_as_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    samples = re.findall(r"^    \$ llama-lab (.*)\n((?:    .*\n)+)", README, flags=re.MULTILINE)
+    assert len(samples) == 1
+    for words, said in samples:
+        assert main(shlex.split(words)) == 2
+        assert capsys.readouterr().err == "".join(f"{line[4:]}\n" for line in said.splitlines())
 
 
 def test_the_readme_is_short_enough_to_be_read_and_its_pictures_exist() -> None:

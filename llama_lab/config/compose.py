@@ -25,7 +25,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from hydra.version import VersionBase
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException, ValidationError
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 from yaml import MarkedYAMLError, YAMLError
 
 from llama_lab.config import paths
@@ -36,6 +36,7 @@ from llama_lab.config.overrides import (
     PRESET,
     Typed,
     any_shape,
+    keys_of,
     missing_values,
     no_option,
     node_type,
@@ -92,7 +93,7 @@ def compose(overrides: list[str], *, config_dir: Path | None = None, nodes: Coll
             found += set_value(config, choices, override)
         elif key not in any_shape():
             found.append((f"{key}={shown(override.value())}", unknown_field(key, any_shape(), {})))
-    found += missing_values(config, typed.unclear if nodes is None else typed.unclear | (set(GROUPS) - set(nodes)))
+    found += missing_values(config, typed.unclear if nodes is None else typed.unclear | (set(GROUPS) - set(nodes)), found)
     run = _build(config, Origin(choices=choices, label=label(choices, config_dir), base=base), found)
     if run is not None and nodes is None:
         found += problems_of(run, typed.unclear)
@@ -133,7 +134,7 @@ def recompose(parent: RunConfig, overrides: list[str], *, config_dir: Path | Non
     for override in typed.values:
         if override.key_or_group.partition(".")[0] not in typed.unclear:
             found += set_value(config, choices, override)
-    found += missing_values(config, typed.unclear)
+    found += missing_values(config, typed.unclear, found)
     name = "-".join([parent.origin.label, *(choices[group] for group in LABELLED if group in swapped)])
     run = _build(config, Origin(choices=choices, label=name, base=base), found)
     if run is not None:
@@ -203,7 +204,7 @@ def _build(config: DictConfig, origin: Origin, found: list[Problem]) -> RunConfi
             parts[item.name] = _plain_node(node, item.name) if isinstance(node, DictConfig) else node
         except OmegaConfBaseException as error:
             key = error.full_key or item.name
-            if (f"{key}=???") not in {subject for subject, _ in found}:
+            if not (isinstance(error, MissingMandatoryValue) and key in keys_of(found)):
                 found.append((key, f"cannot be read: {str(error).splitlines()[0]}{_as_text(key, error)}"))
     return RunConfig(**parts, origin=origin) if len(parts) == len(fields(RunConfig)) - 1 else None
 

@@ -20,7 +20,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
-from llama_lab.config import paths
+from llama_lab.config import grammar, paths
+from llama_lab.config.guesses import MEANT, OFF, ON, SWITCHES
 from llama_lab.config.loose import PRESET, sort_out
 from llama_lab.config.schema import EXAMPLE, GROUPS, SHAPES, WORDS, Problem, RunConfig, shown
 
@@ -67,12 +68,11 @@ def sort_overrides(lines: list[str], config_dir: Path | None, *, allow_sweeps: b
         _doubt(typed, key)
     parser = OverridesParser.create()
     for line in whole:
-        try:
-            override = parser.parse_override(line)
-        except HydraException:
-            override = None
-        if override is None or not override.key_or_group:
-            typed.problems.append((line, _unreadable(line)))
+        override = _parsed(parser, line)
+        if override is None:
+            key = line.partition("=")[0].lstrip("+~")
+            typed.problems.append((line, _unreadable(line, key, config_dir)))
+            _doubt(typed, key)
             continue
         typed.parsed.append(override)
         if override.is_sweep_override():
@@ -149,15 +149,25 @@ def takes_no_value(key: str, known: dict[str, Known]) -> bool:
     return key not in CHOSEN and key in known and known[key].is_node and not known[key].optional
 
 
-def missing_values(config: DictConfig, unclear: set[str]) -> list[Problem]:
-    """Fields that no option has a value for, and that were not typed."""
+def keys_of(problems: list[Problem]) -> set[str]:
+    """The keys that problems are about."""
+    return {subject.split()[0].partition("=")[0].lstrip("+~") for subject, _ in problems if subject.strip()}
+
+
+def missing_values(config: DictConfig, unclear: set[str], said: list[Problem]) -> list[Problem]:
+    """Fields that no option has a value for, and that were not typed.
+
+    Args:
+        said: problems so far; a field that one of them names was typed.
+    """
     found: list[Problem] = []
+    named = keys_of(said)
     for group in GROUPS:
         if group in unclear:
             continue
         for item in fields(node_type(config[group])):
-            if OmegaConf.is_missing(config[group], item.name):
-                key = f"{group}.{item.name}"
+            key = f"{group}.{item.name}"
+            if OmegaConf.is_missing(config[group], item.name) and key not in named:
                 example = item.metadata.get(EXAMPLE, "…")
                 found.append((f"{key}=???", f"has no value yet; type one, e.g. {key}={example}"))
     return found
@@ -166,6 +176,7 @@ def missing_values(config: DictConfig, unclear: set[str]) -> list[Problem]:
 def unknown_field(key: str, known: dict[str, Known], choices: dict[str, str]) -> str:
     """What to say of a key that the run does not have."""
     node, _, name = key.rpartition(".")
+    name = name.lower().replace("-", "_")
     owners = [
         f"{group}={shape}"
         for group, shapes in SHAPES.items()
@@ -176,8 +187,13 @@ def unknown_field(key: str, known: dict[str, Known], choices: dict[str, str]) ->
     if owners:
         chosen = f"{group}={choices[group]}" if group in choices else f"the {group} that is chosen"
         return f"is no field of {chosen}; {' and '.join(owners)} {'has' if len(owners) == 1 else 'have'} it"
+    if name in SWITCHES and node in known and known[node].optional:
+        return f"is no field; {node} is on unless {node}=null leaves it out"
     # `max_lr` or `lr` without its node: the fields that are named so, or have that word in their names.
     by_name = [other for other in known if other.rpartition(".")[2] == name]
+    meant, note = MEANT.get(name, ([], ""))
+    if not by_name and meant and (node not in known or any(other.startswith(f"{node}.") for other in meant)):
+        return f"is no field; did you mean {' or '.join(meant)}?{f' {note}' if note else ''}"
     by_name = by_name or [other for other in known if name in other.rpartition(".")[2].split("_")]
     # A sound node narrows what was meant; without one the whole path is compared, then the field's own name.
     siblings = [other for other in known if other.rpartition(".")[0] == node]
@@ -229,6 +245,9 @@ def _sort_choice(typed: Typed, override: Override, line: str, config_dir: Path |
         _doubt(typed, group)
     elif group == PRESET and option is None:
         typed.choices.pop(PRESET, None)
+    elif group == PRESET and shown(option).lower() in OFF and paths.option_file(group, shown(option), config_dir) is None:
+        typed.problems.append((f"{group}={shown(option)}", f"is no preset; for none, type {group}=null"))
+        _doubt(typed, group)
     elif paths.option_file(group, shown(option), config_dir) is None or not isinstance(option, str | int):
         typed.problems.append((f"{group}={shown(option)}", no_option(group, shown(option), config_dir)))
         _doubt(typed, group)
@@ -251,23 +270,42 @@ def _set(config: DictConfig, key: str, value: Any, known: dict[str, Known]) -> l
                 problems.append((f"{inner}={shown(item)}", unknown_field(inner, known, {})))
         return problems
     if field_type.is_node and not (value is None and field_type.optional):
-        if value is None:
+        switch = shown(value).lower()
+        if field_type.optional and switch in ("0", *OFF):
+            return [(subject, f"is no way to leave it out; type {key}=null")]
+        if not field_type.optional and switch in ("null", *OFF):
             return [(subject, "cannot be left out")]
+        if field_type.optional and switch in ON:
+            is_on = OmegaConf.select(config, key) is not None
+            null = f"cannot be set, because {key} is null and so left out of this run"
+            return [(subject, f"need not be typed; only {key}=null leaves it out" if is_on else null)]
         counts = fields_of_node(key, known)
         return [(subject, "holds several values; type " + " ".join(f"{name}={shown(value)}" for name in counts))]
     if field_type.words and value not in (None, *field_type.words) and type(value) is not int:
-        return [(subject, _wrong_type(key, value, field_type, config))]
+        return [(subject, _wrong_type(key, value, known, config))]
     try:
         OmegaConf.update(config, key, value)
     except GrammarParseError:
         return [(subject, "holds a ${ that names no value, or is not closed; where it is meant as text, type \\${")]
     except OmegaConfBaseException:
-        return [(subject, _wrong_type(key, value, field_type, config))]
+        return [(subject, _wrong_type(key, value, known, config))]
     return []
 
 
-def _wrong_type(key: str, value: Any, field_type: Known, config: DictConfig) -> str:
+def _off(key: str, value: Any, field_type: Known, known: dict[str, Known]) -> str | None:
+    """How to type what was meant by a word such as `none`; None where it was no such word, or nothing can be left out."""
+    node = key.rpartition(".")[0]
+    if value is not None and shown(value).lower() not in OFF:
+        return None
+    if field_type.optional:
+        return f"type {key}=null"
+    return f"to leave {node} out, type {node}=null" if node in known and known[node].optional else None
+
+
+def _wrong_type(key: str, value: Any, known: dict[str, Known], config: DictConfig) -> str:
     """What kind of value a field takes, with one that works."""
+    field_type = known[key]
+    works = _off(key, value, field_type, known)
     now = OmegaConf.select(config, key, throw_on_missing=False)
     if field_type.kind is int and isinstance(value, float) and value.is_integer():
         return f"is not written as a whole number; type {key}={int(value)}"
@@ -275,31 +313,54 @@ def _wrong_type(key: str, value: Any, field_type: Known, config: DictConfig) -> 
         number = Decimal(count[1]) * Decimal(10) ** UNITS[count[2].lower()]
         return f"is not written as a number; type {key}={number.normalize():f}"
     if isinstance(field_type.kind, type) and issubclass(field_type.kind, Enum):
-        names = [member.name for member in field_type.kind]
-        return f"is none of {', '.join(names)}; e.g. {key}={shown(now)}"
+        names = [member.name for member in field_type.kind] + (["null"] if field_type.optional else [])
+        return f"is none of {', '.join(names)}; {works or f'e.g. {key}={shown(now)}'}"
+    if isinstance(value, str) and (meant := grammar.one_number(value, field_type.kind)) is not None:
+        return f"is not written as a number; type {key}={meant}"
     if typing.get_origin(field_type.kind) is list:
         return f"is no list; e.g. {key}=[{shown(value)}]"
     kinds = {int: ("a whole number", 1), float: ("a number", 0.1), bool: ("true or false", True), str: ("a text", "name")}
     words, example = kinds[field_type.kind]
     kinds_of_value = [words, *field_type.words, *(["null"] if field_type.optional else [])]
     listed = " or ".join(filter(None, [", ".join(kinds_of_value[:-1]), kinds_of_value[-1]]))
-    return f"is not {listed}; e.g. {key}={shown(example if now is None else now)}"
+    return f"is not {listed}; {works or f'e.g. {key}={shown(example if now is None else now)}'}"
 
 
-def _unreadable(line: str) -> str:
-    key, _, value = line.partition("=")
-    if not key.strip():
-        return "has no key before the =; type key=value"
-    quoted = '"' + value.strip("\"'").replace('"', "") + '"'
-    return f"cannot be read; a value with spaces or any of , : = ( ) [ ] {{ }} in it goes in quotes: '{key}={quoted}'"
+def _parsed(parser: OverridesParser, line: str) -> Override | None:
+    """An override as Hydra reads it, or as the text that its value is where Hydra cannot; None where it is neither."""
+    key = line.partition("=")[0].lstrip("+")
+    try:
+        override = parser.parse_override(line)
+    except HydraException:
+        known = any_shape().get(key)
+        as_text = grammar.as_text(line) if known is not None and known.kind is str else None
+        if as_text is None:
+            return None
+        override = parser.parse_override(as_text)
+        # A sweep hands its jobs the words that were typed.
+        override.input_line = line
+    return override if override.key_or_group else None
+
+
+def _unreadable(line: str, key: str, config_dir: Path | None) -> str:
+    fields_there = any_shape()
+    known = fields_there.get(key)
+    value = line.partition("=")[2]
+    if key in CHOSEN and not grammar.FUNCTION.match(value) and not set(value) & set(grammar.CURLY):
+        return no_option(key, value, config_dir)
+    if known is None and key not in CHOSEN and re.fullmatch(r"[\w.\[\]-]+", key) and not key.startswith("hydra."):
+        return unknown_field(key, fields_there, {})
+    return grammar.unreadable(line, None if known is None or known.is_node else known.kind)
 
 
 def _several(override: Override) -> str:
-    line = override.input_line or ""
-    key, _, value = line.partition("=")
-    if takes_no_value(key, any_shape()):
-        return f"stands for several runs, and {key} holds several values; type -m {fields_of_node(key, any_shape())[0]}={value}"
-    return f"stands for several runs; start them with -m, or type {key}=[{value}] for one list, or give one value"
+    key, _, value = (override.input_line or "").partition("=")
+    known = any_shape()
+    if takes_no_value(key, known):
+        return f"stands for several runs, and {key} holds several values; type -m {fields_of_node(key, known)[0]}={value}"
+    if re.fullmatch(r"\w[\w.]*", key) and key not in known and key not in CHOSEN and not key.startswith("hydra."):
+        return unknown_field(key, known, {})
+    return grammar.several(key, value, known[key].kind if key in known else None)
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """What a preset and the primary config say themselves, read from their files: choices, values, and what a run is called after."""
 
 import functools
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from yaml import YAMLError
 
 from llama_lab.config import paths
-from llama_lab.config.overrides import PRESET, Typed
-from llama_lab.config.schema import GROUPS, Problem, shown
+from llama_lab.config.grammar import word
+from llama_lab.config.overrides import PRESET, Typed, known_fields
+from llama_lab.config.schema import GROUPS, SHAPES, Problem, shown
 
 LABELLED = ("model", "data", "tokenizer", "optim", "schedule")
 """Groups whose options appear in a run's name, in this order."""
@@ -88,14 +90,51 @@ def swap_problems(typed: Typed, config_dir: Path | None = None) -> dict[str, Pro
         option = typed.choices.get(group, usual[group])
         left = {key: value for key, value in preset.values.items() if key.startswith(f"{group}.") and key not in own}
         if option != usual[group] and left:
-            kept = " ".join(f"{key}={shown(value)}" for key, value in left.items())
-            works = " ".join(f"{key}=…" for key in left)
-            rule = (
-                f"would keep what {PRESET}={name} sets for {group}={usual[group]}: {kept}; "
-                f"type your own values as well ({works}), or start without the preset"
-            )
-            found[group] = (f"{group}={option}", rule)
+            rule = f"would keep what {PRESET}={name} sets for {group}={usual[group]}: {_typed(left)}; "
+            found[group] = (f"{group}={option}", rule + _instead(group, option, left, config_dir))
     return found
+
+
+def _instead(group: str, option: str, left: dict[str, Any], config_dir: Path | None) -> str:
+    """What to type where a preset's values would stay under another option than theirs."""
+    shape, own = _option(group, option, config_dir)
+    known = known_fields({group: SHAPES[group][shape]} if group in SHAPES and shape in SHAPES[group] else {})
+    if foreign := [key for key in left if key not in known]:
+        return f"{group}={option} has no {' and no '.join(foreign)}, so start without the preset"
+    these, them = ("that", "it") if len(left) == 1 else ("these", "them")
+    words = [f"type {these} as well to keep {them}"]
+    if (others := {key: own[key] for key in left if key in own}) != left and len(others) == len(left):
+        words.append(f"{_typed(others)} as {group}={option} has {them}")
+    return ", or ".join([*words, "start without the preset"])
+
+
+def _typed(values: dict[str, Any]) -> str:
+    """Values as a shell takes them."""
+    words = [word(key, value) if isinstance(value, str) else shlex.quote(f"{key}={shown(value)}") for key, value in values.items()]
+    return " ".join(words)
+
+
+def _option(group: str, option: str, config_dir: Path | None) -> tuple[str, dict[str, Any]]:
+    """(shape of an option, its values by key path), with what it has from options that it builds on."""
+    file = paths.option_file(group, option, config_dir)
+    try:
+        content = _content(file) if file is not None else None
+    except YAMLError:
+        content = None  # said in full when it is composed
+    shape: str = ""
+    own: dict[str, Any] = {}
+    if not isinstance(content, DictConfig):
+        return shape, own
+    for entry in content.get("defaults") or []:
+        name = str(entry).partition("@")[0] if isinstance(entry, str) else "_self_"
+        if name.startswith("/schema/"):
+            shape = name.rpartition("/")[2]
+        elif name not in ("_self_", option):
+            base, inherited = _option(group, name.rpartition("/")[2], config_dir)
+            shape, own = base or shape, own | inherited
+    tree = OmegaConf.to_container(content, resolve=False)
+    assert isinstance(tree, dict)
+    return shape, own | _leaves({key: value for key, value in tree.items() if key != "defaults"}, f"{group}.")
 
 
 def _content(file: Path) -> Any:

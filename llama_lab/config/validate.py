@@ -51,7 +51,9 @@ def _top_level(run: RunConfig) -> list[Problem]:
         rule = f"cannot name a folder: letters, digits, '.', '_', '-', at most 100; e.g. name={works}"
         found.append((f"name={run.name!r}", rule))
     if run.training_tokens < 1:
-        found.append((f"training_tokens={run.training_tokens}", "is below 1; try 1638400"))
+        usual = run.origin.base.get("training_tokens")
+        works = f"; try {usual}" if isinstance(usual, int) and usual >= 1 else ""
+        found.append((f"training_tokens={run.training_tokens}", f"is below 1{works}"))
     if run.fresh and run.accept_changes:
         found.append(("accept_changes=true", "contradicts fresh=true, which starts anew; leave one of them out"))
     return found

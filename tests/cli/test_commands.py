@@ -82,6 +82,7 @@ def test_version(llama_lab):
             "generate has no flag --temprature; did you mean --temperature?",
         ),
         (["evaluate", "run", "--tasks=x"], "did you mean --task?"),
+        (["train", "--lr=0.1"], "llama-lab train has no flag --lr; a field is typed without dashes: did you mean optim.max_lr"),
         (["watch", "--zzz"], "llama-lab watch has no flag --zzz; it takes --help, --once, --every"),
         (["train", "--optim.max_lr=0.1"], "without dashes: optim.max_lr=0.1"),
         (["train", "--optim.max_lr", "0.1"], "without dashes: optim.max_lr=VALUE"),

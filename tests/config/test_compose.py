@@ -1,6 +1,7 @@
 """What composing leaves behind, takes, and gives."""
 
 import pickle
+import shlex
 from pathlib import Path
 
 import hydra
@@ -11,7 +12,9 @@ from hydra.core.singleton import Singleton
 from hydra.version import VersionBase
 from omegaconf import OmegaConf
 
-from llama_lab.config.compose import compose, recompose
+from llama_lab.config.compose import compose, read_request, recompose
+from llama_lab.config.grammar import quoted, word
+from llama_lab.config.identity import load_config, run_id, save_config
 from llama_lab.config.literal import literal, unescaped
 from llama_lab.config.schema import AdamWConfig, MuonConfig, TextConfig, Window
 
@@ -53,6 +56,35 @@ def test_an_escaped_reference_is_text_wherever_a_text_stands(tmp_path: Path) -> 
     (tmp_path / "experiment" / "shell.yaml").write_text(preset, encoding="utf-8")
     own = compose(["experiment=shell"], config_dir=tmp_path)
     assert own.sample is not None and own.sample.prompts == ["${HOME}"]
+
+
+NAMES = [
+    "../Bücher.txt", "~/book.txt", "it's.txt", "/a b/c.txt", 'Büch er/mein "Faust" ü.txt', '"Faust" ü.txt', "book (1).txt",
+    "a[1].txt", "[ü].txt", "{ü}", "/a=b.txt", "#a&b!;.txt", "C:\\Bü\\", "ü\\\\\"", "ü\\'x\"\\", "«x»y.txt", "Ελλάδα/書.txt",
+    "ü\n.txt",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_path_is_what_was_typed_whatever_is_in_it(name: str, tmp_path: Path) -> None:
+    run = compose(["data=text", f"data.path={name}", "precision=fp32"])
+    assert type(run.data) is TextConfig and run.data.path == name
+    assert compose(["data=text", shlex.split(word("data.path", name))[0], "precision=fp32"]) == run
+    assert compose(["data=text", f"data.path={quoted(name)}", "precision=fp32"]) == run
+    save_config(run, tmp_path / "config.yaml")
+    saved = load_config(tmp_path / "config.yaml")
+    assert saved == run
+    assert run_id(saved) == run_id(run)
+    assert recompose(run, ["training_tokens=2000000", f"wandb.group={name}"]).data == run.data
+    # The jobs of a sweep are given what was typed.
+    request = read_request(["data=text", f"data.path={name}", "seed.init=0,1"])
+    assert [override.input_line for override in request.overrides][1] == f"data.path={name}"
+
+
+@pytest.mark.parametrize("name", ["[a]", "null", "a,b", "'a'", "'a", "“a”", "choice(1)", " a"])
+def test_a_text_that_would_be_read_otherwise_is_put_in_quotes(name: str) -> None:
+    data = compose(["data=text", *shlex.split(word("data.path", name))]).data
+    assert type(data) is TextConfig and data.path == name
 
 
 @pytest.mark.parametrize("text", ["${a}", r"\${a}", r"\\${", "a${b", r"\${a\${", "${${", r"\a\\", "$", "${a}\\", "\\\n${b}"])

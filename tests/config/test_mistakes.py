@@ -1,6 +1,8 @@
 """Each mistake that a user can make in overrides gets its own line, all at once, and never a traceback."""
 
 import math
+import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,8 +12,10 @@ import pytest
 
 from llama_lab.config.compose import compose, read_request
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.guesses import MEANT
+from llama_lab.config.overrides import any_shape
 from llama_lab.config.paths import config_folder, or_meant
-from llama_lab.config.schema import shown
+from llama_lab.config.schema import MuonConfig, shown
 from llama_lab.config.validate import problems as problems_of
 
 
@@ -53,9 +57,21 @@ ONE_LINE = {
     ),
     "head size": (
         ["model.dim=252"],
-        "model.dim=252 gives model.n_heads=4 heads no even number of channels each, which rotary embeddings need; "
-        "nearest: 248 or 256",
+        "model.n_heads=4 does not divide model.dim=252 into heads of an even number of channels, as rotary embeddings need; "
+        "one of 2, 3, 6, 7 does, or model.dim=248 or model.dim=256",
     ),
+    "number of heads": (
+        ["model.n_heads=3"],
+        "model.n_heads=3 does not divide model.dim=256 into heads of an even number of channels, as rotary embeddings need; "
+        "one of 1, 2, 4, 8 does, or model.dim=252 or model.dim=258",
+    ),
+    "odd width": (
+        ["model.dim=251"],
+        "model.n_heads=4 does not divide model.dim=251 into heads of an even number of channels, as rotary embeddings need; "
+        "model.dim=248 or model.dim=256 works",
+    ),
+    "no budget": (["training_tokens=-5"], "training_tokens=-5 is below 1; try 1843200"),
+    "no budget in a preset": (["experiment=smoke", "training_tokens=0"], "training_tokens=0 is below 1; try 40960"),
     "grouped heads": (
         ["model.n_kv_heads=3"],
         "model.n_kv_heads=3 does not divide model.n_heads=4; one of 1, 2, 4 does, null is all of them",
@@ -102,8 +118,7 @@ ONE_LINE = {
     "tokenizer path": (["tokenizer=file"], "tokenizer.path=??? has no value yet; type one, e.g. tokenizer.path=tokenizer.json"),
     "sweep without -m": (
         ["optim.max_lr=1e-3,1e-2"],
-        "optim.max_lr=1e-3,1e-2 stands for several runs; start them with -m, or type optim.max_lr=[1e-3,1e-2] for one list, "
-        "or give one value",
+        "optim.max_lr=1e-3,1e-2 stands for several runs; start them with -m, or give one value",
     ),
     "a preset alone": (["smoke"], "smoke has no group; type experiment=smoke"),
     "an option alone": (["muon"], "muon has no group; type optim=muon"),
@@ -125,7 +140,7 @@ ONE_LINE = {
     "no quotes": (
         ["sample.prompts=[Hello, I am (not) sure"],
         "sample.prompts=[Hello, I am (not) sure cannot be read; "
-        "a value with spaces or any of , : = ( ) [ ] { } in it goes in quotes: 'sample.prompts=\"[Hello, I am (not) sure\"'",
+        'each text of the list goes in quotes: \'sample.prompts=["Hello","I am (not) sure"]\'',
     ),
     "interpolation": (["optim.max_lr=${optim.lr}"], "optim.max_lr cannot be read: Interpolation key 'optim.lr' not found"),
     "reference in a text": (
@@ -147,13 +162,187 @@ ONE_LINE = {
     "preset's values": (
         ["experiment=overfit", "data.path=x", "optim=muon"],
         "optim=muon would keep what experiment=overfit sets for optim=adamw: optim.weight_decay=0.0; "
-        "type your own values as well (optim.weight_decay=…), or start without the preset",
+        "type that as well to keep it, or optim.weight_decay=0.8 as optim=muon has it, or start without the preset",
     ),
     "both ways on": (
         ["fresh=true", "accept_changes=true"],
         "accept_changes=true contradicts fresh=true, which starts anew; leave one of them out",
     ),
 }
+
+
+OFF = {
+    "wandb": "wandb=null",
+    "eval": "eval=null",
+    "sample": "sample=null",
+    "sweep": "sweep=null",
+    "optim.max_grad_norm": "optim.max_grad_norm=null",
+    "checkpoint.every_tokens": "checkpoint.every_tokens=null",
+    "model.rope_scaling": "model.rope_scaling=null",
+    "hardware.micro_batch": "hardware.micro_batch=null",
+    "wandb.mode": "wandb=null",
+    "sample.first_tokens": "sample=null",
+    "experiment": "experiment=null",
+}
+
+
+@pytest.mark.parametrize("key", OFF)
+@pytest.mark.parametrize("off", ["false", "none", "no", "off", "disabled", "Off", "None"])
+def test_what_can_be_left_out_is_told_how_whatever_word_was_tried(key: str, off: str) -> None:
+    (line,) = problems([f"{key}={off}"])
+    assert line.startswith(f"{key}={off} is n")
+    assert line.endswith(f"type {OFF[key]}")
+    compose([OFF[key]])
+
+
+SWITCHES = {
+    "wandb=0": "wandb=0 is no way to leave it out; type wandb=null",
+    "wandb=true": "wandb=true need not be typed; only wandb=null leaves it out",
+    "wandb.mode=null": "wandb.mode=null is none of auto, online, offline; to leave wandb out, type wandb=null",
+    "wandb.mode=disabled": "wandb.mode=disabled is none of auto, online, offline; to leave wandb out, type wandb=null",
+    "eval.enabled=false": "eval.enabled=false is no field; eval is on unless eval=null leaves it out",
+    "checkpoint=false": "checkpoint=false cannot be left out",
+    "seed=0": "seed=0 holds several values; type seed.init=0 seed.data=0 seed.sampling=0",
+}
+
+
+@pytest.mark.parametrize("typed", SWITCHES)
+def test_a_switch_is_told_what_null_is(typed: str) -> None:
+    assert problems([typed]) == [SWITCHES[typed]]
+
+
+def test_what_a_preset_leaves_out_cannot_be_switched_on() -> None:
+    assert problems(["experiment=smoke", "wandb=true"]) == [
+        "wandb=true cannot be set, because wandb is null and so left out of this run"
+    ]
+
+
+COMMAS = {
+    "seed.init=0,1": "give one value",
+    "optim=adamw,muon": "give one value",
+    "model.tie_embeddings=true,false": "give one value",
+    "precision=bf16,fp32": "give one value",
+    "optim.max_lr=range(1,3)": "give one value",
+    "training_tokens=10,000,000": "type training_tokens=10000000 for one number",
+    "optim.max_lr=0,004": "type optim.max_lr=0.004 for one number",
+    "wandb.tags=a,b": "type wandb.tags=[a,b] for one list, or give one value",
+    "data.path=../a,b.txt": "type 'data.path=\"../a,b.txt\"' for one text",
+}
+
+
+@pytest.mark.parametrize("typed", COMMAS)
+def test_a_comma_is_told_what_the_field_takes(typed: str) -> None:
+    kind = ["data=text"] if typed.startswith("data.path") else []
+    assert problems([*kind, typed]) == [f"{typed} stands for several runs; start them with -m, or {COMMAS[typed]}"]
+    said = re.search(r"type (.*) for one", COMMAS[typed])
+    if said is not None:
+        compose([*kind, *shlex.split(said[1])])
+
+
+def test_several_values_of_what_is_no_field() -> None:
+    assert problems(["max_lrr=1,2"]) == ["max_lrr=1,2 is no field; did you mean optim.max_lr?"]
+
+
+@pytest.mark.parametrize("typed", ["10.000.000", "10 000 000", "10'000'000", "10’000’000"])
+def test_thousands_set_apart_are_no_number_but_nearly(typed: str) -> None:
+    assert problems([f"training_tokens={typed}"]) == [
+        f"training_tokens={typed} is not written as a number; type training_tokens=10000000"
+    ]
+
+
+UNREADABLE = {
+    "optim.max_lr=range(0.001,0.01": "lacks a closing parenthesis; type -m 'optim.max_lr=range(0.001,0.01)'",
+    "optim=choice(adamw,muon": "lacks a closing parenthesis; type -m 'optim=choice(adamw,muon)'",
+    "data.path=choice(1.txt": "lacks a closing parenthesis; "
+    "type -m 'data.path=choice(1.txt)', or 'data.path=\"choice(1.txt\"' for a text",
+    "data.path=choice (1).txt": "cannot be read; in quotes it is taken as it is: 'data.path=\"choice (1).txt\"'",
+    "data.path='a.txt": "begins with a quote that is not closed; "
+    "type data.path=a.txt, or 'data.path=\"'\"'\"'a.txt\"' where it belongs to it",
+    "data.path=ü,b.txt": "cannot be read; a text with a comma in it goes in quotes: 'data.path=\"ü,b.txt\"', "
+    'and of several each: -m \'data.path="ü","b.txt"\'',
+    "data.path=“a b.txt”": "stands in typographic quotes, which are part of the value; "
+    "type 'data.path=a b.txt', or 'data.path=\"“a b.txt”\"' where they belong to it",
+    "data.path=“a": "begins with a typographic quote, which holds no words together; straight ones do: 'data.path=two words'",
+    "data=“text”": "stands in typographic quotes, which are part of the value; type data=text",
+    "optim.max_lr=“0.1”": "stands in typographic quotes, which are part of the value; type optim.max_lr=0.1",
+    "optim.max_lr=0.1)": "is not a number; e.g. optim.max_lr=1e-3",
+    "model.dim=64ü": "is not a whole number; e.g. model.dim=64",
+    "model.tie_embeddings=ü": "is not true or false; e.g. model.tie_embeddings=true",
+    "precision=ü": "is none of auto, fp32, bf16, fp8",
+    "optim=ü": "is no option; there are adamw, muon",
+    "wandb.tags=[“ä”,b]": 'cannot be read; each text of the list goes in quotes: \'wandb.tags=["ä","b"]\'',
+    "max_lrr=ü": "is no field; did you mean optim.max_lr?",
+}
+
+
+@pytest.mark.parametrize("typed", UNREADABLE)
+def test_what_cannot_be_read_is_told_how_to_type_it(typed: str) -> None:
+    assert problems(["data=text", *([] if typed.startswith("data.path") else ["data.path=x"]), typed]) == [
+        f"{typed} {UNREADABLE[typed]}"
+    ]
+
+
+def test_a_value_that_is_wrong_is_not_missing_as_well() -> None:
+    assert len(problems(["data=text", "data.path=a,b"])) == 1
+    assert len(problems(["data=text", "data.path", "=", "a"])) == 1
+    assert len(problems(["data=mixture", "data.paths=[a,b]", "data.weights=abc"])) == 1
+    assert len(problems(["data=mixture", "data.paths=[a,b"])) == 2
+
+
+def test_a_swap_under_a_preset_is_told_values_to_copy(tmp_path: Path) -> None:
+    (line,) = problems(["experiment=smoke", "data=text", "data.path=mine.txt"])
+    assert line == (
+        "data=text would keep what experiment=smoke sets for data=docs: data.max_seq_len=128 data.tokens_per_update=2048; "
+        "type these as well to keep them, or data.max_seq_len=256 data.tokens_per_update=4096 as data=text has them, "
+        "or start without the preset"
+    )
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "optim").mkdir()
+    preset = "# @package _global_\noptim:\n  momentum: 0.9\n  max_lr: 0.01\n"
+    (tmp_path / "experiment" / "own.yaml").write_text(preset, encoding="utf-8")
+    (tmp_path / "optim" / "high.yaml").write_text("defaults:\n  - muon\n  - _self_\nmax_lr: 0.5\n", encoding="utf-8")
+    assert problems(["experiment=own", "optim=adamw"], tmp_path) == [
+        "optim=adamw would keep what experiment=own sets for optim=muon: optim.momentum=0.9 optim.max_lr=0.01; "
+        "optim=adamw has no optim.momentum, so start without the preset"
+    ]
+    optim = compose([]).optim
+    assert isinstance(optim, MuonConfig)
+    assert problems(["experiment=own", "optim=high"], tmp_path) == [
+        "optim=high would keep what experiment=own sets for optim=muon: optim.momentum=0.9 optim.max_lr=0.01; "
+        f"type these as well to keep them, or optim.momentum={optim.momentum} optim.max_lr=0.5 as optim=high has them, "
+        "or start without the preset"
+    ]
+
+
+ELSEWHERE = {
+    "learning_rate": "optim.max_lr",
+    "lr": "optim.max_lr or optim.adamw_max_lr or schedule.min_lr",
+    "training.learning_rate": "optim.max_lr",
+    "batch_size": "data.tokens_per_update or hardware.micro_batch",
+    "batch-size": "data.tokens_per_update or hardware.micro_batch",
+    "epochs": "training_tokens",
+    "max_steps": "training_tokens",
+    "n_layers": "model.n_layers",
+    "num_layers": "model.n_layers",
+    "model.hidden_size": "model.dim",
+    "seq_len": "data.max_seq_len",
+    "device": "hardware.device",
+    "dtype": "precision",
+    "gpus": "hardware.processes",
+    "text": "data.path",
+}
+
+
+@pytest.mark.parametrize("word", ELSEWHERE)
+def test_names_from_elsewhere_are_told_what_they_are_here(word: str) -> None:
+    (line,) = problems([f"{word}=1"])
+    assert line.partition("?")[0] == f"{word}=1 is no field; did you mean {ELSEWHERE[word]}"
+
+
+def test_names_from_elsewhere_lead_to_fields() -> None:
+    there = {*any_shape(), "experiment"}
+    assert {key for keys, _ in MEANT.values() for key in keys} <= there
+    assert not set(MEANT) & {key for key in there if "." not in key}
 
 
 def test_a_path_that_is_not_there_is_told_what_is_near(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +389,7 @@ def test_all_problems_are_said_at_once() -> None:
         "modle=x",
         "data.max_seq_len=abc",
         "seed.init=-2",
-        "model.dim=250",
+        "model.n_heads=2",
         "schedule.min_lr=-1.0",
     ]
     lines = problems(

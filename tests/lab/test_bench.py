@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+from matplotlib.image import imread
 
 from llama_lab.config.compose import compose
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.paths import config_folder
 from llama_lab.config.schema import CosineConfig
 from llama_lab.lab.bench.command import run_bench_command
-from llama_lab.lab.bench.measure import forced_words
+from llama_lab.lab.bench.measure import forced_words, told_apart
 
 SMALL = ["precision=fp32", "tokenizer=bytes", "model.dim=32", "model.n_layers=1", "model.n_heads=2", "hardware=cpu"]
 BATCH = ["data.max_seq_len=32", "data.tokens_per_update=256", "data=text"]
@@ -35,9 +36,22 @@ def test_configs_are_measured_one_after_another(text: Path, tmp_path: Path, caps
         assert 0 < found["loss"] < 6
     assert (tmp_path / "bench" / "bench.png").read_bytes().startswith(b"\x89PNG")
     said = capsys.readouterr().out
-    assert "optim=adamw" in said
-    assert "forward" in said
+    # What all have in common is said once, above.
+    assert said.count("data.max_seq_len=32") == said.count("tokenizer=bytes") == 1
+    headings, *rows = [line.split() for line in said.partition("Training speed")[2].splitlines()[1:4]]
+    assert headings[:2] == ["config", "tok/s"] and "forward" in headings
+    assert [row[0] for row in rows] == ["optim=muon", "optim=adamw"]
+    # The legend of the parts was cut where the picture ends.
+    assert imread(tmp_path / "bench" / "bench.png")[:, -2:].min() == 1
     assert not list(tmp_path.glob("outputs/*"))
+
+
+def test_configs_are_told_apart_by_the_words_that_only_they_have() -> None:
+    found = told_apart(["data=text 'data.path=my book.txt' model.dim=64", "data=text 'data.path=my book.txt' model.dim=128"])
+    assert found == ("data=text 'data.path=my book.txt'", ["model.dim=64", "model.dim=128"])
+    assert told_apart(["data=text model.dim=64"]) == ("data=text model.dim=64", [""])
+    assert told_apart(["optim=muon", "optim=adamw"]) == ("", ["optim=muon", "optim=adamw"])
+    assert told_apart(["(the default)"]) == ("(the default)", [""])
 
 
 def test_presets_are_measured_with_the_schedule_that_they_set(text: Path, tmp_path: Path) -> None:

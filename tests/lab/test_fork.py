@@ -231,7 +231,7 @@ def test_mistakes_have_the_answers_of_train(trunk):
         "experiment=smoke sets values for a run from its beginning; type the values that change instead",
         "optm.max_lr=0.001 is no field; did you mean optim.max_lr?",
         "optim.max_lr=abc is not a number; e.g. optim.max_lr=0.008",
-        "training_tokens=-1 is below 1; try 1638400",
+        "training_tokens=-1 is below 1; try 10240",
     ]
     assert refusal(trunk, "schedule=wsd", "schedule.cooldown_fraction=2") == [
         "schedule.cooldown_fraction=2.0 is outside (0, 1]; try 0.4, or schedule=constant for none"

@@ -1,6 +1,7 @@
 """`llama-lab data inspect`: what it says of every kind of folder, and of what is none."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,6 +86,14 @@ def test_a_prepared_folder(prepared: PreparedData, capsys: Output, tmp_path: Pat
     assert (tmp_path / "mill.png").read_bytes().startswith(b"\x89PNG")
     assert lines[-1] == f"The picture is {tmp_path / 'mill.png'}"
     assert max(map(len, shown.splitlines())) <= max(100, len(str(tmp_path)) + 40)
+
+
+def test_ticks_have_one_notation(bare: Path, tmp_path: Path) -> None:
+    """Also where documents are so equally long that the axis holds no power of ten."""
+    assert inspect(bare, "--tokenizer", tmp_path / "own.json", "--plot", tmp_path / "bare.svg") == 0
+    labels = re.findall(r"<!-- (.*?) -->", (tmp_path / "bare.svg").read_text(encoding="utf-8"))
+    assert {"8", "10", "20"} <= set(labels)
+    assert not [label for label in labels if "times" in label or "10^" in label]
 
 
 def test_an_entry_of_the_cache_goes_by_its_name(prepared: PreparedData, capsys: Output) -> None:

@@ -153,6 +153,21 @@ def test_one_config_and_one_run_have_nothing_to_be_compared_with(make: Make):
     assert "is not finished (preempted, update 8 of 20)" in text
 
 
+def test_tables_begin_with_the_first_validation_and_write_all_seeds_alike(make: Make):
+    for lr in (1e-3, 2e-3):
+        for seed in range(2):
+            folder = make(seed, 2.0, lr, data_seed=0)
+    answer(folder.parent)
+    whole = (folder.parent.parent / "out" / "report.md").read_text(encoding="utf-8").replace("\\", "")
+    assert "| arm | 2,048 | 4,096 | 6,144 | 8,192 | 10,240 |" in whole
+    assert "| seed (init/data/sampling) |" in whole
+    html = (folder.parent.parent / "out" / "report.html").read_text(encoding="utf-8")
+    entire, late = (float(scale.split()[1]) for scale in re.findall(r'data-y="([^"]+)"', html)[:2])
+    assert late < 2.4 < entire  # the value before the later half does not stretch the close-up
+    rows = [line.split(" | ") for line in whole.partition("## Runs")[2].splitlines() if line.startswith("| tiny/")]
+    assert [row[2] for row in rows] == ["0/0/0", "1/0/0"] * 2
+
+
 def test_gaps_stay_gaps_and_are_said(make: Make):
     for lr in (1e-3, 2e-3):
         for seed in range(2):
@@ -408,6 +423,9 @@ def test_the_page_in_a_browser(browser: Any, page: str, study: Path):
     seen.goto((study.parent / "report" / "report.html").as_uri())
     assert seen.evaluate("document.documentElement.scrollWidth") == 360
     assert seen.title() == "tiny"
+    # Where there is no room beside the close-up, its lines are named above it.
+    legend = seen.locator("figure.chart").first.locator(".along-tokens .ends")
+    assert legend.is_visible() and legend.locator("span").all_text_contents() == ["max_lr=0.001", "max_lr=0.002"]
     whole = seen.locator("figure.chart").first
     assert whole.locator(".along-tokens").is_visible() and not whole.locator(".along-seconds").is_visible()
     seen.get_by_label("tokens", exact=True).focus()
@@ -428,6 +446,7 @@ def test_the_page_in_a_browser(browser: Any, page: str, study: Path):
     assert seen.evaluate("document.documentElement.scrollWidth") == 1280
     labels = [box.bounding_box() for box in whole.locator(".along-seconds .label").all()]
     assert len(labels) == 2
+    assert not legend.is_visible()
     assert all(box["x"] + box["width"] <= 1280 for box in labels)
     assert complaints == []
 

@@ -264,7 +264,7 @@ def test_processes_share_the_threads_of_their_own_machine(tiny, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("mistake", "said"), [("model.n_heads=3", "model.dim=32 gives model.n_heads=3"), ("data.path=nowhere", "nowhere")]
+    ("mistake", "said"), [("model.n_heads=3", "model.n_heads=3 does not divide model.dim=32"), ("data.path=nowhere", "nowhere")]
 )
 def test_a_mistake_is_said_once_under_torchrun(text: Path, mistake: str, said: str) -> None:
     launched = [*TORCHRUN, *command(text, mistake)[1:]]

@@ -6,7 +6,10 @@ from enum import Enum
 
 from omegaconf import MISSING
 
-from llama_lab.config.schema.fields import Problem, broken, later, nearest_multiples, positive
+from llama_lab.config.schema.fields import Problem, broken, later, positive
+
+SUGGESTED = 4
+"""Numbers of heads that are named where one does not fit."""
 
 
 class RopeScaling(Enum):
@@ -95,15 +98,14 @@ class ModelConfig:
 
     def _head_problems(self, at: str) -> list[Problem]:
         divisors = [heads for heads in range(1, self.n_heads + 1) if self.n_heads % heads == 0]
-        pairs = 2 * self.n_heads
         return broken(
             at,
             self,
             (
-                "dim",
-                self.dim % pairs == 0,
-                f"gives {at}.n_heads={self.n_heads} heads no even number of channels each, which rotary embeddings need; "
-                + nearest_multiples(self.dim, pairs),
+                "n_heads",
+                self.dim % (2 * self.n_heads) == 0,
+                f"does not divide {at}.dim={self.dim} into heads of an even number of channels, as rotary embeddings need; "
+                + self._fitting_heads(at),
             ),
             (
                 "n_kv_heads",
@@ -111,3 +113,15 @@ class ModelConfig:
                 f"does not divide {at}.n_heads={self.n_heads}; one of {', '.join(map(str, divisors))} does, null is all of them",
             ),
         )
+
+    def _fitting_heads(self, at: str) -> str:
+        """The numbers of heads nearest to `n_heads` that fit the width, and the widths nearest to `dim` that fit `n_heads`."""
+        step = 2 * self.n_heads
+        below = self.dim // step * step
+        widths = " or ".join(f"{at}.dim={width}" for width in (below, below + step) if width)
+        fitting = [heads for heads in range(1, self.dim // 2 + 1) if self.dim % (2 * heads) == 0]
+        near = sorted(sorted(fitting, key=lambda heads: abs(math.log(heads / self.n_heads)))[:SUGGESTED])
+        if not near:
+            return f"{widths} works"
+        listed = ", ".join(map(str, near))
+        return f"{listed} does, or {widths}" if len(near) == 1 else f"one of {listed} does, or {widths}"

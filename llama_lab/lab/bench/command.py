@@ -3,6 +3,7 @@
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from llama_lab.config.errors import ConfigError
 from llama_lab.config.flags import Parser
 from llama_lab.config.identity import outputs_folder
 from llama_lab.config.resolve import resolve
-from llama_lab.lab.bench.measure import EVERY, PARTS, WARM, Bench, forced_words, measure
+from llama_lab.lab.bench.measure import EVERY, PARTS, WARM, Bench, forced_words, measure, said_of, told_apart
 from llama_lab.lab.sweep import expand
 from llama_lab.lab.table import print_table
 from llama_lab.training.run_folder import relative
@@ -36,33 +37,41 @@ def run_bench_command(words: list[str]) -> int:
     configs = [overrides] if sweep is None else [[*_fixed(overrides, job.values), *_typed(job.values)] for job in sweep.jobs]
     for words_of_one in configs:  # every mistake before the first minute is spent
         resolve(compose([*words_of_one, *forced_words(words_of_one)], config_dir=own))
+    shared, names = told_apart([said_of(words_of_one) for words_of_one in configs])
+    if shared:
+        print(f"Measuring {shared}" if len(configs) == 1 else f"In common: {shared}", flush=True)
     found = []
-    for words_of_one in configs:
+    for words_of_one, name in zip(configs, names, strict=True):
         found.append(measure(words_of_one, arguments.updates, config_dir=own))
         said = found[-1].error or f"{found[-1].tokens_per_second:,.0f} tokens a second, loss {found[-1].loss:.3f}"
-        print(f"{found[-1].config}: {said}", flush=True)
-    show(found)
+        print(f"{name}: {said}" if name else said, flush=True)
+    show(found, names)
     _write(arguments.out, found)
     return 1 if any(bench.error for bench in found) else 0
 
 
-def show(found: list[Bench]) -> None:
-    """A table of what was measured."""
+def show(found: list[Bench], names: Sequence[str]) -> None:
+    """A table of what was measured.
+
+    Args:
+        names: what tells each config from the others; all empty: there is no such column.
+    """
     parts = [part for part in ("data", *PARTS) if any(bench.parts.get(part) for bench in found)]
     headings = ["config", "tok/s", "±", "MFU", "peak GiB", *parts, "first update", "loss"]
     lines = []
-    for bench in found:
+    for bench, name in zip(found, names, strict=True):
         if bench.error:
-            lines.append([bench.config, "failed", *[""] * (len(headings) - 2)])
+            lines.append([name, "failed", *[""] * (len(headings) - 2)])
             continue
         shares = [f"{100 * bench.parts.get(part, 0):.1f} %" for part in parts]
         mfu = "" if bench.mfu is None else f"{100 * bench.mfu:.1f} %"
         seconds, loss = f"{bench.first_update_seconds:.1f} s", "" if bench.loss is None else f"{bench.loss:.3f}"
         speed = [f"{bench.tokens_per_second:,.0f}", f"{100 * bench.spread:.1f} %", mfu, f"{bench.peak_gib:.2f}"]
-        lines.append([bench.config, *speed, *shares, seconds, loss])
+        lines.append([name, *speed, *shares, seconds, loss])
     whole = next((bench for bench in found if not bench.error), None)
     where = f" on {whole.processes} x {whole.device}, torch {whole.torch}" if whole else ""
-    print_table(f"Training speed{where}", headings, lines)
+    first = 0 if any(names) else 1
+    print_table(f"Training speed{where}", headings[first:], [line[first:] for line in lines])
 
 
 def _write(folder: Path, found: list[Bench]) -> None:

@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from llama_lab.training.run_folder import RunFolder
 WARM = 10
 """First updates that are not counted: kernels are compiled, memory is allocated, clocks settle."""
 EVERY = 5
+DEFAULT = "(the default)"
 PARTS = ("forward", "backward", "exchange", "optimizer", "rest")
 FORCED = [
     *("wandb=null", "eval=null", "sample=null", "checkpoint.every_tokens=null", "checkpoint.keep_every_tokens=null"),
@@ -77,7 +79,7 @@ def measure(overrides: list[str], updates: int, *, config_dir: Path | None = Non
     forced = forced_words(overrides)
     run = resolve(compose([*overrides, *forced], config_dir=config_dir))
     forced.append(f"training_tokens={updates * run.data.tokens_per_update}")
-    bench = Bench(" ".join(map(shlex.quote, overrides)) or "(the default)", precision=run.precision.value, updates=updates)
+    bench = Bench(said_of(overrides), precision=run.precision.value, updates=updates)
     with tempfile.TemporaryDirectory(prefix="llama_lab-bench-") as outputs:
         own = [] if config_dir is None else [f"--config-dir={config_dir}"]
         words = [sys.executable, "-m", "llama_lab", "train", *overrides, *forced, "name=bench", *own]
@@ -113,6 +115,23 @@ def _fill(bench: Bench, run: RunConfig, rows: list[dict[str, Any]], meta: dict[s
     bench.peak_gib = max(row["memory/peak_gib"] for row in rows)
     bench.first_update_seconds = rows[0]["seconds"]
     bench.loss = steady[-1]["train/loss"]
+
+
+def told_apart(configs: Sequence[str]) -> tuple[str, list[str]]:
+    """The words that all configs have, and of each what is left: of a single one nothing.
+
+    Args:
+        configs: as `Bench.config` has them.
+    """
+    words = [[config] if config == DEFAULT else shlex.split(config) for config in configs]
+    shared = [word for word in words[0] if all(word in others for others in words)]
+    own = [[word for word in some if word not in shared] for some in words]
+    return shared[0] if shared == [DEFAULT] else shlex.join(shared), [shlex.join(some) for some in own]
+
+
+def said_of(overrides: Sequence[str]) -> str:
+    """A config in one line, as it can be typed."""
+    return shlex.join(overrides) or DEFAULT
 
 
 def forced_words(overrides: list[str]) -> list[str]:

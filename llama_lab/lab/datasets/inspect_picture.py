@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 
 from llama_lab.data.survey import Survey, length_bins
-from llama_lab.training.plots import BLUE, GREY, ORANGE
+from llama_lab.training.plots import BLUE, GREY, ORANGE, wrapped
 
 LOOKS = {"train": ("training", BLUE, "-"), "val": ("validation", ORANGE, "--")}
 # More points than pixels make a file large and a line no smoother.
 CURVE_POINTS = 2000
+SHORT_SPAN = 300
+TITLE_CHARACTERS = 110
 
 
 def draw_surveys(path: Path, title: str, surveys: dict[str, Survey]) -> None:
@@ -35,16 +37,30 @@ def draw_surveys(path: Path, title: str, surveys: dict[str, Survey]) -> None:
     )
     _draw_zipf(frequencies, surveys)
     lengths.set_ylim(0, 1.3 * lengths.get_ylim()[1])  # room for the legend
-    lengths.xaxis.set_major_formatter(EngFormatter(sep=""))
-    frequencies.xaxis.set_major_formatter(EngFormatter(sep=""))
-    frequencies.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    _set_ticks(lengths.xaxis, EngFormatter(sep=""))
+    _set_ticks(frequencies.xaxis, EngFormatter(sep=""))
+    _set_ticks(frequencies.yaxis, StrMethodFormatter("{x:g}"))
     for axes in (lengths, frequencies):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False)
-    figure.suptitle(title)
+    figure.suptitle(wrapped(title, TITLE_CHARACTERS))
     figure.savefig(path)
+
+
+def _set_ticks(axis, formatter) -> None:
+    """Numbers on a logarithmic axis in one notation. Where it is short, ticks between the powers of ten get numbers as well."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    if high < 10 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 3, 4, 6, 8)))
+    elif high < SHORT_SPAN * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(formatter)
+    # By itself matplotlib numbers the small ticks of a short axis, in a notation of its own.
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _draw_lengths(axes, seen: Survey, label: str, colour: str, style: str) -> None:

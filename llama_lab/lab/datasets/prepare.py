@@ -11,6 +11,7 @@ from pathlib import Path
 
 from llama_lab.config.compose import compose
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.grammar import quoted
 from llama_lab.config.schema import MixtureConfig, Problem, RunConfig, ShardsConfig, TextConfig
 from llama_lab.data.foreign import is_bare
 from llama_lab.data.place import Stopped
@@ -170,8 +171,7 @@ def _word(key: str, path: Path) -> str:
     text = str(path)
     if re.fullmatch(r"[\w./~+-]+", text):
         return f"{key}={text}"
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'{key}="{escaped}"'
+    return f"{key}={quoted(text)}"
 
 
 def _number(count: int, noun: str) -> str:

@@ -78,7 +78,7 @@ class Panel:
         unit: of x.
         metric: of y.
         columns: that it can show.
-        labels: names of arms, written at the ends of their curves; empty: none.
+        labels: names of arms, written at the ends of their curves, or above them where a screen is narrow; empty: none.
     """
 
     title: str
@@ -117,7 +117,7 @@ class Panel:
         marks = [*self._ticks(), *self._lost(curves), *self._labels(curves)]
         wide = " labelled" if self.labels else ""
         return (
-            f'<div class="panel{wide}"><p class="stretch">{escaped(self.title)}</p>'
+            f'<div class="panel{wide}"><p class="stretch">{escaped(self.title)}</p>{self._legend(curves)}'
             f'<div class="plot" data-unit="{escaped(self.unit)}" data-said="{escaped(said)}" {scales}>'
             f"{''.join(drawn)}{''.join(marks)}</div></div>"
         )
@@ -155,22 +155,38 @@ class Panel:
                 found.append(f'<span class="lost {_class(arm)}" style="{where}" aria-hidden="true">×</span>')
         return found
 
-    def _labels(self, curves: Sequence[tuple[int, Series]]) -> list[str]:
-        """Names at the right ends, moved apart so that none covers another."""
-        if not self.labels:
-            return []
+    def _ends(self, curves: Sequence[tuple[int, Series]]) -> list[tuple[float, int]]:
+        """(pixels from the top, arm) where each curve that has a name ends, from the top down."""
         wanted: list[tuple[float, int]] = []
         for arm, series in curves:
             sound = series.middle[~np.isnan(series.middle)]
-            if arm < COLOURS and sound.size:
+            if self.labels and arm < COLOURS and sound.size:
                 wanted.append((PLOT_PIXELS * (1 - min(1.0, max(0.0, self.y.at(float(sound[-1]))))), arm))
-        wanted.sort()
+        return sorted(wanted)
+
+    def _legend(self, curves: Sequence[tuple[int, Series]]) -> str:
+        """The names with a piece of their lines, in the order in which the curves end: for screens without room beside them."""
+        spans = [
+            f'<span class="{_class(arm)}">{line_sample(arm)}{escaped(self.labels[arm])}</span>' for _, arm in self._ends(curves)
+        ]
+        return f'<p class="ends" aria-hidden="true">{"".join(spans)}</p>' if spans else ""
+
+    def _labels(self, curves: Sequence[tuple[int, Series]]) -> list[str]:
+        """Names at the right ends, moved apart so that none covers another."""
+        wanted = self._ends(curves)
         places = spread([place for place, _ in wanted], LABEL_PIXELS, PLOT_PIXELS)
         spans = []
         for (_, arm), top in zip(wanted, places, strict=True):
             text = escaped(_cut(self.labels[arm]))
             spans.append(f'<span class="label {_class(arm)}" style="top:{top:.1f}px" aria-hidden="true">{text}</span>')
         return spans
+
+
+def line_sample(arm: int | None) -> str:
+    """A short piece of an arm's line."""
+    if arm is None:
+        return '<span class="sample"></span>'
+    return f'<svg class="sample" viewBox="0 0 28 8" aria-hidden="true"><path class="line {_class(arm)}" d="M1 4h26"/></svg>'
 
 
 def spread(places: Sequence[float], gap: float, room: float) -> list[float]:

@@ -10,7 +10,7 @@ from llama_lab.lab.compare.records import AXES
 from llama_lab.lab.compare.study import BETTER, WORSE, Study
 from llama_lab.lab.compare.verdicts import AXIS_UNITS
 from llama_lab.lab.report.blocks import Figure
-from llama_lab.lab.report.chart import COLOURS, COLUMNS, SMALL_COLUMNS, Panel, Scale, padded, spanned
+from llama_lab.lab.report.chart import COLOURS, COLUMNS, SMALL_COLUMNS, Panel, Scale, line_sample, padded, spanned
 from llama_lab.lab.report.material import Material, brief_labels
 from llama_lab.lab.report.series import Series, arm_series, points_of
 from llama_lab.lab.report.text import escaped
@@ -105,9 +105,10 @@ def _panels(metric: str, axis: str, curves: Curves, names: Sequence[str], *, hig
     ]
     if not late:
         return []
-    y = _close_up(late, higher_is_better=higher_is_better)
+    spans = [_span(series, LATE * end, end) for _, series in late]
+    y = _close_up(spans, higher_is_better=higher_is_better)
     title = "the later half, close up"
-    if out := sum(not _is_inside(series, y) for _, series in late):
+    if out := sum(low < y.low or high > y.high for low, high in spans):
         title += f"; {out} of {len(late)} arms {'is' if out == 1 else 'are'} partly outside"
     x = Scale(LATE * end, end, False)
     return [_whole(metric, axis, curves, (), small=False), Panel(title, x, y, UNITS[axis], metric, COLUMNS, names)]
@@ -124,10 +125,9 @@ def _whole(metric: str, axis: str, curves: Curves, labels: Sequence[str], *, sma
     )
 
 
-def _close_up(curves: Curves, *, higher_is_better: bool) -> Scale:
+def _close_up(spans: Sequence[tuple[float, float]], *, higher_is_better: bool) -> Scale:
     """A vertical scale that shows the better half of the arms whole, and others unless that makes it three times as tall."""
-    spans = [(float(np.nanmin(series.low)), float(np.nanmax(series.high))) for _, series in curves]
-    spans.sort(key=lambda span: -span[0] if higher_is_better else span[1])
+    spans = sorted(spans, key=lambda span: -span[0] if higher_is_better else span[1])
     kept = spans[: max(2, math.ceil(len(spans) / 2))]
     low, high = (pick(span[side] for span in kept) for pick, side in ((min, 0), (max, 1)))
     tall = 3 * (high - low)
@@ -137,8 +137,11 @@ def _close_up(curves: Curves, *, higher_is_better: bool) -> Scale:
     return padded(low, high)
 
 
-def _is_inside(series: Series, y: Scale) -> bool:
-    return bool(y.low <= np.nanmin(series.low) and np.nanmax(series.high) <= y.high)
+def _span(series: Series, start: float, end: float) -> tuple[float, float]:
+    """The lowest and the highest value between two places, where the line enters included and what lies before it left out."""
+    inside = (series.places >= start) & (series.places <= end)
+    low, high = (np.append(side[inside], np.interp(start, series.places, side)) for side in (series.low, series.high))
+    return float(np.nanmin(low)), float(np.nanmax(high))
 
 
 def difference_figure(study: Study) -> Figure | None:
@@ -190,11 +193,3 @@ def controls(drawn: Sequence[Drawn], names: Sequence[str]) -> Figure:
         )
     along = f"<fieldset><legend>Along</legend>{radios}</fieldset>"
     return Figure(f'<div class="controls">{along}<fieldset><legend>Arms</legend>{boxes}</fieldset></div>')
-
-
-def line_sample(arm: int | None) -> str:
-    """A short piece of an arm's line."""
-    if arm is None:
-        return '<span class="sample"></span>'
-    kind = f"a{arm}" if arm < COLOURS else "rest"
-    return f'<svg class="sample" viewBox="0 0 28 8" aria-hidden="true"><path class="line {kind}" d="M1 4h26"/></svg>'

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llama_lab.lab.report.blocks import Block, Figure, Fold, Lines, Prose, Section, Table, Texts
-from llama_lab.lab.report.figures import line_sample
+from llama_lab.lab.report.chart import line_sample
 from llama_lab.lab.report.text import escaped, legible
 
 ASSETS = Path(__file__).parent / "page"

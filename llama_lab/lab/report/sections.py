@@ -22,7 +22,7 @@ from llama_lab.lab.compare.verdicts import (
 from llama_lab.lab.report.blocks import Block, Fold, Lines, Prose, Section, Table
 from llama_lab.lab.report.chart import COLOURS, COLUMNS
 from llama_lab.lab.report.figures import Drawn, controls, curve_figure, difference_figure, names_of, order_of_colours
-from llama_lab.lab.report.material import Material, arm_end, last_value
+from llama_lab.lab.report.material import LOST, Material, arm_end, last_value, lost_rows
 from llama_lab.lab.report.origin import cost_table, environment_table
 from llama_lab.lab.report.parallel import parallel_figure
 from llama_lab.lab.report.samples import sample_blocks
@@ -81,7 +81,9 @@ def _one_config(material: Material) -> list[Block]:
     """What is said of seeds alone: of those that are trained to their end."""
     metric, runs = material.metric, [run for run in material.runs if run.is_finished or run.folder is None]
     values = [value for run in runs if (value := last_value(run, metric)) is not None]
-    if not values:
+    if not values and any(lost_rows(run) for run in runs):
+        said = f"No run of this config is finished whose {metric} is known."
+    elif not values:
         said = f"No run of this config is finished with a finite {metric}."
     elif len(values) == 1:
         said = f"One finished run: {metric} {values[0]:.4f}. One seed does not say how far another would end."
@@ -89,7 +91,10 @@ def _one_config(material: Material) -> list[Block]:
         said = f"One config with {len(values)} finished seeds: {metric} {min(values):.4f} to {max(values):.4f}."
     blocks: list[Block] = [Prose([said, "There is no other config to compare it with."], "answer")]
     left = _lines(unfinished_runs(material.runs))
-    left += [f"{run.name} ended with no finite {metric}." for run in runs if last_value(run, metric) is None]
+    unknown = [run for run in runs if last_value(run, metric) is None]
+    left += [
+        f"{run.name} {LOST}." if lost_rows(run) else f"{run.name} ended with no finite {metric}." for run in unknown
+    ]
     return [*blocks, Prose(left, "wrong")] if left else blocks
 
 
@@ -242,9 +247,12 @@ def _values_table(material: Material, drawn: Drawn, names: Sequence[str]) -> Tab
     """The first metric at a few places: what the picture shows, for those who do not see it."""
     axis, curves = next(iter(drawn.by_axis.items()))
     start, end = max(float(series.places[0]) for _, series in curves), min(float(series.places[-1]) for _, series in curves)
-    wanted = [end * share for share in (0.05, 0.1, 0.25, 0.5, 0.75, 1.0) if end * share >= start] or [end]
     shared = sorted(set.intersection(*(set(series.places.tolist()) for _, series in curves)))
-    if shared:
+    # The first measured place is where the curves begin, wherever that is.
+    wanted = [start, *(end * share for share in (0.05, 0.1, 0.25, 0.5, 0.75, 1.0) if end * share > start)] if start < end else [end]
+    if shared and len(shared) <= MOST_COLUMNS:
+        wanted = shared
+    elif shared:
         wanted = list(dict.fromkeys(min(shared, key=lambda place: abs(place - one)) for one in wanted))
     rows = []
     for arm, series in sorted(curves, key=lambda curve: curve[0]):
@@ -331,6 +339,7 @@ def _pair(baseline: Arm, arm: Arm) -> tuple[RunRecord, RunRecord]:
 def _runs(material: Material) -> list[Block]:
     number = _line_numbers(material)
     rows, arms, commands = [], [], []
+    seed_heading, seeds = _seeds(material.runs)
     for arm in material.arms:
         for run in arm.runs:
             last = run.rows[-1] if run.rows else {}
@@ -340,11 +349,11 @@ def _runs(material: Material) -> list[Block]:
             )
             counts = [f"{last[key]:,}" if isinstance(last.get(key), int) else "" for key in ("update", "tokens")]
             seconds = f"{last['seconds']:,.0f}" if isinstance(last.get("seconds"), int | float) else ""
-            rows.append([run.name, arm.label, _seeds(run), run.status, *counts, end, seconds])
+            rows.append([run.name, arm.label, seeds[len(rows)], run.status, *counts, end, seconds])
             arms.append(number[arm.label])
             if run.meta.get("command"):
                 commands.append(shlex.join(run.meta["command"]))
-    headings = ["run", "arm", "seed", "status", "update", "tokens", material.metric, "seconds"]
+    headings = ["run", "arm", seed_heading, "status", "update", "tokens", material.metric, "seconds"]
     caption = "Folders below outputs/, and what each ended with"
     if not material.is_comparable:
         caption += f"; values of {material.metric} cannot be compared, see the answer"
@@ -356,13 +365,13 @@ def _runs(material: Material) -> list[Block]:
     return [*blocks, Prose(["This report was made by:"]), Lines("The command of this report", [shlex.join(material.command)])]
 
 
-def _seeds(run: RunRecord) -> str:
-    own = {key: run.seeds[key] for key in SEEDS if key in run.seeds}
-    return (
-        run.seed_said
-        if len(set(own.values())) <= 1
-        else " ".join(f"{key.rpartition('.')[2]} {value}" for key, value in own.items())
-    )
+def _seeds(runs: Sequence[RunRecord]) -> tuple[str, list[str]]:
+    """A heading, and the seeds of each run: one number where each run has but one, else all of them in the same order."""
+    own = [[run.seeds[key] for key in SEEDS if key in run.seeds] for run in runs]
+    if all(len(set(seeds)) <= 1 for seeds in own):
+        return "seed", [run.seed_said for run in runs]
+    names = "/".join(key.rpartition(".")[2] for key in SEEDS)
+    return f"seed ({names})", ["/".join(map(str, seeds)) if seeds else run.seed_said for seeds, run in zip(own, runs, strict=True)]
 
 
 def _line_numbers(material: Material) -> dict[str, int]:
