@@ -27,6 +27,10 @@ READABLE = ".txt, .md, .jsonl (each also .gz, .xz or .zst) or .parquet"
 MAX_TEXT_BYTES = 8_000_000
 BLOCK_BYTES = 1 << 20
 BATCH_ROWS = 512
+# What tells text from other bytes: control characters that it hardly has. In random bytes they are a tenth.
+LOOKED_AT_BYTES = 1 << 16
+CONTROLS = bytes(set(range(32)) - set(b"\b\t\n\f\r\x1b")) + b"\x7f"
+CONTROL_SHARE = 0.02
 
 Progress = Callable[[int], None]
 """Takes the bytes of a file that were read so far."""
@@ -146,7 +150,8 @@ def text_of(value: dict[str, Any], field: str) -> tuple[str, str | None]:
     """The text of a JSON object or of a row, and what is wrong with it, if something is."""
     if field not in value:
         keys = ", ".join(sorted(map(str, value))[:6]) or "nothing"
-        return "", f"has no `{field}`; it has {keys}. Name the one that holds the text with data.text_field"
+        longest = max((key for key in value if isinstance(value[key], str)), key=lambda key: len(value[key]), default=None)
+        return "", f"has no `{field}`; it has {keys}. {_naming(longest)}"
     text = value[field]
     if not isinstance(text, str):
         return "", f"has a {_json_type(text)} as `{field}`; it must be a string"
@@ -156,6 +161,13 @@ def text_of(value: dict[str, Any], field: str) -> tuple[str, str | None]:
         except UnicodeEncodeError as error:
             return "", f"holds half a surrogate pair at character {error.start} of `{field}`, which has no UTF-8"
     return text, None
+
+
+def _naming(key: str | None) -> str:
+    """What to type where the text has another key, such as `key`."""
+    if key is None or not (key.isascii() and key.isidentifier()):
+        return "Name the one that holds the text with data.text_field=…"
+    return f"Name the one that holds the text, for example data.text_field={key}"
 
 
 def _opened(path: Path) -> BinaryIO | str:
@@ -307,8 +319,17 @@ def _decoded(raw: bytes, offset: int = 0) -> tuple[str, str | None]:
         return raw.decode("utf-8" if offset else "utf-8-sig"), None
     except UnicodeDecodeError as error:
         form = "UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "LATIN1"
+        if form == "LATIN1" and _is_binary(raw):
+            # As LATIN1 anything at all can be converted, and be trained on as noise.
+            return "", "does not look like text: it holds bytes that no text has; leave it out, or convert it with what made it"
         hint = f"convert it, for example with iconv -f {form} -t UTF-8"
         return "", f"is not UTF-8: byte 0x{raw[error.start]:02x} at offset {offset + error.start}; {hint}"
+
+
+def _is_binary(raw: bytes) -> bool:
+    """Whether bytes are no text in any encoding of one byte a character: one is 0, or many are control characters."""
+    beginning = raw[:LOOKED_AT_BYTES]
+    return 0 in beginning or len(beginning) - len(beginning.translate(None, CONTROLS)) > CONTROL_SHARE * len(beginning)
 
 
 def _json_type(value: object) -> str:
@@ -370,13 +391,19 @@ def _group_items(pyarrow: Any, table: Any, file: TextFile, field: str, group: in
 def _column_problem(pyarrow: Any, schema: Any, field: str) -> str | None:
     if field not in schema.names:
         columns = ", ".join(schema.names[:6]) or "none"
-        return f"has no column `{field}`; it has {columns}. Name the one that holds the text with data.text_field"
+        strings = [name for name in schema.names if _is_string(pyarrow, schema.field(name).type)]
+        return f"has no column `{field}`; it has {columns}. {_naming(strings[0] if strings else None)}"
     kind = schema.field(field).type
-    kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
-    types = pyarrow.types
-    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+    if _is_string(pyarrow, kind):
         return None
+    kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
     return f"has {kind} values in the column `{field}`; they must be strings"
+
+
+def _is_string(pyarrow: Any, kind: Any) -> bool:
+    types = pyarrow.types
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
 
 def _first_line(error: Exception) -> str:

@@ -4,6 +4,7 @@ Flow: path -> files -> `scan` (filters) -> `selection` (duplicates, split) -> co
 its own.
 """
 
+import atexit
 import functools
 import hashlib
 import json
@@ -13,6 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from glob import has_magic
 from itertools import islice
 from pathlib import Path
@@ -20,11 +22,11 @@ from pathlib import Path
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.paths import or_meant
 from llama_lab.config.schema import CorpusConfig, OnError, Problem, TextConfig
-from llama_lab.data.cache import ContentHashes, prepared_root, writing_cache
+from llama_lab.data.cache import ContentHashes, entries, in_use, mark_used, prepared_root, remove, writing_cache
 from llama_lab.data.corpus import Corpus, Document, Say, Side
 from llama_lab.data.near import require_signer
 from llama_lab.data.reading import READABLE, TextFile, form_of, require_packages
-from llama_lab.data.scan import Rules
+from llama_lab.data.scan import MAX_PROBLEMS, Rules
 from llama_lab.data.scan_pool import scan_files
 from llama_lab.data.selection import MIN_DOCUMENTS, Selection, select, selected_documents
 
@@ -32,6 +34,8 @@ from llama_lab.data.selection import MIN_DOCUMENTS, Selection, select, selected_
 FORMAT = 2
 SAID_PROBLEMS = 3
 BLOCK_BYTES = 1 << 20
+_going_on: set[Path] = set()
+"""Files whose preparation has begun and not ended."""
 LEFT_OUT = {
     "empty": "empty",
     "broken": "that cannot be read",
@@ -91,19 +95,25 @@ class TextSource:
             ConfigError: broken lines, a wrong encoding, or no text for one of the sides.
         """
         rules = Rules.of(self._config, self._config.separator)
-        return read_corpus(
-            lambda limit: (self._files, False),
-            self._config,
-            rules,
-            work,
-            say,
-            subject=f"data.path={self._config.path}",
-            check=self._check_file,
-            processes=self._processes,
-        )
+        _going_on.update(self._stats)
+        try:
+            return read_corpus(
+                lambda limit: (self._files, False),
+                self._config,
+                rules,
+                work,
+                say,
+                subject=f"data.path={self._config.path}",
+                check=self._check_file,
+                processes=self._processes,
+            )
+        except ConfigError:  # other text is read next time
+            _going_on.difference_update(self._stats)
+            raise
 
     def check_unchanged(self) -> None:
-        """Raise ConfigError if a file has another size or date than when its hash was taken."""
+        """Raise ConfigError if a file has another size or date than when its hash was taken. Nothing is read after it."""
+        _going_on.difference_update(self._stats)
         for path in self._stats:
             self._check_file(path)
 
@@ -168,7 +178,7 @@ def read_corpus(
         # What was dropped as a duplicate is missing; as much again will be dropped of what replaces it.
         missing = config.max_bytes - selection.text_bytes
         limit += max(limit // 100, min(limit, missing * limit // max(selection.text_bytes, 1))) + 1
-    for place, rule in problems[:SAID_PROBLEMS]:
+    for place, rule in _once_each(problems)[:SAID_PROBLEMS]:
         say(f"Left out: {place} {rule}")
     totals = selection.counts.copy()
     for key, count in counts().items():
@@ -189,8 +199,20 @@ def _refuse(problems: list[Problem], config: CorpusConfig, scans: Path) -> None:
     """End at what cannot be read, if that is to stop the preparation."""
     if problems and config.on_error is OnError.stop:
         shutil.rmtree(scans, ignore_errors=True)  # of no use to the next command, which finds other text or goes by other rules
-        *others, (subject, rule) = problems
+        *others, (subject, rule) = _once_each(problems)
         raise ConfigError([*others, (subject, f"{rule}; data.on_error=skip leaves out what cannot be read")], scope="the data")
+
+
+def _once_each(problems: list[Problem]) -> list[Problem]:
+    """Problems, each rule once, where it is broken first: a wrong field is wrong in every line."""
+    places: dict[str, list[str]] = {}
+    for subject, rule in problems:
+        places.setdefault(rule, []).append(subject)
+    more = "at least " if len(problems) >= MAX_PROBLEMS else ""
+    return [
+        (first, f"{rule} (so it is in {more}{len(others)} more place{'s' if len(others) > 1 else ''})" if others else rule)
+        for rule, (first, *others) in places.items()
+    ]
 
 
 def _cut(
@@ -252,7 +274,7 @@ def find_files(typed: str) -> list[TextFile]:
 
     Args:
         typed: a file, a folder that is searched with all below it, a pattern such as `data/**/*.jsonl.gz`, or `-` for the standard
-            input, which is read to its end once and kept in the cache.
+            input, which is read to its end once and kept in the cache for as long as it is needed.
 
     Raises:
         ConfigError: there is no file that could be read.
@@ -355,7 +377,8 @@ def _hidden(name: str) -> bool:
 def _standard_input() -> Path:
     """Copy the standard input into a hidden folder of the cache that is named by its content, once in a process.
 
-    It counts as .jsonl if its first character that is no white space is `{`, else as one text. `llama-lab cache clean` removes it.
+    It counts as .jsonl if its first character that is no white space is `{`, else as one text. It goes with the process, unless a
+    preparation of it was interrupted: the same input given again is gone on with. `llama-lab cache clean` removes what is left.
     """
 
     def refuse(rule: str) -> ConfigError:
@@ -377,12 +400,25 @@ def _standard_input() -> Path:
                 raise refuse("reads the standard input, which is empty; give a file to a command that reads more than once")
             folder = prepared_root() / f".input-{found.hexdigest()[:16]}"
             folder.mkdir(exist_ok=True)
+            mark_used(folder)
+            held = ExitStack()
+            held.enter_context(in_use(folder))
             path = folder / ("input.jsonl" if beginning == b"{" else "input.txt")
             if not path.exists():  # the same content keeps its date, so that its hash is remembered
                 draft.replace(path)
         finally:
             draft.unlink(missing_ok=True)
+    atexit.register(_let_go, path, held)
     return path
+
+
+def _let_go(path: Path, held: ExitStack) -> None:
+    """Remove a copy of the standard input, unless the next command goes on with it or another process reads it."""
+    held.close()
+    if path not in _going_on:
+        for entry in entries():
+            if entry.path == path.parent:
+                remove(entry)
 
 
 def _stat(path: Path) -> tuple[int, int]:

@@ -1,7 +1,8 @@
 """A trained run as an object: its model, tokenizer and config, ready to be asked."""
 
+import shlex
 from collections.abc import Generator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from numbers import Integral
 from operator import index
 from pathlib import Path
@@ -13,12 +14,14 @@ from torch import Tensor
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import load_config
 from llama_lab.config.schema import Problem, RunConfig
+from llama_lab.data.cache import prepared_root
+from llama_lab.data.shards import TOKENIZER
 from llama_lab.data.tokenizer import Tokenizer, load_tokenizer
 from llama_lab.inference.completion import Completion, Piece, Prompt, complete
 from llama_lab.inference.generate import BATCH, Decoder
 from llama_lab.inference.options import Options, is_number, read_options
 from llama_lab.model.llama import Llama
-from llama_lab.training.run_folder import find_run
+from llama_lab.training.run_folder import RunFolder, find_run, relative
 from llama_lab.training.saving.checkpoint import load_weights
 from llama_lab.training.saving.choice import chosen_checkpoint, damaged
 from llama_lab.training.saving.manifest import WEIGHTS, DamagedCheckpoint
@@ -45,7 +48,7 @@ class LoadedRun:
         found = find_run(folder)
         chosen = chosen_checkpoint(found, None if update is None else str(update), scope=SCOPE, flag=FLAG)
         self.run: RunConfig = load_config(found.path / "config.yaml")
-        self.tokenizer: Tokenizer = load_tokenizer(found.path / "tokenizer.json")
+        self.tokenizer: Tokenizer = _tokenizer_of(found)
         self.update, self.tokens = chosen.update, chosen.tokens
         if not self.update and self.tokenizer.bos_id is not None:
             # Nothing was trained here: an imported model reads texts as its own tokenizer begins them.
@@ -173,6 +176,26 @@ def load_run(
         ConfigError: the folder holds no run, or no such checkpoint; or this machine has no such device.
     """
     return LoadedRun(folder, update, device=device, precision=precision)
+
+
+def _tokenizer_of(folder: RunFolder) -> Tokenizer:
+    """The run's tokenizer.
+
+    Raises:
+        ConfigError: it cannot be read; where it is gone, with the copy that prepared data has of it, if there is one.
+    """
+    path = folder.path / TOKENIZER
+    if path.is_file():
+        return load_tokenizer(path)
+    wanted, copy = (folder.meta().get("data") or {}).get("tokenizer"), None
+    for place in sorted(prepared_root().glob(f"*/{TOKENIZER}")):
+        with suppress(ConfigError):
+            if load_tokenizer(place).hash == wanted:
+                copy = place
+                break
+    remedy = f"its data has a copy: {shlex.join(['cp', str(copy), relative(path)])}" if copy else "put it back from a copy"
+    rule = f"is missing, and ids mean nothing without it; {remedy}, or type the command that trained the run with fresh=true"
+    raise ConfigError([(relative(path), rule)], scope=SCOPE)
 
 
 def _device(name: str) -> torch.device:

@@ -128,6 +128,11 @@ def _of_split(split: Split, typed: str) -> Iterator[Document]:
             before = size
 
 
+def _with_flags(rule: str) -> str:
+    """A rule that speaks of a config's fields, as this command has them."""
+    return rule.replace("data.text_field=", "--text-field ")
+
+
 def _of_files(files: list[TextFile], typed: str, tokenizer: Tokenizer, field: str, separator: str | None) -> Iterator[Document]:
     sizes: list[int] = []
 
@@ -135,7 +140,8 @@ def _of_files(files: list[TextFile], typed: str, tokenizer: Tokenizer, field: st
         for file in files:
             for item in read_items(file, field, separator):
                 if item.problem is not None:
-                    raise ConfigError([item.problem], scope=SCOPE)
+                    subject, rule = item.problem
+                    raise ConfigError([(subject, _with_flags(rule))], scope=SCOPE)
                 if item.text.strip():
                     sizes.append(len(item.text.encode()))
                     yield item.text

@@ -12,6 +12,7 @@ import pytest
 
 from llama_lab.cli import main
 from llama_lab.completion import complete
+from llama_lab.data.cache import entries
 
 Output = pytest.CaptureFixture[str]
 SENTENCE = "the river tells of mountains and windows because a paper learns what nobody reads slowly enough to write it down"
@@ -82,6 +83,9 @@ def test_standard_input_is_found_again_by_its_folder(folder: Path) -> None:
     done = subprocess.run(words, input="some text " * 500, capture_output=True, text=True, timeout=170)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith(f"  llama-lab train data=shards data.path={folder / 'cache'}")
+    again = subprocess.run(words, input="some text " * 500, capture_output=True, text=True, timeout=170)
+    assert again.stdout.startswith("Prepared before\n")
+    assert [entry.kind for entry in entries()] == ["text, bytes"], "the copy of the input is of no use any more"
 
 
 def test_only_data_and_tokenizer_count() -> None:

@@ -190,7 +190,7 @@ def test_a_broken_row_group_is_named_and_the_others_stay(tmp_path: Path) -> None
 def test_tables_of_another_shape_are_named(tmp_path: Path) -> None:
     path = write_table(tmp_path / "a.parquet", ["a", "b"], field="content")
     ((item),) = items(path)
-    rule = "has no column `text`; it has content, id. Name the one that holds the text with data.text_field"
+    rule = "has no column `text`; it has content, id. Name the one that holds the text, for example data.text_field=content"
     assert (item.problem, item.count) == ((str(path), rule), 2)
     pq.write_table(pa.table({"text": [1, 2]}), path)
     assert items(path)[0].problem == (str(path), "has int64 values in the column `text`; they must be strings")

@@ -13,7 +13,7 @@ import pytest
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import TextConfig
-from llama_lab.data.cache import ContentHashes, entries
+from llama_lab.data.cache import ContentHashes, entries, in_use
 from llama_lab.data.corpus import Corpus, Side
 from llama_lab.data.text import TextSource, find_files
 
@@ -192,14 +192,26 @@ def test_a_pattern_that_matches_nothing_is_named(tmp_path: Path, pattern: str, r
     assert f"data.path={tmp_path}/{pattern} {rule}" in str(error.value)
 
 
-def from_standard_input(given: bytes) -> str:
-    """What a process that reads `data.path=-` finds there, twice."""
+def from_standard_input(given: bytes, ending: str = "") -> str:
+    """What a process that reads `data.path=-` finds there, twice, having begun to prepare it.
+
+    Args:
+        ending: what it does then, on `source`.
+    """
     program = (
         "from llama_lab.config.errors import ConfigError\n"
-        "from llama_lab.data.text import find_files\n"
+        "from llama_lab.config.schema import TextConfig\n"
+        "from llama_lab.data.cache import ContentHashes\n"
+        "from llama_lab.data.text import TextSource, find_files\n"
+        "from pathlib import Path\n"
+        "from tempfile import mkdtemp\n"
         "try:\n"
         "    assert find_files('-') == find_files('-')\n"
         "    print(find_files('-')[0].path)\n"
+        "    source = TextSource(TextConfig(path='-', val_fraction=0.1), ContentHashes())\n"
+        "    source.fingerprint()\n"
+        "    source.corpus(lambda said: None, Path(mkdtemp()))\n"
+        f"    {ending}\n"
         "except ConfigError as error:\n"
         "    print(error)\n"
     )
@@ -222,6 +234,31 @@ def test_the_standard_input_is_kept_under_its_content(cache_folder: Path) -> Non
     assert {entry.kind for entry in entries()} == {"unfinished"}  # so that `llama-lab cache clean` removes them
     assert "data.path=- reads the standard input, which is empty" in from_standard_input(b" \n")
     assert len(entries()) == 2
+
+
+def test_the_standard_input_goes_when_it_is_prepared_or_cannot_be(cache_folder: Path) -> None:
+    assert not Path(from_standard_input(b"some text", ending="source.check_unchanged()")).exists()
+    said = from_standard_input(b'{"text": 5}')
+    assert "has a number as `text`" in said and not Path(said.splitlines()[0]).exists()
+    kept = Path(from_standard_input(b"some text"))
+    assert kept.exists()
+    with in_use(kept.parent):
+        assert Path(from_standard_input(b"some text", ending="source.check_unchanged()")) == kept
+        assert kept.exists(), "another process reads it"
+    assert Path(from_standard_input(b"some text", ending="source.check_unchanged()")) == kept
+    assert not kept.exists() and entries() == []
+
+
+def test_a_wrong_field_is_said_once_with_what_to_type(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [{"id": "1", "body": "some text"}] * 30)
+    message = refusal(path)
+    assert message.startswith("1 problem in the data")
+    assert f"{path}:1 has no `text`; it has body, id. Name the one that holds the text, for example data.text_field=body" in message
+    assert "(so it is in at least 9 more places); data.on_error=skip" in message
+    write_lines(path, [{"id": "1", "body": "some text"}] * 2)
+    assert "(so it is in 1 more place); " in refusal(path)
+    write_lines(path, [{"my body": "some text"}])
+    assert "it has my body. Name the one that holds the text with data.text_field=…; data.on_error" in refusal(path)
 
 
 def test_every_broken_line_is_named_with_its_reason(tmp_path: Path) -> None:
@@ -248,6 +285,16 @@ def test_every_broken_line_is_named_with_its_reason(tmp_path: Path) -> None:
         f"{path}:8 holds half a surrogate pair",
     ):
         assert line in message
+
+
+def test_what_is_no_text_is_not_to_be_converted(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    chance = random.Random(0)
+    for raw in (chance.randbytes(100_000), bytes(chance.randint(1, 255) for _ in range(2000)), b"\x7fELF\x00\xff" + b"a" * 1000):
+        path.write_bytes(raw)
+        assert (said := refusal(path)) and f"{path} does not look like text: " in said and "iconv" not in said
+    path.write_bytes("\tGrüße\f\r\n".encode("latin1") * 100)
+    assert "iconv -f LATIN1 -t UTF-8" in refusal(path)
 
 
 def test_another_encoding_is_named(tmp_path: Path) -> None:

@@ -216,10 +216,30 @@ def test_a_line_without_text_is_named(run_folder, tmp_path, capsys):
 @pytest.mark.parametrize("documents", [1, 2, 9, 10])
 def test_few_documents_have_no_interval(run_folder, tmp_path, capsys, documents):
     few = tmp_path / "few.jsonl"
-    few.write_text("".join(json.dumps({"text": f"the model {'learns ' * (number + 1)}"}) + "\n" for number in range(documents)))
+    few.write_text("".join(json.dumps({"text": f"the model learns {number}"}) + "\n" for number in range(documents)))
     assert main(["evaluate", str(run_folder), str(few), "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     row = next(line for line in said.splitlines() if line.startswith(f"  {few}"))
     rule = f"No interval for fewer than 10 documents, which say too little about others: {few} has {documents}\n"
     assert (row.split().count("-"), row.count(" to "), rule in said) == ((3, 0, True) if documents < 10 else (0, 3, False))
     assert not math.isnan(float(said.split()[-1]))
+
+
+def test_documents_of_which_one_is_nearly_all_the_text_have_no_interval(run_folder, tmp_path, capsys):
+    texts, out = tmp_path / "uneven.jsonl", tmp_path / "found.json"
+    sizes = [*range(1, 14), 800]
+    texts.write_text("".join(json.dumps({"text": "the model " * size}) + "\n" for size in sizes))
+    assert main(["evaluate", str(run_folder), str(texts), "--device", "cpu", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    row = next(line for line in said.splitlines() if line.startswith(f"  {texts}"))
+    assert (row.split().count("-"), row.count(" to ")) == (3, 0)
+    assert f"{texts} has 14, worth 1.2 of equal length (the longest is 90 % of the tokens)\n" in said
+    (found,) = json.loads(out.read_text())["texts"].values()
+    assert (found["documents"], found["loss_interval"], found["bits_per_byte_interval"]) == (14, None, None)
+
+
+def test_a_field_that_is_not_there_is_said_as_the_flag_has_it(run_folder, tmp_path, capsys):
+    (tmp_path / "bad.jsonl").write_text('{"id": "a", "body": "some text"}\n')
+    assert main(["evaluate", str(run_folder), str(tmp_path / "bad.jsonl"), "--device", "cpu"]) == 2
+    rule = "has no `text`; it has body, id. Name the one that holds the text, for example --text-field body"
+    assert rule in capsys.readouterr().err

@@ -12,7 +12,7 @@ from llama_lab.data.shards import FORMAT_VERSION, open_split
 from llama_lab.data.stream import TokenStream
 from llama_lab.data.tokenizer import BytesTokenizer
 from llama_lab.data.writer import SplitWriter, write_manifest
-from llama_lab.inference.documents import Calibration, measure, ratio_interval, together
+from llama_lab.inference.documents import Calibration, Measured, measure, ratio_interval, together, worth
 from llama_lab.inference.evaluate import evaluate
 from llama_lab.inference.sources import Document, find_sources
 
@@ -69,19 +69,18 @@ def test_sources_together_are_their_documents_together(model, documents):
     assert whole.calibration.counts.sum() == whole.tokens.sum() == sum(SIZES) + len(SIZES)
 
 
-@pytest.mark.parametrize("unevenness", [0.0, 0.5, 1.0, 1.5])
-@pytest.mark.parametrize("count", [10, 30])
+@pytest.mark.parametrize(("count", "unevenness"), [(10, 0.0), (30, 0.0), (30, 0.5), (60, 1.0), (200, 1.5)])
 def test_intervals_cover_the_truth_where_documents_differ(count: int, unevenness: float):
     """Lengths and difficulties vary together, as they do in texts: tokens counted as independent would miss most of the time."""
     draw = np.random.default_rng(0)
-    hits = 0
-    for _ in range(2000):
+    limits = []
+    while len(limits) < 2000:
         hardness = draw.normal(3.0, 0.6, count)
         tokens = 300 * np.exp(draw.normal(0.0, unevenness, count))
-        limits = ratio_interval(hardness * tokens + draw.normal(0, np.sqrt(tokens)), tokens)
-        assert limits is not None
-        hits += limits.low < 3.0 < limits.high
-    assert 0.935 < hits / 2000 < 0.975
+        found = ratio_interval(hardness * tokens + draw.normal(0, np.sqrt(tokens)), tokens)
+        assert (found is None) == (worth(tokens) < 10)
+        limits += [] if found is None else [found]
+    assert 0.935 < np.mean([found.low < 3.0 < found.high for found in limits]) < 0.975
 
 
 def test_few_documents_have_no_interval_and_none_reaches_below_zero():
@@ -92,6 +91,16 @@ def test_few_documents_have_no_interval_and_none_reaches_below_zero():
     limits = ratio_interval(nats[:10], tokens[:10])
     assert ratio_interval(nats[:20], np.eye(20)[0]) is None, "one document is all there is"
     assert limits is not None and limits.low == 0.0 < nats[:10].mean() < limits.high
+
+
+def test_documents_of_which_one_is_nearly_all_have_no_interval():
+    tokens = np.array([*range(40, 53), 90_000.0])
+    assert worth(np.ones(14)) == 14 and 1 < worth(tokens) < 1.02
+    found = Measured(tokens * 3, tokens, tokens * 2, Calibration())
+    assert found.loss == 3 and found.loss_interval() is None and found.bits_interval() is None
+    equal = np.full(14, 1000.0)
+    assert Measured(tokens, equal, equal, Calibration()).bits_interval() is not None
+    assert Measured(tokens, tokens, equal, Calibration()).bits_interval() is None, "what the loss is not known to"
 
 
 def test_calibration_counts_by_confidence():

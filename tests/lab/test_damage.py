@@ -1,5 +1,6 @@
 """Damaged checkpoints: every command says the same of them, and what can be typed instead."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -111,3 +112,33 @@ def test_what_is_no_run_says_what_to_name(run, outputs, tmp_path):
     for typed in (run.with_name(run.name[:-3]), outputs / "tny" / run.name, tmp_path / run.name):
         assert refusal(typed) == f"  {typed} does not exist; did you mean {run}?"
     assert refusal(tmp_path / "nosuch") == f"  {tmp_path / 'nosuch'} does not exist; {instead}"
+
+
+def test_a_finished_run_without_checkpoints_says_how_to_begin_anew(run, said):
+    """Not that it was to be trained further: `train` says that it is finished."""
+    meta = json.loads((run / "meta.json").read_text())
+    shutil.rmtree(run / "checkpoints")
+    gone = f"{run} is finished, and its checkpoints are gone; put checkpoints/ back from a copy, or "
+    anew = "the command that trained it, with fresh=true, moves it aside and starts anew"
+    remedies = {"fork somewhere": anew, "train -m seed.init=1,2": anew, "": anew}
+    remedies["train n=a|b fresh=false"] = "llama-lab train 'n=a|b' fresh=true moves it aside and trains it anew"
+    for typed, remedy in remedies.items():
+        command = ["llama-lab", *typed.split()] if typed else None
+        (run / "meta.json").write_text(json.dumps(meta | {"command": command}))
+        for asked in ("fork", "generate", "evaluate", "export"):
+            code, text = said(asked)
+            assert (code, text.splitlines()[-1]) == (2, f"  {gone}{remedy}"), asked
+
+
+def test_a_run_without_its_tokenizer_names_a_copy_of_it(run, said, tmp_path, monkeypatch):
+    kept = (run / "tokenizer.json").read_bytes()
+    (run / "tokenizer.json").unlink()
+    missing = f"  {run / 'tokenizer.json'} is missing, and ids mean nothing without it; "
+    for command in ("generate", "evaluate"):
+        code, text = said(command)
+        line = text.splitlines()[-1]
+        assert code == 2 and line.startswith(f"{missing}its data has a copy: cp ") and line.endswith("with fresh=true"), command
+    copy = Path(line.partition(": cp ")[2].split()[0])
+    assert copy.read_bytes() == kept
+    monkeypatch.setenv("LLAMA_LAB_CACHE", str(tmp_path / "empty"))
+    assert said("generate")[1].splitlines()[-1].startswith(f"{missing}put it back from a copy, or type")

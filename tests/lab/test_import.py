@@ -14,7 +14,7 @@ from llama_lab import compose, load
 from llama_lab.cli import main
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import load_config
-from llama_lab.config.schema import BytesConfig, FileTokenizerConfig
+from llama_lab.config.schema import FileTokenizerConfig
 from llama_lab.formats.gguf_vocabulary import LETTERS, REST, gguf_vocabulary
 from llama_lab.lab.transfer.export import export
 from llama_lab.lab.transfer.import_run import import_run, look_up
@@ -227,6 +227,8 @@ def test_what_the_weights_decide_cannot_be_typed(foreign: Path, tmp_path: Path):
     assert "model.n_layers=3 cannot be chosen" in refusal(foreign, "model.n_layers=3")
     assert "model= is the folder's" in refusal(foreign, "model=llama_97m")
     assert "would be trained anew" in refusal(foreign, "tokenizer=bpe")
+    said = refusal(foreign, "tokenizer=bytes")
+    assert "tokenizer=bytes is not the model's own, and the weights know other ids; leave it out" in said
     larger = tokenizer()
     larger.add_special_tokens(["<pad>", "<mask>"])
     larger.save(str(tmp_path / "larger.json"))
@@ -260,9 +262,12 @@ def test_what_a_preset_sets_counts_as_typed(tmp_path: Path, capsys: pytest.Captu
     presets.mkdir(parents=True)
     (presets / "mine.yaml").write_text(PRESET, encoding="utf-8")
     (presets / "base.yaml").write_text(BASE, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"tokenizer=bytes is not the model's own, .* and experiment=mine if that sets it"):
+        look_up(folder, ["experiment=mine"], config_dir=tmp_path / "own")
+    own = ["tokenizer=file", f"tokenizer.path={folder / 'tokenizer.json'}"]
     for words, length in (([], 16), (["data.max_seq_len=8"], 8)):
-        run = look_up(folder, ["experiment=mine", *words], config_dir=tmp_path / "own").run
-        assert (run.data.max_seq_len, run.model.dropout, run.tokenizer) == (length, 0.25, BytesConfig())
+        run = look_up(folder, ["experiment=mine", *own, *words], config_dir=tmp_path / "own").run
+        assert (run.data.max_seq_len, run.model.dropout) == (length, 0.25)
         assert run.model.dim == 32
     run = look_up(folder, ["experiment=base"], config_dir=tmp_path / "own").run
     assert (run.data.max_seq_len, run.model.dropout) == (16, 0.0)

@@ -9,10 +9,13 @@ import pytest
 
 from llama_lab.cli import main
 from llama_lab.config.errors import ConfigError
+from llama_lab.data.prepare import prepare
 from llama_lab.lab.compare.noise import find_floor, measure, own_part, store
 from llama_lab.lab.compare.noise_command import plan_runs
-from llama_lab.lab.compare.records import load_records
+from llama_lab.lab.compare.records import load_record, load_records
+from llama_lab.lab.sweep.expand import Job, Sweep
 from llama_lab.lab.sweep.frozen import LAST_FILE
+from llama_lab.training.run_folder import RunFolder
 
 from ..training.conftest import tiny_overrides
 from .written_runs import Make, write_run
@@ -131,7 +134,8 @@ def test_the_runs_that_tell_chances_apart_are_planned_with_folders_of_their_own(
 def test_runs_that_are_made_are_measured_and_stored_by_the_same_command(text: Path, outputs: Path, capsys: Output):
     overrides = tiny_overrides(text)
     for number, job in enumerate(plan_runs(overrides, seeds=2, repeats=2, config_dir=None).jobs):
-        write_run(job.run, job.run.seed.init, 2 + 0.01 * number, data_seed=job.run.seed.data, folder=job.folder)
+        data = {"data": prepare(job.run.data, job.run.tokenizer, lambda said: None).fingerprint}
+        write_run(job.run, job.run.seed.init, 2 + 0.01 * number, data_seed=job.run.seed.data, folder=job.folder, data=data)
         (job.folder / LAST_FILE).parent.mkdir()
         (job.folder / LAST_FILE).touch()
     assert main(["noise", *overrides, "--seeds", "2"]) == 0
@@ -149,3 +153,37 @@ def test_a_floor_of_another_folder_is_not_taken(make: Make, tmp_path: Path):
     floor = measure(load_records([str(make(0)), str(make(1, 2.1))]))
     store(floor, tmp_path / "elsewhere")
     assert find_floor(load_records([str(make(2))])[0]) is None
+
+
+def written(job: Job, loss: float, threads: int) -> None:
+    """A finished run of a planned job, made on a CPU with so many threads."""
+    if not job.folder.exists():
+        write_run(job.run, job.run.seed.init, loss, data_seed=job.run.seed.data, folder=job.folder)
+    machine = {"device": "cpu", "processor": "p", "processes": 1, "threads": str(threads)}
+    RunFolder(job.folder).write_meta(machine=machine)
+
+
+def test_runs_of_other_threads_are_no_repeats(text: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch):
+    """A run that was there is used, but what it adds up in another order is not taken for the kernels' noise."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    overrides = tiny_overrides(text)
+
+    def planned() -> Sweep:
+        return plan_runs(overrides, seeds=2, repeats=2, config_dir=None)
+
+    first = planned().jobs[0]
+    written(first, 2.0, threads=1)
+    assert len(planned().jobs) == 5
+    written(first, 2.0, threads=2)
+    jobs = planned().jobs
+    assert [job.values["repeat"] for job in jobs if job.values["repeat"] != "0"] == ["1", "2"]
+    for number, job in enumerate(jobs[1:]):
+        written(job, 2.0625 if job.values["repeat"] != "0" else 2 + 0.01 * number, threads=1)
+    assert [job.folder for job in planned().jobs] == [job.folder for job in jobs], "the same command again finds the same runs"
+    floor = measure([load_record(job.folder) for job in jobs])
+    kernels = floor.scatter["val/loss"]["kernels"]
+    assert (kernels.sd, kernels.degrees_of_freedom) == (0.0, 1)
+    alone = measure([load_record(job.folder) for job in jobs[:5]])
+    assert "kernels" not in alone.scatter["val/loss"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert [job.folder for job in planned().jobs] == [job.folder for job in jobs], "whatever is free by then"

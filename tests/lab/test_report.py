@@ -129,6 +129,17 @@ def test_runs_without_metrics_are_named_and_have_no_curve(make: Make):
     assert f"{empty.name}: has no metrics yet, and so no curve." in whole
 
 
+def test_a_run_whose_metrics_are_gone_is_not_said_to_have_none(make: Make):
+    lost = make(0, 2.0)
+    (lost / "metrics.jsonl").unlink()
+    said = f"{lost.name} is finished, and its metrics.jsonl is missing; put it back from a copy"
+    text = answer(lost)
+    assert said in text and "train it" not in text.replace("train it anew", "")
+    make(1, 2.1)
+    text = answer(lost.parent)
+    assert said in text and "no finite" not in text
+
+
 def test_runs_stopped_before_their_validation_have_a_page_all_the_same(make: Make, capsys: Output):
     for lr in (1e-3, 2e-3):
         folder = make(0, lr=lr, last=8)

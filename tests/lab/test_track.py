@@ -16,6 +16,8 @@ from ..training.conftest import tiny_overrides
 from ..training.processes import ENDLESS, command, started, wait_for
 from ..training.wandb_reader import history, offline_folders, read_records, sampled_texts, summary
 
+THERE = "an offline run that holds all of it is there already"
+
 
 @pytest.fixture(scope="module")
 def trained(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -38,7 +40,7 @@ def said(capsys) -> list[str]:
 def test_what_arrives_is_what_was_written(run, capsys):
     assert main(["track", str(run), "--mode", "offline", "--project", "mine", "--entity", "us"]) == 0
     (folder,) = offline_folders(run)
-    assert said(capsys) == [f"{run}: 12 rows and 9 samples: wandb leet {folder}   (offline; `wandb sync` sends it)"]
+    assert said(capsys) == [f"{run}: 12 rows and 9 samples: wandb leet {folder}   (offline; wandb sync {folder} sends it)"]
     records = read_records(folder)
     rows = read_rows(run / "metrics.jsonl")
     assert history(records) == rows != []
@@ -58,8 +60,8 @@ def test_it_is_sent_once_and_what_comes_later_is_added(run, capsys):
     assert main(["track", str(run)]) == 0, "WANDB_MODE=offline in the tests' environment"
     assert main(["track", str(run)]) == 0
     (first,) = offline_folders(run)
-    place = f"wandb leet {first}   (offline; `wandb sync` sends it)"
-    assert said(capsys) == [f"{run}: 12 rows and 9 samples: {place}", f"{run}: W&B has it already: {place}"]
+    place = f"wandb leet {first}   (offline; wandb sync {first} sends it)"
+    assert said(capsys) == [f"{run}: 12 rows and 9 samples: {place}", f"{run}: {THERE}: {place}"]
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"update": 21, "tokens": 10752, "seconds": 9.0, "train/loss": 1.0}\n')
     assert main(["track", str(run)]) == 0
@@ -93,7 +95,7 @@ def test_a_run_that_lost_its_tracker_is_sent_whole_under_another_id(text, capsys
     sent[0]["lost"] = None
     (run / "wandb" / "sent.json").write_text(json.dumps(sent))
     assert main(["track", str(run)]) == 0
-    assert said(capsys) == [f"{run}: W&B has it already: wandb leet {before}   (offline; `wandb sync` sends it)"]
+    assert said(capsys) == [f"{run}: {THERE}: wandb leet {before}   (offline; wandb sync {before} sends it)"]
 
 
 @pytest.mark.parametrize(("status", "code"), [("finished", 0), ("preempted", 75), ("failed", 1), ("running", 1)])

@@ -156,14 +156,27 @@ def test_a_disk_without_room_is_found_out_before_anything_is_written(started, mo
         saving.save(2, model_of(2.0), {})
         failure = saving.close()
     assert said == [
-        "The checkpoint after update 2 could not be written (it takes 1.05 MB, 1 kB are free). Training goes on; "
+        "The checkpoint after update 2 could not be written (it takes 66.6 kB, 1 kB are free). Training goes on; "
         "the one after update 1 stays. Make room on that disk, or lower checkpoint.keep; the next one is tried as planned"
     ]
     assert failure == (
-        "the checkpoint after update 2, the last one, could not be written (it takes 1.05 MB, 1 kB are free); "
+        "the checkpoint after update 2, the last one, could not be written (it takes 66.6 kB, 1 kB are free); "
         "the one after update 1 stays. Make room on that disk and type the same command again, which goes on from what is saved"
     )
     assert saved_updates(folder) == [1]
+
+
+def test_a_checkpoint_is_given_up_only_where_it_does_not_fit(started, monkeypatch):
+    """What is asked for is what is written and a little, though many tensors make long headers."""
+    run, folder = started()
+    model = nn.ModuleList(nn.Linear(50, 50) for _ in range(100))
+    size, before = sum(weight.nbytes for weight in model.parameters()), folder.path / "checkpoints"
+    with Saver(run, folder, torch.device("cpu"), print) as saving:
+        monkeypatch.setattr(saver, "free_bytes", lambda folder: 1.2 * size)
+        saving.save(1, model, {})
+        assert saving.close() is None
+    written = sum(file.stat().st_size for file in before.rglob("*") if file.is_file())
+    assert size < written < size + saver.MARGIN_BYTES + saver.TENSOR_BYTES * 200 < 1.2 * size
 
 
 def test_an_error_of_the_program_is_raised_in_the_loop(started):

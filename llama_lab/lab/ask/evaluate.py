@@ -139,7 +139,7 @@ def _show_measured(title: str, measured: dict[str, "Measured"], *, bins: bool) -
         shown += [f"{found.bits_per_byte:.4f}" if math.isfinite(found.bits_per_byte) else "-", _range(bits)]
         rows.append(shown)
     print_table(title, headings, rows)
-    few = [f"{name} has {len(found.nats)}" for name, found in measured.items() if len(found.nats) < MIN_DOCUMENTS]
+    few = [f"{name} has {_documents(found)}" for name, found in measured.items() if found.worth < MIN_DOCUMENTS]
     if few:
         print(f"No interval for fewer than {MIN_DOCUMENTS} documents, which say too little about others: {', '.join(few)}")
     last = list(measured.values())[-1].calibration
@@ -147,6 +147,17 @@ def _show_measured(title: str, measured: dict[str, "Measured"], *, bins: bool) -
     if bins:
         for name, found in measured.items():
             _show_bins(name, found.calibration)
+
+
+def _documents(found: "Measured") -> str:
+    """How many documents there are, and how many of equal length they are worth, where that is what is too few."""
+    from llama_lab.inference.documents import MIN_DOCUMENTS
+
+    count = len(found.nats)
+    if count < MIN_DOCUMENTS:
+        return f"{count}"
+    share = 100 * found.tokens.max() / found.tokens.sum()
+    return f"{count}, worth {found.worth:.1f} of equal length (the longest is {share:.0f} % of the tokens)"
 
 
 def _show_bins(name: str, calibration: "Calibration") -> None:

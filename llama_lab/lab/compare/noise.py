@@ -178,17 +178,27 @@ def _making(run: RunRecord) -> str:
 def _split(runs: Sequence[RunRecord], value: Callable[[RunRecord], float]) -> dict[str, Scatter]:
     """Kind of chance -> scatter, where there are runs that show it."""
     once: dict[tuple[int, int], list[float]] = {}
+    alike: dict[tuple[object, ...], list[float]] = {}
     for run in runs:
-        once.setdefault((run.seeds["seed.init"], run.seeds["seed.data"]), []).append(value(run))
+        seeds = run.seeds["seed.init"], run.seeds["seed.data"]
+        once.setdefault(seeds, []).append(value(run))
+        alike.setdefault((*seeds, *_made_on(run)), []).append(value(run))
     first = {seeds: found[0] for seeds, found in once.items()}
     groups = {
         BOTH: [[first[seeds] for seeds in _unrelated(sorted(first))]],
         INIT: _apart([(order, init, found) for (init, order), found in first.items()]),
         ORDER: _apart([(init, order, found) for (init, order), found in first.items()]),
-        KERNELS: list(once.values()),
+        KERNELS: list(alike.values()),
     }
     pooled = {kind: _pool(lists) for kind, lists in groups.items()}
     return {kind: scatter for kind, scatter in pooled.items() if scatter is not None}
+
+
+def _made_on(run: RunRecord) -> tuple[object, ...]:
+    """What decides, beside the config, on how a run adds up."""
+    machine = run.meta.get("machine") or {}
+    keys = ("device", "processor", "processes", *(("threads",) if machine.get("device") == "cpu" else ()))
+    return tuple(machine.get(key) for key in keys)
 
 
 def _unrelated(seeds: list[tuple[int, int]]) -> list[tuple[int, int]]:

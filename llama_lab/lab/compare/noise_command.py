@@ -10,13 +10,15 @@ from llama_lab.config.compose import compose
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.flags import Parser
 from llama_lab.config.identity import run_folder
+from llama_lab.config.schema import Device
 from llama_lab.lab.compare.noise import BOTH, KERNELS, Floor, measure, own_part, store
 from llama_lab.lab.compare.records import load_record, load_records
 from llama_lab.lab.compare.statistics import Design
 from llama_lab.lab.sweep import Sweep, describe, run_sweep
 from llama_lab.lab.sweep.expand import Job, as_member, build_jobs
+from llama_lab.lab.sweep.local import packing
 from llama_lab.lab.table import print_table
-from llama_lab.training.run_folder import relative
+from llama_lab.training.run_folder import RunFolder, relative
 
 SEEDS, REPEATS = 5, 2
 SEVERAL = re.compile(r"=(?:[^\[({'\",]|\[.*\]|\(.*\)|\{.*\}|'.*'|\".*\")*,")
@@ -96,7 +98,11 @@ def plan_runs(overrides: list[str], *, seeds: int, repeats: int, config_dir: Pat
     jobs = build_jobs(overrides, points, settings, config_dir)
     for job in jobs:
         job.values = job.values | {"repeat": "0"}
-    jobs += [_repeat(jobs[0], number) for number in range(1, repeats)]
+    again = [_repeat(jobs[0], number) for number in range(1, repeats + 1)]
+    planned = [*jobs, *again[:-1]]
+    # A run that is there already may have added up in another order than one that is made now.
+    threads = packing(Sweep(planned, jobs[0].folder, settings))[1]
+    jobs = [*jobs, *again] if _is_of_other_threads(jobs[0], again[:-1], threads) else planned
     digest = hashlib.sha256("\n".join(sorted(job.folder.name for job in jobs)).encode()).hexdigest()[:8]
     folder, budget = jobs[0].folder.parent / "sweeps" / f"noise-{digest}", jobs[0].run.budget
     for number, job in enumerate(jobs, start=1):
@@ -105,6 +111,19 @@ def plan_runs(overrides: list[str], *, seeds: int, repeats: int, config_dir: Pat
     command = ["llama-lab", "noise", *overrides, "--seeds", str(seeds), "--repeats", str(repeats)]
     command += ["--config-dir", str(config_dir)] if config_dir is not None else []
     return Sweep(jobs, folder, settings, fixed=overrides, command=command, budget=budget)
+
+
+def _is_of_other_threads(first: Job, repeats: list[Job], threads: int) -> bool:
+    """Whether a run on a CPU is finished that used another number of threads than its repeats do: they need one more to compare."""
+    if first.run.hardware.device is not Device.cpu or not RunFolder(first.folder).finished or first.run.fresh:
+        return False
+    its = _threads(first)
+    done = [_threads(job) for job in repeats if RunFolder(job.folder).finished]
+    return its not in (done or [str(threads)])
+
+
+def _threads(job: Job) -> str | None:
+    return (RunFolder(job.folder).meta().get("machine") or {}).get("threads")
 
 
 def _repeat(job: Job, number: int) -> Job:
@@ -158,7 +177,7 @@ def _show(floor: Floor, count: int) -> None:
         headings = ("chance", "what differs", "sd", "95 % interval", "degrees of freedom", "share")
         print_table(f"{metric}: noise of single runs ({count} runs)", headings, rows)
         if KERNELS not in kinds:
-            print("Kernels were not looked at: no two runs have the same seeds")
+            print("Kernels were not looked at: no two runs have the same seeds on the same device with as many threads")
         if total is not None and total.sd > 0:
             seen = [
                 f"{visible_effect(total.sd, total.degrees_of_freedom, Design(n, n, False)):.2g} with {n} seeds an arm"

@@ -19,6 +19,7 @@ from llama_lab.training.scrub import scrub_command
 
 SWEEP_FILE = "sweep.json"
 MOST_KEYS = 8
+LOST = "is finished, and its metrics.jsonl is missing; put it back from a copy, or train it anew with fresh=true"
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,11 @@ def last_value(run: RunRecord, metric: str) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
+def lost_rows(run: RunRecord) -> bool:
+    """Whether a run was trained to its end and what it measured is gone."""
+    return run.is_finished and run.folder is not None and not (run.folder / "metrics.jsonl").is_file()
+
+
 def arm_end(arm: Arm, metric: str) -> float | None:
     """The mean of what an arm's runs ended with, as far as they ended with a number."""
     values = [value for run in arm.runs if (value := last_value(run, metric)) is not None]
@@ -191,7 +197,8 @@ def _metric(arms: list[Arm], question: Question) -> tuple[str, list[Problem], bo
     metric = question.metric or LOSS
     measured = [replace(arm, runs=runs) for arm in arms if (runs := tuple(run for run in arm.runs if run.rows))]
     if not measured:
-        return metric, together([(run.name, "has no metrics yet; train it") for arm in arms for run in arm.runs]), True
+        runs = [run for arm in arms for run in arm.runs]
+        return metric, together([(run.name, LOST if lost_rows(run) else "has no metrics yet; train it") for run in runs]), True
     try:
         return choose_metric(measured, question.metric), [], True
     except ConfigError as error:

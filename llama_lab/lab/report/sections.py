@@ -92,9 +92,7 @@ def _one_config(material: Material) -> list[Block]:
     blocks: list[Block] = [Prose([said, "There is no other config to compare it with."], "answer")]
     left = _lines(unfinished_runs(material.runs))
     unknown = [run for run in runs if last_value(run, metric) is None]
-    left += [
-        f"{run.name} {LOST}." if lost_rows(run) else f"{run.name} ended with no finite {metric}." for run in unknown
-    ]
+    left += [f"{run.name} {LOST}." if lost_rows(run) else f"{run.name} ended with no finite {metric}." for run in unknown]
     return [*blocks, Prose(left, "wrong")] if left else blocks
 
 

@@ -6,6 +6,7 @@ files by the same process. Sent once, a run is not sent again; of one that was t
 
 import argparse
 import glob
+import shlex
 import time
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -108,7 +109,8 @@ def _send(folder: RunFolder, mode: str | None, project: str | None, entity: str 
             # Of a run that was just killed the rest is still under way.
             before = _sent_before(folder, node)
         if before is not None and not _rest(folder, before):
-            print(f"{relative(folder.path)}: W&B has it already: {_place(before.mode, before.where)}")
+            said = "W&B has it already" if before.mode == "online" else "an offline run that holds all of it is there already"
+            print(f"{relative(folder.path)}: {said}: {_place(before.mode, before.where)}")
             return True
         tracker_id = before.id if before is not None else _unused_id(folder)
         request = replace(make_request(run, node, folder, tracker_id, fallback=False), finish_seconds=PATIENCE_SECONDS)
@@ -171,4 +173,7 @@ def _hand_over(sender: SenderProcess, folder: RunFolder) -> bool:
 
 def _place(mode: str, where: str) -> str:
     """Where to look at a W&B run, in words."""
-    return where if mode == "online" else f"wandb leet {relative(Path(where))}   (offline; `wandb sync` sends it)"
+    if mode == "online":
+        return where
+    folder = shlex.quote(relative(Path(where)))
+    return f"wandb leet {folder}   (offline; wandb sync {folder} sends it)"

@@ -222,12 +222,14 @@ def _own_tokenizer(foreign: ForeignModel) -> TokenizerConfig:
 
 
 def _check_tokenizer(run: RunConfig) -> None:
-    """Refuse a tokenizer that would be trained: the weights know the ids of another."""
-    if not isinstance(run.tokenizer, FileTokenizerConfig | BytesConfig):
+    """Refuse a tokenizer that is not the model's: the weights know the ids of another."""
+    if not isinstance(run.tokenizer, FileTokenizerConfig):
         preset = run.origin.choices.get(PRESET)
         leave = f"leave it out, and {PRESET}={preset} if that sets it" if preset else "leave it out"
-        rule = f"would be trained anew, and the weights know other ids; {leave}, or give tokenizer=file tokenizer.path=FILE"
-        raise ConfigError([("tokenizer=bpe", rule)], scope=SCOPE)
+        is_bytes = isinstance(run.tokenizer, BytesConfig)
+        wrong = "is not the model's own" if is_bytes else "would be trained anew"
+        rule = f"{wrong}, and the weights know other ids; {leave}, or give tokenizer=file tokenizer.path=FILE"
+        raise ConfigError([(f"tokenizer={'bytes' if is_bytes else 'bpe'}", rule)], scope=SCOPE)
 
 
 def _fixed(run: RunConfig, by_hand: set[str], by_preset: set[str]) -> list[Problem]:

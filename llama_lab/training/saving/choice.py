@@ -1,5 +1,6 @@
 """Which checkpoint of a run is meant, and what to say where it is not there or damaged. Torch-free."""
 
+import shlex
 from collections.abc import Sequence
 
 from llama_lab.config.errors import ConfigError
@@ -53,7 +54,8 @@ def chosen_update(folder: RunFolder, there: Sequence[int], update: str | None, *
     if broken and (not there or (update != "best" and broken[-1].path.parent.name == names[-1])):
         raise damaged(folder, broken[-1], scope=scope, flag=flag)
     if not there:
-        raise ConfigError([(str(folder.path), "has no checkpoint yet; train it further")], scope=scope)
+        rule = _lost(folder) if folder.finished else "has no checkpoint yet; train it further"
+        raise ConfigError([(str(folder.path), rule)], scope=scope)
     if update != "best":
         return there[-1]
 
@@ -90,6 +92,16 @@ def way_out(folder: RunFolder, *, files: Sequence[str] | None = None, flag: str 
     if (whole := next((checkpoint for checkpoint in newest_first if is_whole(checkpoint, files)), None)) is not None:
         return f"the newest whole checkpoint is {flag}{whole.update}"
     return "no checkpoint of this run is whole: the command that trained it, with fresh=true, moves it aside and starts anew"
+
+
+def _lost(folder: RunFolder) -> str:
+    """What to say of a run that was trained to its end and has no checkpoint left."""
+    command = folder.meta().get("command") or []
+    again = "the command that trained it, with fresh=true, moves it aside and starts anew"
+    if command[1:2] == ["train"] and "-m" not in command:
+        words = shlex.join([*(word for word in command if not word.startswith("fresh=")), "fresh=true"])
+        again = f"{words} moves it aside and trains it anew"
+    return f"is finished, and its checkpoints are gone; put {folder.checkpoints.name}/ back from a copy, or {again}"
 
 
 def told(error: DamagedCheckpoint) -> str:
