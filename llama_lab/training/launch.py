@@ -19,7 +19,7 @@ from typing import Any
 
 from llama_lab.config.disk import remedy, why
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.identity import load_config, run_folder
+from llama_lab.config.identity import run_folder
 from llama_lab.config.resolve import resolve
 from llama_lab.config.schema import RunConfig, Window
 from llama_lab.data.cache import in_use
@@ -32,7 +32,15 @@ from llama_lab.training.processes.ranks import end_rank, run_ranks
 from llama_lab.training.processes.stop import Stop, stop_on_signals, stop_with_parent
 from llama_lab.training.processes.watchdog import Watchdog
 from llama_lab.training.run_data import MADE_BY, refuse_other_data
-from llama_lab.training.run_folder import RunFolder, describe_origin, extending_command, open_run, relative, shorter_run
+from llama_lab.training.run_folder import (
+    RunFolder,
+    describe_origin,
+    extending_command,
+    open_run,
+    relative,
+    restore_config,
+    shorter_run,
+)
 from llama_lab.training.saving.choice import told, way_out
 from llama_lab.training.saving.manifest import is_whole, list_checkpoints, newest_damage
 from llama_lab.training.saving.retention import check_disk, need
@@ -93,7 +101,7 @@ def _lead(
         with stop.at_once():
             if RunFolder(path).finished and not run.fresh:
                 refuse_other_data(run, RunFolder(path), _say)
-                return _already(RunFolder(path), _say)
+                return _already(run, RunFolder(path), _say)
             if (shorter := shorter_run(run, path)) is not None:
                 _say(shorter)
             data = _prepare(run, _say, held)
@@ -101,7 +109,7 @@ def _lead(
             forecast = _foreseen(run, RunFolder(path), data, command)
             folder = held.enter_context(open_run(run, path, origin=_origin(run, data, command)))
             if folder.finished:
-                return _already(folder, _say)
+                return _already(run, folder, _say)
             _begin(folder, data, forecast)
         with _recording(folder):
             status = (_alone if run.hardware.processes == 1 else _spawn)(run, folder, data, load_observers, stop)
@@ -268,7 +276,7 @@ def _follow(
             with stop.at_once():
                 decision = _decide(run, folder, data, worker, command, held)
             if isinstance(decision, str):
-                return _already(folder, say)
+                return _already(run, folder, say)
             run = replace(run, hardware=replace(run.hardware, micro_batch=decision))
             with _recording(folder) if worker.is_main else contextlib.nullcontext():
                 status = _work(run, folder, data, worker, load_observers, stop)
@@ -331,7 +339,7 @@ def _recording(folder: RunFolder) -> Iterator[None]:
             folder.write_summary(wall_seconds=round(before + time.monotonic() - start, 3))
 
 
-def _already(folder: RunFolder, say: Callable[[str], None]) -> TrainResult:
+def _already(run: RunConfig, folder: RunFolder, say: Callable[[str], None]) -> TrainResult:
     result = _result(folder, "already finished")
     values = ", ".join(
         f"{key} {value:.4f}" for key in ("val/loss", "val/bits_per_byte") if (value := result.summary.get(key)) is not None
@@ -341,7 +349,7 @@ def _already(folder: RunFolder, say: Callable[[str], None]) -> TrainResult:
     if (error := newest_damage(folder.checkpoints)) is not None:
         say(f"  damaged: {told(error)}; {way_out(folder)}")
         whole = [checkpoint.update for checkpoint in list_checkpoints(folder.checkpoints) if is_whole(checkpoint)]
-    run = load_config(folder.path / "config.yaml")
+    restore_config(run, folder, say)
     if (longer := extending_command(run, folder.path, 2 * run.training_tokens, updates=whole)) is not None:
         say(f"  to train it further: {longer}")
     say("  fresh=true trains it anew; another seed, training_tokens or any other scientific value is a run of its own")

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,7 @@ def _begin(run: RunConfig, folder: RunFolder, origin: dict[str, Any]) -> None:
             raise ConfigError(
                 [(f"{name} changed from {before} to {now}", rule) for name, before, now in changed], scope=f"continuing {path}"
             )
+        restore_config(run, folder, print)
         _remove_drafts(path)
         folder.write_meta(**origin, starts=[*known["starts"], _start(origin)])
     elif not known:
@@ -176,6 +177,14 @@ def no_run(path: Path) -> str:
 def _runs(folder: Path, depth: str) -> list[Path]:
     """Runs in a folder, at a depth."""
     return sorted(config.parent for config in folder.glob(f"{depth}/config.yaml") if (config.parent / "meta.json").is_file())
+
+
+def restore_config(run: RunConfig, folder: RunFolder, say: Callable[[str], None]) -> None:
+    """Write a run's config.yaml again where somebody has removed it: the request that finds the folder has the same identity."""
+    path = folder.path / "config.yaml"
+    if not path.is_file():
+        save_config(run, path)
+        say(f"{relative(path)} was missing; it is written again, as this command has it")
 
 
 def describe_origin(

@@ -20,6 +20,7 @@ from llama_lab.data.prepare import prepare
 from llama_lab.training.errors import Diverged
 from llama_lab.training.metrics import read_rows
 from llama_lab.training.processes.worker import Place, join
+from llama_lab.training.run_folder import RunFolder
 from llama_lab.training.saving.manifest import list_checkpoints
 
 from .conftest import assert_same_run, final_weights, steady, tiny_overrides
@@ -84,6 +85,19 @@ def test_the_same_command_again_changes_nothing(tiny, capsys):
     assert (again.status, again.folder) == ("already finished", first.folder)
     assert {path: path.stat().st_mtime_ns for path in first.folder.rglob("*") if path.is_file()} == before
     assert "Already finished" in capsys.readouterr().out
+
+
+def test_a_config_that_somebody_removed_is_written_again(tiny, capsys):
+    words = ["training_tokens=2048", "schedule.warmup_updates=1"]
+    first = train(tiny(*words))
+    config = first.folder / "config.yaml"
+    before = config.read_text(encoding="utf-8")
+    for status in ("finished", "running"):
+        config.unlink()
+        RunFolder(first.folder).write_summary(status=status)
+        assert train(tiny(*words)).folder == first.folder
+        assert config.read_text(encoding="utf-8") == before
+        assert "config.yaml was missing; it is written again" in capsys.readouterr().out
 
 
 def test_a_finished_run_is_no_answer_for_another_text(tiny, text, tmp_path, monkeypatch, capsys):
