@@ -204,14 +204,14 @@ def _refuse(problems: list[Problem], config: CorpusConfig, scans: Path) -> None:
 
 
 def _once_each(problems: list[Problem]) -> list[Problem]:
-    """Problems, each rule once, where it is broken first: a wrong field is wrong in every line."""
-    places: dict[str, list[str]] = {}
+    """Problems, a wrong field once, where it is met first: it is wrong in every line. Others are each worth their place."""
+    places: dict[tuple[str, str], list[str]] = {}
     for subject, rule in problems:
-        places.setdefault(rule, []).append(subject)
+        places.setdefault(("" if rule.startswith("has no ") else subject, rule), []).append(subject)
     more = "at least " if len(problems) >= MAX_PROBLEMS else ""
     return [
         (first, f"{rule} (so it is in {more}{len(others)} more place{'s' if len(others) > 1 else ''})" if others else rule)
-        for rule, (first, *others) in places.items()
+        for (_, rule), (first, *others) in places.items()
     ]
 
 

@@ -215,7 +215,7 @@ def test_what_cannot_be_exported_is_refused(shaped_runs, folders, tmp_path: Path
     assert "holds no run" in refusal(folders["mha"], tmp_path / "out")
     assert "holds files; name a folder that does not exist yet" in refusal(shaped_runs["mha"], folders["mha"])
     empty = shutil.copytree(shaped_runs["mha"], tmp_path / "empty", ignore=shutil.ignore_patterns("tokens-*"))
-    assert "has no checkpoint yet" in refusal(empty, tmp_path / "out")
+    assert "its checkpoints are gone" in refusal(empty, tmp_path / "out")
     with pytest.raises(ConfigError, match=r"--update 5 is no checkpoint of .*; there are 4, 8"):
         export(shaped_runs["mha"], tmp_path / "out", target="hf", update="5")
     broken = shutil.copytree(shaped_runs["mha"], tmp_path / "broken")

@@ -246,7 +246,8 @@ def test_no_run_and_no_checkpoint(tiny, tmp_path, outputs):
     young = train(tiny()).folder
     for checkpoint in list_checkpoints(young / "checkpoints"):
         checkpoint.path.rename(tmp_path / checkpoint.path.name)
-    assert refusal(young, "training_tokens=20480") == [f"{young} has no checkpoint yet; train it further"]
+    (said,) = refusal(young, "training_tokens=20480")
+    assert said.startswith(f"{young} is finished, and its checkpoints are gone; put checkpoints/ back from a copy, or ")
 
 
 def test_a_damaged_checkpoint_is_named_and_nothing_is_begun(trunk, outputs):

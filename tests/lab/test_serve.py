@@ -312,7 +312,7 @@ def test_a_port_in_use_and_runs_that_are_none_are_refused(server: Client, shaped
     assert f"{tmp_path} holds no run; name a run's folder" in said and f"{tmp_path / 'x*'} matches no run; name a run's" in said
     empty = shutil.copytree(shaped_runs["mha"], tmp_path / "empty", ignore=shutil.ignore_patterns("tokens-*"))
     assert main(["serve", str(empty), "--port", "0"]) == 2
-    assert "has no checkpoint yet" in capsys.readouterr().err
+    assert "its checkpoints are gone" in capsys.readouterr().err
     assert main(["serve", str(shaped_runs["mha"]), "--host", "203.0.113.7", "--port", "0"]) == 2
     assert "is no address of this machine" in capsys.readouterr().err
 
