@@ -46,7 +46,7 @@ def say_hello(run: RunConfig, folder: RunFolder, data: PreparedData, console: Co
 
 def _micro_batch(run: RunConfig) -> str:
     """What was asked for, and how many windows a process has where they are fewer."""
-    windows = -(-run.windows_per_update // run.hardware.processes)
+    windows = -(-run.windows_per_update // (run.hardware.processes or 1))
     if run.micro_batch <= windows:
         return str(run.micro_batch)
     return f"{windows} (of {run.micro_batch}; an update has no more windows)"
