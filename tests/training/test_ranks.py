@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -245,6 +246,21 @@ print("ended well")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=170)
     assert (done.returncode, done.stdout, done.stderr) == (0, "ended well\n", "")
     assert not (tmp_path / "log").exists()
+
+
+def test_processes_that_ask_for_each_other_at_once_see_each_other(tmp_path: Path) -> None:
+    board = Board(tmp_path / "ranks")
+    asking, asked = (Watchdog(rank=rank, seconds=4, log=tmp_path / "log", board=board) for rank in (0, 1))
+    said: list[str] = []
+    threads = [threading.Thread(target=lambda watchdog=watchdog: said.append(watchdog._behind(5))) for watchdog in (asking, asked)]
+    asked._show()
+    for thread in threads:  # the second begins after the first has looked, and ends after it
+        thread.start()
+        time.sleep(0.1)
+    for thread in threads:
+        thread.join()
+    assert len(said) == 2
+    assert not any("does not answer" in words for words in said)
 
 
 def test_processes_share_the_threads_of_their_own_machine(tiny, monkeypatch: pytest.MonkeyPatch) -> None:

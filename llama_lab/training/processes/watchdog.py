@@ -21,6 +21,8 @@ from llama_lab.training.processes.board import Board, Failure, Whereabouts
 # Data is opened, kernels are compiled and checkpoints are read before the first update is done.
 START_SECONDS = 1800.0
 LONGEST_BEAT, SHORTEST_BEAT, BEATS = 5.0, 0.05, 20
+# Beats that the others are given to show that they are alive.
+ASKED = 4
 PACKAGE = str(Path(__file__).parent.parent)
 # Collectives, and the backward pass, in which gradients are exchanged.
 WAITING = tuple(str(Path("torch", folder)) for folder in ("distributed", "autograd"))
@@ -143,9 +145,10 @@ class Watchdog:
         """Which process holds the others up."""
         known = {} if self._board is None else self._board.everybody()
         if self._board is not None:
-            # Whoever is alive shows it in the meantime.
-            time.sleep(4 * self._interval)
-            self._show()
+            # Whoever is alive shows it in the meantime; so does this process, which another one may be asking about just now.
+            for _ in range(ASKED):
+                time.sleep(self._interval)
+                self._show()
             now = self._board.everybody()
             silent = [rank for rank, was in sorted(now.items()) if rank != self._rank and was == known.get(rank)]
             if silent:
