@@ -35,6 +35,17 @@ def _in(module: str, function: str) -> Callable[[list[str]], int]:
     return run
 
 
+def _on_runs(module: str, function: str) -> Callable[[list[str]], int]:
+    """The same of a command that takes several runs: a shell's pattern finds also what lies beside them."""
+
+    def run(words: list[str]) -> int:
+        from llama_lab.lab.patterns import without_asides
+
+        return _in(module, function)(without_asides(words))
+
+    return run
+
+
 def _train(words: list[str]) -> int:
     arguments = parse(words, "train")
     if arguments.help:
@@ -74,12 +85,14 @@ def _fork(words: list[str]) -> int:
         raise UsageError(f"llama-lab fork takes one run's folder, outputs/<name>/<run id>; {said}")
     overrides = [word for word in arguments.overrides if word != named[0]]
     from llama_lab.lab.repeat import fork
+    from llama_lab.training.run_folder import named_run
 
+    parent = named_run(Path(named[0]))
     if arguments.show_config:
-        fork.show(Path(named[0]), overrides, update=arguments.update, config_dir=arguments.config_dir)
+        fork.show(parent, overrides, update=arguments.update, config_dir=arguments.config_dir)
         return DONE
     command = ["llama-lab", "fork", *words]
-    result = fork.fork(Path(named[0]), overrides, update=arguments.update, config_dir=arguments.config_dir, command=command)
+    result = fork.fork(parent, overrides, update=arguments.update, config_dir=arguments.config_dir, command=command)
     return PREEMPTED if result.status == "preempted" else DONE
 
 
@@ -200,26 +213,36 @@ COMMANDS = {
     "evaluate": Command(
         "measure a trained run on texts and tasks", EVALUATE_WORDS, _in("lab.ask.evaluate", "run_evaluate_command")
     ),
-    "runs": Command("list runs, filtered and sorted by anything they say", RUNS_WORDS, _in("lab.runs.command", "run_runs_command")),
-    "watch": Command("follow runs while they train", ["--once", "--every", "--help"], _in("lab.runs.watch", "run_watch_command")),
+    "runs": Command(
+        "list runs, filtered and sorted by anything they say", RUNS_WORDS, _on_runs("lab.runs.command", "run_runs_command")
+    ),
+    "watch": Command(
+        "follow runs while they train", ["--once", "--every", "--help"], _on_runs("lab.runs.watch", "run_watch_command")
+    ),
     "compare": Command(
-        "which config is better, and how sure that is", COMPARE_WORDS, _in("lab.compare.command", "run_compare_command")
+        "which config is better, and how sure that is", COMPARE_WORDS, _on_runs("lab.compare.command", "run_compare_command")
     ),
     "report": Command(
-        "one page with verdicts, curves, samples and costs of runs", REPORT_WORDS, _in("lab.report.command", "run_report_command")
+        "one page with verdicts, curves, samples and costs of runs",
+        REPORT_WORDS,
+        _on_runs("lab.report.command", "run_report_command"),
     ),
     "bench": Command(
         "measure how fast configs train here",
         ["--updates", "--out", "--multirun", "--config-dir", "--help"],
         _in("lab.bench.command", "run_bench_command"),
     ),
-    "noise": Command("measure how far runs scatter by chance", NOISE_WORDS, _in("lab.compare.noise_command", "run_noise_command")),
-    "diff": Command("what differs between two runs", ["--all", "--help"], _in("lab.compare.diff_command", "run_diff_command")),
+    "noise": Command(
+        "measure how far runs scatter by chance", NOISE_WORDS, _on_runs("lab.compare.noise_command", "run_noise_command")
+    ),
+    "diff": Command("what differs between two runs", ["--all", "--help"], _on_runs("lab.compare.diff_command", "run_diff_command")),
     "verify": Command(
         "check a run's files, and make updates of it again", VERIFY_WORDS, _in("lab.repeat.verify", "run_verify_command")
     ),
     "serve": Command(
-        "try checkpoints on a local page, or through OpenAI's interface", SERVE_WORDS, _in("lab.serve.command", "run_serve_command")
+        "try checkpoints on a local page, or through OpenAI's interface",
+        SERVE_WORDS,
+        _on_runs("lab.serve.command", "run_serve_command"),
     ),
     "import": Command("begin a run with the weights of a Hugging Face folder", FLAGS["import"], _import),
     "export": Command(
@@ -230,7 +253,7 @@ COMMANDS = {
     "track": Command(
         "send runs to Weights & Biases afterwards",
         ["--mode", "--project", "--entity", "--help"],
-        _in("lab.runs.track", "run_track_command"),
+        _on_runs("lab.runs.track", "run_track_command"),
     ),
     "cache": Command("list or clean prepared data", CACHE_WORDS, _in("data.cache", "run_cache_command")),
     "completion": Command("print a completion script for bash, zsh or fish", ["bash", "zsh", "fish"], _completion),

@@ -55,9 +55,9 @@ usage: llama-lab data inspect PATH [--verify] [--samples N] [--plot FILE] [--tok
        llama-lab data replay RUN --update N
 
   inspect   what tokens are like: counts, lengths of documents, frequent tokens, decoded samples; --plot draws them, --verify
-            compares every file with its checksum. PATH is a prepared folder, an entry of `llama-lab cache`, a run's folder, or a
-            bare folder of .npy or .bin files
-  replay    which documents a run was fed in one update
+            compares every file with its checksum. PATH is a prepared folder, an entry of `llama-lab cache`, a run, or a bare
+            folder of .npy or .bin files
+  replay    which documents a run was fed in one update; RUN is its folder, its name, or the hash at the end of that
 
 llama-lab data inspect --help and llama-lab data replay --help say more."""
 
@@ -66,7 +66,7 @@ usage: llama-lab fork RUN [--update N] key=value... [--cfg] [--config-dir DIR]
 
 A run of its own that starts from a checkpoint of RUN with other values: a longer budget, another schedule, rate, or data. Whatever
 is not typed is RUN's, its hardware included. The same command again goes on with it, also once RUN is removed; so does
-llama-lab fork FORK, with the fork's own folder and nothing else.
+llama-lab fork FORK, with the fork's own folder and nothing else. RUN is a run's folder, its name, or the hash at the end of that.
 
   --update N        the checkpoint after update N, or last, or best by validation. Without it: last
   --cfg             print the fork's config, checked and resolved, and start nothing

@@ -16,7 +16,7 @@ from llama_lab.data.shards import MANIFEST, Split
 from llama_lab.data.text import find_files
 from llama_lab.data.tokenizer import Tokenizer
 from llama_lab.training.run_data import open_data, trained_on
-from llama_lab.training.run_folder import RunFolder
+from llama_lab.training.run_folder import RunFolder, named_run
 
 SCOPE = "this request"
 EDGES_AT_ONCE = 4096
@@ -59,7 +59,7 @@ def find_sources(
     """What a path stands for.
 
     Args:
-        typed: a run's folder, for what it validates on; a folder that `llama-lab prepare` made; or text: a file, folder or pattern.
+        typed: a run, for what it validates on; a folder that `llama-lab prepare` made; or text: a file, folder or pattern.
         tokenizer: of the model, which texts are encoded with, and which sets must have been prepared with.
         split: of a run or a prepared set, `val` or `train`.
         field: key or column that holds the text in .jsonl and .parquet files.
@@ -68,7 +68,7 @@ def find_sources(
     Raises:
         ConfigError: there is nothing, or it was made with another tokenizer.
     """
-    path = Path(typed).expanduser()
+    path = named_run(Path(typed))
     if (path / "config.yaml").is_file():
         return _of_run(path, typed, tokenizer, say, split)
     if (path / MANIFEST).is_file():

@@ -1,5 +1,6 @@
 """What tells configs apart, in a few words for each of them."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,12 +20,13 @@ def differences_of(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     # Where the kind of a part differs, its fields differ with it; the kind says it all, but for fields that both kinds have.
     everywhere = [key for key in differing if all(key in config for config in configs)]
     named = everywhere or differing
-    words = {key: _short(key, named) for key in named[:MOST_VALUES]}
+    short = short_keys(named)
+    words = {key: short[key] for key in named[:MOST_VALUES]}
     more = f" (and {len(named) - MOST_VALUES} more)" if len(named) > MOST_VALUES else ""
     return [" ".join(f"{word}={shown(config.get(key, '-'))}" for key, word in words.items()) + more for config in configs]
 
 
-def _short(key: str, keys: list[str]) -> str:
-    """The last part of a key path where that says which it is."""
-    last = key.rpartition(".")[2]
-    return last if sum(other.rpartition(".")[2] == last for other in keys) == 1 else key
+def short_keys(keys: Sequence[str]) -> dict[str, str]:
+    """Of each key path its last part, where that says which it is."""
+    count = Counter(key.rpartition(".")[2] for key in keys)
+    return {key: last if count[last := key.rpartition(".")[2]] == 1 else key for key in keys}

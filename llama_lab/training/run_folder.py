@@ -27,6 +27,7 @@ from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import load_config, outputs_folder, save_config, science
 from llama_lab.config.paths import or_meant
 from llama_lab.config.schema import Device, RunConfig, WsdConfig
+from llama_lab.training.run_names import runs_called
 from llama_lab.training.saving.manifest import MANIFEST, checkpoint_folders, tokens_of
 from llama_lab.training.scrub import scrub_command, scrub_patch
 
@@ -141,13 +142,31 @@ def _begin(run: RunConfig, folder: RunFolder, origin: dict[str, Any]) -> None:
         folder.write_meta(format_version=FORMAT_VERSION, run_id=path.name, name=run.name, **origin, starts=[_start(origin)])
 
 
-def find_run(path: Path) -> RunFolder:
-    """The run in a folder that a user named.
+def named_run(typed: Path) -> Path:
+    """The folder that a user means: what was typed, or where that is no path the run in the outputs folder of that name or hash.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: several runs are called so.
     """
-    path = path.expanduser()
+    path = typed.expanduser()
+    if os.path.exists(path):  # noqa: PTH110 - a text that is no path at all is answered, not an error
+        return path
+    found = runs_called(typed)
+    if len(found) > 1:
+        more = f", … ({len(found)} in all)" if len(found) > SHOWN else ""
+        there = ", ".join(relative(run) for run in found[:SHOWN])
+        rule = f"is what {len(found)} runs are called; name one of them: {there}{more}"
+        raise ConfigError([(str(typed), rule)], scope="this request")
+    return found[0] if found else path
+
+
+def find_run(path: Path) -> RunFolder:
+    """The run that a user named: by its folder, its name, or the hash at the end of that.
+
+    Raises:
+        ConfigError: there is none, or there are several.
+    """
+    path = named_run(path)
     if not (path / "config.yaml").is_file():
         raise ConfigError([(str(path), no_run(path))], scope="this request")
     return RunFolder(path.absolute())

@@ -101,7 +101,7 @@ def test_version(llama_lab):
         (["serve", "run", "--port", "a"], "llama-lab serve: --port 'a' is no port; try 8000"),
         (
             ["evaluate"],
-            "llama-lab evaluate lacks RUN; type llama-lab evaluate RUN (RUN is the run's folder, outputs/<name>/<run id>)",
+            "llama-lab evaluate lacks RUN; type llama-lab evaluate RUN (RUN is the run's folder, outputs/<name>/<run id>, its",
         ),
         (["export", "run"], "llama-lab export lacks --to, --out; type llama-lab export RUN --to hf --out DIR"),
         (["completion", "tcsh"], "takes one of bash, zsh, fish, not tcsh"),

@@ -83,12 +83,30 @@ def test_a_conversation_continues_sets_options_and_survives_mistakes(run_folder,
         (["{run}", "--prompts", "gone.txt"], "--prompts gone.txt cannot be read"),
         (["{run}", "x", "--update", "5"], "there are 4, 8"),
         (["{run}", "x", "--update", "worst"], "or last, or best"),
+        (["once upon/a time's end"], "is no run, and RUN is missing: llama-lab generate RUN 'once upon/a time'\"'\"'s end'"),
         (["nowhere", "x"], "nowhere does not exist; name a run's folder, outputs/<name>/<run id>"),
     ],
 )
 def test_mistakes_in_a_request_for_text_are_named(run_folder, capsys, words, said):
     assert main(["generate", *(word.replace("{run}", str(run_folder)) for word in words)]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_run_is_asked_by_the_hash_at_the_end_of_its_name(run_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("LLAMA_LAB_OUTPUTS", str(run_folder.parent.parent))
+    code = run_folder.name[-8:]
+    assert main(["generate", code, "the", "--max-new-tokens", "2"]) == 0
+    assert main(["evaluate", code, "--max-tokens", "64"]) == 0
+    assert main(["evaluate", code, code, "--max-tokens", "64"]) == 0
+    assert main(["data", "inspect", code, "--samples", "0"]) == 0
+    assert main(["data", "replay", code, "--update", "1"]) == 0
+    assert main(["fork", code, "seed.data=5", "training_tokens=4096", "--cfg"]) == 0
+    assert main(["export", code, "--to", "hf", "--out", str(tmp_path / "model")]) == 0
+    assert "seed" in capsys.readouterr().out
+    assert main(["generate", code]) == 2
+    assert "no prompt was typed" in capsys.readouterr().err
+    assert main(["generate", run_folder.name[:-1]]) == 2
+    assert f"{run_folder.name[:-1]} does not exist; did you mean " in capsys.readouterr().err
 
 
 def test_a_run_without_a_checkpoint_says_so(run_folder, tmp_path, capsys):

@@ -81,6 +81,11 @@ def test_csv_is_what_a_spreadsheet_reads(study: Path, capsys: Output):
         (["--sort", "val/los"], "--sort val/los is about a key that no run has; did you mean val/loss?"),
         (["--columns", "frobnicate,run"], "--columns frobnicate is about a key that no run has"),
         (["nowhere"], "nowhere names no run"),
+        (["val/loss=<3"], "val/loss=<3 is no condition; did you mean 'val/loss<=3'?"),
+        (["val/loss==3"], "did you mean 'val/loss=3'?"),
+        (["val/loss=>3"], "did you mean 'val/loss>=3'?"),
+        (["status<>dead"], "did you mean 'status!=dead'?"),
+        (["val/loss<<3"], "did you mean 'val/loss<3'?"),
     ],
 )
 def test_mistakes_are_answered(words: list[str], hint: str, study: Path, capsys: Output):
@@ -148,7 +153,7 @@ def test_a_thousand_runs_are_listed_in_two_seconds_without_torch(make: Make, lla
 
 def test_nothing_there_says_what_makes_a_run(outputs: Path, capsys: Output):
     assert main(["runs"]) == 0
-    assert "There is no run in" in capsys.readouterr().out
+    assert f"There is no run in {outputs}; llama-lab train makes one" in capsys.readouterr().out
 
 
 def test_flags_may_stand_between_what_they_are_about(study: Path, capsys: Output):

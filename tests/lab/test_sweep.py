@@ -13,12 +13,14 @@ from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import run_folder
 from llama_lab.lab import sweep as sweeps
 from llama_lab.lab.sweep import Sweep, load_sweep
-from llama_lab.lab.sweep.expand import place
+from llama_lab.lab.sweep.expand import Outcome, place
 from llama_lab.lab.sweep.frozen import freeze
 from llama_lab.lab.sweep.halving import falls_behind, rung_updates
 from llama_lab.lab.sweep.local import choose_gpus
 from llama_lab.lab.sweep.search import changed
+from llama_lab.lab.sweep.show import print_results
 from llama_lab.lab.sweep.space import Axis, axis_problems, draw_points, read_axis
+from llama_lab.training.run_folder import relative
 
 SMOKE = ["experiment=smoke", "wandb=null", "hardware=cpu"]
 
@@ -288,3 +290,23 @@ def test_a_margin_saves_the_best_from_noise():
 
     assert lost(0.0) > 0.25
     assert lost(1.645 * 2**0.5 * 0.01) < 0.05
+
+
+def test_the_last_table_says_in_which_order_it_is_and_what_compares_its_points(capsys):
+    jobs = expand([*SMOKE, "optim.max_lr=0.01,0.02", "seed.init=0,1"])
+
+    def shown(*outcomes: tuple[str, float | None]) -> list[str]:
+        for job, (status, loss) in zip(jobs.jobs, outcomes, strict=True):
+            job.outcome = Outcome(status, str(job.folder), summary={} if loss is None else {"val/loss": loss})
+        print_results(jobs)
+        return capsys.readouterr().out.splitlines()
+
+    done = shown(("finished", 2.3), ("finished", 2.1), ("finished", 2.2), ("finished", 2.4))
+    assert done[0] == "4 jobs, the best first"
+    assert [line.split()[2] for line in done[2:6]] == ["2.1000", "2.2000", "2.3000", "2.4000"]
+    assert done[-1] == f"Whether such a difference is more than chance: llama-lab compare {relative(jobs.folder)}"
+    some = shown(("preempted", 2.2), ("finished", 2.3), ("finished", 2.2), ("not started", None))
+    assert some[0] == "4 jobs: 2 finished, the best first; then the others"
+    assert [line.split()[2] for line in some[2:5]] == ["2.2000", "2.3000", "2.2000"]
+    assert shown(*[("preempted", 2.2)] * 4)[0] == "4 jobs, none of them finished"
+    assert shown(*[("finished", None)] * 4)[0] == "4 jobs, in their order"

@@ -15,7 +15,7 @@ from llama_lab.lab.ask.calibration_picture import draw_calibration
 from llama_lab.lab.ask.generate import add_checkpoint_arguments, open_checkpoint
 from llama_lab.lab.table import print_table
 from llama_lab.training.plots import PICTURES
-from llama_lab.training.run_folder import relative
+from llama_lab.training.run_folder import named_run, relative
 
 if TYPE_CHECKING:
     from llama_lab.inference.documents import Calibration, Interval, Measured
@@ -51,6 +51,7 @@ def run_evaluate_command(words: list[str]) -> int:
     if asked.plot is not None and asked.plot.suffix.lower() not in PICTURES:
         raise ConfigError([(f"--plot {asked.plot}", f"has no ending of a picture; try {asked.plot.stem}.png")], scope=SCOPE)
     tasks = load_tasks(asked.task)
+    asked.run = named_run(asked.run)
     run = open_checkpoint(asked.run, asked.update, device=asked.device, precision=asked.precision)
     where = f"{relative(asked.run.absolute())} after {run.update} updates, {asked.precision}"
     measured = _measure_all(run, asked) if asked.paths or not tasks else {}
@@ -73,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Loss, perplexity, bits per byte and calibration on texts, with intervals over documents; accuracy on tasks.",
     )
     add_checkpoint_arguments(parser)
-    what = "text (file, folder or pattern), a prepared folder, or a run's folder for what it validates on; none: RUN's own"
+    what = "text (file, folder or pattern), a prepared folder, or a run for what it validates on; none: RUN's own"
     parser.add_argument("paths", nargs="*", metavar="PATH", help=what)
     shapes = "questions in the shape of HellaSwag, PIQA, ARC or LAMBADA, a .jsonl file; may be given several times"
     parser.add_argument("--task", action="append", default=[], metavar="FILE", help=shapes)

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -13,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.flags import Parser
+from llama_lab.config.schema import Problem
 from llama_lab.inference.options import NEW_TOKENS, Beyond, Options, read_options
-from llama_lab.training.run_folder import find_run
+from llama_lab.lab.patterns import RUN_HELP
+from llama_lab.training.run_folder import find_run, named_run, no_run
 from llama_lab.training.saving.choice import chosen_checkpoint
 
 if TYPE_CHECKING:
@@ -48,7 +51,7 @@ def run_generate_command(words: list[str]) -> int:
     options = _options(asked)
     prompts = _prompts(asked)
     if not prompts and not asked.interactive:
-        raise ConfigError([("no prompt", "was typed; add a text in quotes, --prompts FILE, or --interactive")], scope=SCOPE)
+        raise ConfigError(_nothing_to_continue(asked.run), scope=SCOPE)
     if asked.interactive and (prompts or asked.json):
         raise ConfigError([("--interactive", "asks for its prompts itself, and prints no JSON; leave the others out")], scope=SCOPE)
     run = open_checkpoint(asked.run, asked.update, device=asked.device, precision=asked.precision)
@@ -91,7 +94,7 @@ def open_checkpoint(folder: Path, update: str | None, *, device: str, precision:
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     """What tells which weights are meant, and where they compute."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder, outputs/<name>/<run id>")
+    parser.add_argument("run", type=Path, metavar="RUN", help=RUN_HELP)
     parser.add_argument(
         "--update", metavar="N", help="the checkpoint after update N, or last, or best by validation (default: last)"
     )
@@ -200,6 +203,18 @@ def _prompts(asked: argparse.Namespace) -> list[str]:
     if problems:
         raise ConfigError(problems, scope=SCOPE)
     return found
+
+
+def _nothing_to_continue(typed: Path) -> list[Problem]:
+    """What is wrong where one word alone was typed: a run without a text, or a text without a run."""
+    missing = ("no prompt", "was typed; add a text in quotes, --prompts FILE, or --interactive")
+    path = named_run(typed)
+    if path.exists():
+        return [missing]
+    near = no_run(path)
+    if "did you mean" in near:
+        return [(str(typed), near), missing]
+    return [(repr(str(typed)), f"is no run, and RUN is missing: llama-lab generate RUN {shlex.quote(str(typed))}")]
 
 
 def _stream(run: "LoadedRun", prompt: str, options: Options, show_prompt: bool = True) -> str:

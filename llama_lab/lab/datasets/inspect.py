@@ -26,7 +26,7 @@ from llama_lab.data.tokenizer import Tokenizer
 from llama_lab.lab.table import print_table
 from llama_lab.training.plots import PICTURES
 from llama_lab.training.run_data import open_data, trained_on
-from llama_lab.training.run_folder import RunFolder
+from llama_lab.training.run_folder import RunFolder, named_run
 
 SCOPE = "this request"
 SAMPLES = 3
@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "path",
         metavar="PATH",
-        help="a prepared folder, an entry of `llama-lab cache`, a run's folder, or a bare folder of .npy or .bin",
+        help="a prepared folder, an entry of `llama-lab cache`, a run, or a bare folder of .npy or .bin",
     )
     parser.add_argument("--verify", action="store_true", help="first read everything and compare it with its checksums")
     parser.add_argument("--samples", type=_count, default=SAMPLES, metavar="N", help=f"documents to decode (default: {SAMPLES})")
@@ -128,6 +128,8 @@ def _locate(typed: str) -> Path:
     entry = cache.prepared_root() / typed
     if Path(typed).name == typed and entry.is_dir():
         return entry
+    if (run := named_run(path)).is_dir():
+        return run
     close = difflib.get_close_matches(typed, [found.name for found in cache.entries()], n=1)
     hint = f"did you mean {close[0]}?" if close else "llama-lab cache lists what is prepared"
     raise ConfigError([(typed, f"is no folder, and no entry of the cache; {hint}")], scope=SCOPE)

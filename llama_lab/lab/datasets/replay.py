@@ -18,6 +18,7 @@ from llama_lab.config.targets import IGNORE
 from llama_lab.data.prepare import PreparedData
 from llama_lab.data.shards import Split
 from llama_lab.data.stream import Batch, Located, MixedStream, batch_hash, training_stream
+from llama_lab.lab.patterns import RUN_HELP
 from llama_lab.training.feed import share
 from llama_lab.training.metrics import read_rows
 from llama_lab.training.run_data import open_data, trained_on
@@ -55,7 +56,7 @@ def run_replay_command(words: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="llama-lab data replay", description="What a run was fed in an update, rank by rank.")
-    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder, outputs/<name>/<run id>")
+    parser.add_argument("run", type=Path, metavar="RUN", help=RUN_HELP)
     parser.add_argument("--update", type=int, required=True, metavar="N", help="number of the update, from 1")
     parser.add_argument("--ranks", type=int, metavar="R", help="share it between so many processes; else as many as the run has")
     parser.add_argument("--tokens", action="store_true", help="also the text that each window begins with")

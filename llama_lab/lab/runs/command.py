@@ -18,10 +18,13 @@ from llama_lab.config.flags import Parser
 from llama_lab.config.identity import outputs_folder
 from llama_lab.config.schema import Problem
 from llama_lab.lab.runs.listing import STATES, Glance, beside_each_other, find_folders, look_at
-from llama_lab.lab.table import counted, print_table
+from llama_lab.lab.table import counted, print_list, print_table
 from llama_lab.training.run_folder import relative
+from llama_lab.training.run_names import short_names
 
 COLUMNS = ("run", "status", "val/loss", "tokens", "done", "speed", "age", "model", "differs")
+DROPPED = ("model", "tokens", "speed", "study", "age", "done")
+"""Columns that a narrow terminal does without, the least important first."""
 SHORT = {"speed": "speed/tokens_per_second", "name": "study", "loss": "val/loss"}
 """Words for keys that are long or have another name inside."""
 OPERATORS = ("!=", "<=", ">=", "=", "<", ">")
@@ -70,6 +73,7 @@ def run_runs_command(words: list[str]) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     filters = [found for word in asked.words if (found := _filter(word)) is not None]
+    _check_operators(filters)
     folders = find_folders(word for word in asked.words if _filter(word) is None)
     runs: list[Glance] = []
     broken: list[Problem] = []
@@ -94,20 +98,36 @@ def run_runs_command(words: list[str]) -> int:
         writer.writerow(columns)
         writer.writerows([[_plain(value_of(run, column, now)) for column in columns] for run in kept])
     elif kept:
-        rows = [[_shown(column, value_of(run, column, now)) for column in columns] for run in kept]
-        of = f"{len(kept)} of " if len(kept) < len(runs) else ""
-        print_table(f"{of}{counted(len(runs), 'run')}", columns, rows)
-    else:
+        _print(kept, f"{len(kept)} of " * (len(kept) < len(runs)) + counted(len(runs), "run"), columns, asked.columns, now)
+    elif runs:
         states = Counter(str(value_of(run, "status", now)) for run in runs)
         there = ", ".join(f"{state} {count}" for state, count in sorted(states.items()))
-        print(
-            f"None of {counted(len(runs), 'run')} fits; by status: {there}"
-            if runs
-            else f"There is no run in {relative(outputs_folder())}; llama-lab train makes one"
-        )
+        print(f"None of {counted(len(runs), 'run')} fits; by status: {there}")
+    elif not broken:
+        print(f"There is no run in {outputs_folder()}; llama-lab train makes one")
     for subject, rule in broken:
         print(f"Not listed: {subject} {rule}", file=sys.stderr)
     return 1 if broken else 0
+
+
+def _print(runs: Sequence[Glance], title: str, columns: Sequence[str], asked: str | None, now: float) -> None:
+    """Print runs: with their paths where nobody reads, or where the columns were chosen, else with short names."""
+    rows = [[_shown(column, value_of(run, column, now)) for column in columns] for run in runs]
+    if not sys.stdout.isatty():
+        print_table(title, columns, rows)
+        return
+    chosen = [] if asked is None else [key.strip() for key in asked.split(",")]
+    if any(key and not key.startswith("+") for key in chosen):
+        print_list(title, columns, rows)
+        return
+    studies = [run.folder.parent.name for run in runs]
+    several = len({run.folder.parent for run in runs}) > 1
+    cells = [
+        [name, study if several else "", *row[1:]]
+        for name, study, row in zip(short_names([run.folder for run in runs]), studies, rows, strict=True)
+    ]
+    drop = [key for key in DROPPED if f"+{key}" not in chosen]
+    print_list(title, [columns[0], "study", *columns[1:]], cells, drop=drop, words=["differs"])
 
 
 def value_of(run: Glance, key: str, now: float) -> Any:
@@ -147,7 +167,10 @@ def _parser() -> argparse.ArgumentParser:
         "  llama-lab runs status=dead                           runs whose process is gone",
     )
     parser.add_argument(
-        "words", nargs="*", metavar="FOLDER|KEY=VALUE", help="runs, folders, patterns, sweeps; and conditions: = != < > <= >="
+        "words",
+        nargs="*",
+        metavar="FOLDER|KEY=VALUE",
+        help="runs (folder, name or hash), folders, patterns, sweeps; and conditions: = != < > <= >=",
     )
     parser.add_argument(
         "--sort", metavar="KEY", help="by this key, small values first; --sort=-KEY: large ones (default: newest last)"
@@ -191,6 +214,19 @@ def _check_keys(runs: Sequence[Glance], asked: Sequence[tuple[str, str]]) -> Non
                 f"did you mean {close[0]}?" if close else "a key of the config, such as optim.max_lr, or a metric, such as val/loss"
             )
             problems.append((said, f"is about a key that no run has; {hint}"))
+    if problems:
+        raise ConfigError(problems, scope="this request")
+
+
+def _check_operators(filters: Sequence[Filter]) -> None:
+    """Refuse operators with their signs in another order, such as `=<`: they would compare with a text that begins with one."""
+    problems: list[Problem] = []
+    for one in filters:
+        value = one.value.lstrip("=!<>")
+        if value != one.value:
+            signs = one.operator + one.value.removesuffix(value)
+            meant = "!=" if signs == "<>" else signs[::-1] if signs[::-1] in OPERATORS else one.operator
+            problems.append((f"{one.key}{one.operator}{one.value}", f"is no condition; did you mean '{one.key}{meant}{value}'?"))
     if problems:
         raise ConfigError(problems, scope="this request")
 

@@ -76,7 +76,11 @@ def find_folders(words: Iterable[str]) -> list[Path]:
     problems: list[Problem] = []
     listed = list(words)
     for word in listed or [str(outputs_folder())]:
-        folders = _named(word)
+        try:
+            folders = _named(word)
+        except ConfigError as error:
+            problems += error.problems
+            continue
         if not folders and listed:
             instead = or_meant(Path(word).expanduser(), "name a run's folder, a folder of runs, a sweep, or a pattern of these")
             problems.append((word, f"names no run; {instead}"))
@@ -187,6 +191,8 @@ def _inside(path: Path) -> list[Path]:
         jobs = json.loads((path / "sweep.json").read_text(encoding="utf-8"))["jobs"]
         folders = [Path(os.path.normpath(path / job["folder"])) for job in jobs]
         return [folder for folder in folders if folder.is_dir()]
+    if any((path / name).is_file() for name in ("meta.json", *FILES)):
+        return [path]
     # A folder with rows or a summary and no config is a run that was damaged, and named as such.
     files = [entry for depth in ("*", "*/*") for name in FILES[:2] + FILES[3:] for entry in path.glob(f"{depth}/{name}")]
     return sorted({entry.parent for entry in files if not is_aside(entry.parent)})

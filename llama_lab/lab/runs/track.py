@@ -17,10 +17,10 @@ from llama_lab.config.errors import ConfigError
 from llama_lab.config.flags import Parser
 from llama_lab.config.identity import load_config
 from llama_lab.config.schema import TrackerMode, WandbConfig
-from llama_lab.lab.patterns import matches
+from llama_lab.lab.patterns import RUN_HELP, matches
 from llama_lab.lab.sweep.frozen import is_sweep, load_sweep
 from llama_lab.training.metrics import read_rows
-from llama_lab.training.run_folder import RunFolder, find_run, hold_run, relative
+from llama_lab.training.run_folder import RunFolder, find_run, hold_run, named_run, relative
 from llama_lab.training.tracking.sent import GrowingRows, Sent, read_sent, sending
 from llama_lab.training.tracking.tracker import SenderProcess, make_request, new_id
 from llama_lab.training.tracking.wandb_run import decide_mode
@@ -49,7 +49,7 @@ def run_track_command(words: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="llama-lab track", description="Send runs to Weights & Biases after they were trained.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run or of a sweep, or a pattern for several")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=f"{RUN_HELP}; a sweep's folder, or a pattern for several")
     parser.add_argument(
         "--mode", choices=["online", "offline"], help="offline writes a run that `wandb sync` sends; else as there is a key"
     )
@@ -63,7 +63,11 @@ def _named(words: list[str]) -> list[RunFolder]:
     paths: dict[Path, None] = {}
     found = []
     for word in words:
-        path = Path(word).expanduser().absolute()
+        try:
+            path = named_run(Path(word)).absolute()
+        except ConfigError as error:
+            found += error.problems
+            continue
         meant = matches(word) if glob.has_magic(word) and not path.exists() else [path]
         if not meant:
             found.append((word, "matches nothing; name runs' folders, outputs/<name>/<run id>"))

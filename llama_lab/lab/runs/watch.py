@@ -20,12 +20,16 @@ from llama_lab.config.identity import outputs_folder
 from llama_lab.config.schema import Problem
 from llama_lab.lab.runs.command import short_age
 from llama_lab.lab.runs.listing import DEAD, RUNNING, Glance, beside_each_other, find_folders, is_alive, look_at
-from llama_lab.lab.table import counted, print_table
+from llama_lab.lab.table import counted, fitted, print_list, print_table
 from llama_lab.training.metrics import short_time
 from llama_lab.training.run_folder import relative
+from llama_lab.training.run_names import short_names
 
 HEADINGS = ("run", "status", "done", "left", "train loss", "", "val loss", "tok/s", "written", "differs")
-NUMBERS = (3, 4, 6, 7, 8)
+NARROW_HEADINGS = ("run", "study", "status", "", "done", "left", "loss", "last rows", "val loss", "tok/s", "written", "differs")
+"""On a terminal, which may be narrow."""
+DROPPED = ("", "last rows", "written", "study")
+"""What says something beside the numbers, the least important first."""
 EVERY_SECONDS = 2.0
 # Without a terminal a table is printed now and then, not drawn over.
 PRINTED_SECONDS = 60.0
@@ -76,13 +80,11 @@ def run_watch_command(words: list[str]) -> int:
     watcher = _Watcher(asked.runs)
     seen = watcher.look()
     if not seen and not watcher.goes_on(seen):
-        print(
-            f"No run is training in {relative(outputs_folder())}; llama-lab runs lists all, llama-lab watch RUN shows the one named"
-        )
+        print(f"No run is training in {outputs_folder()}; llama-lab runs lists all, llama-lab watch RUN shows the one named")
         return 0
     try:
         if asked.once or not watcher.goes_on(seen):
-            print_table(*_table(seen))
+            _show(seen)
         elif sys.stdout.isatty():
             seen = _draw(watcher, seen, asked.every)
         else:
@@ -102,7 +104,10 @@ def _parser() -> argparse.ArgumentParser:
         "ending it ends none of them.",
     )
     parser.add_argument(
-        "runs", nargs="*", metavar="RUN", help="runs, folders, patterns, sweeps; without any, what trains in outputs/"
+        "runs",
+        nargs="*",
+        metavar="RUN",
+        help="runs (by folder, name or hash), folders, patterns, sweeps; without any, what trains in outputs/",
     )
     parser.add_argument("--once", action="store_true", help="one look")
     parser.add_argument(
@@ -181,23 +186,25 @@ def _is_held(sweep: Path) -> bool:
 def _draw(watcher: _Watcher, seen: list[Seen], every: float) -> list[Seen]:
     from rich.console import Console
     from rich.live import Live
-    from rich.table import Table
 
     console = Console(highlight=False)
     with Live(console=console, auto_refresh=False, transient=True, vertical_overflow="ellipsis") as live:
         while watcher.goes_on(seen):
-            title, headings, rows = _table(seen)
-            table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-            for number, heading in enumerate(headings):
-                justify = "right" if number in NUMBERS else "left"
-                table.add_column(heading, justify=justify, no_wrap=True, overflow="ellipsis", min_width=None if number else 16)
-            for row in rows:
-                table.add_row(*[cell.replace("[", r"\[") for cell in row])
+            title, headings, rows = _narrow_table(seen)
+            table, _ = fitted(headings, rows, console.width, drop=DROPPED, words=["differs"])
+            table.title, table.title_justify, table.title_style = title, "left", "bold"
             live.update(table, refresh=True)
             time.sleep(every)
             seen = watcher.look()
-    print_table(*_table(seen))
+    _show(seen)
     return seen
+
+
+def _show(seen: Sequence[Seen]) -> None:
+    if sys.stdout.isatty():
+        print_list(*_narrow_table(seen), drop=DROPPED, words=["differs"], say_dropped=False)
+    else:
+        print_table(*_table(seen))
 
 
 def _print(watcher: _Watcher, seen: list[Seen], every: float) -> list[Seen]:
@@ -212,8 +219,24 @@ def _print(watcher: _Watcher, seen: list[Seen], every: float) -> list[Seen]:
 
 
 def _table(seen: Sequence[Seen]) -> tuple[str, Sequence[str], list[list[str]]]:
+    return _title(seen), HEADINGS, [_cells(one) for one in seen]
+
+
+def _narrow_table(seen: Sequence[Seen]) -> tuple[str, Sequence[str], list[list[str]]]:
+    """The same with short names, and the bar in a column of its own."""
+    names = short_names([one.glance.folder for one in seen])
+    several = len({one.glance.folder.parent for one in seen}) > 1
+    studies = [one.glance.folder.parent.name if several else "" for one in seen]
+    rows = [
+        [name, study, status, *(bar.split(" ", 1) if bar else ["", ""]), *rest]
+        for name, study, (_, status, bar, *rest) in zip(names, studies, map(_cells, seen), strict=True)
+    ]
+    return _title(seen), NARROW_HEADINGS, [[cell.strip() for cell in row] for row in rows]
+
+
+def _title(seen: Sequence[Seen]) -> str:
     training = sum(one.glance.status == RUNNING for one in seen)
-    return f"{training} of {counted(len(seen), 'run')} training", HEADINGS, [_cells(one) for one in seen]
+    return f"{training} of {counted(len(seen), 'run')} training"
 
 
 def _cells(one: Seen) -> list[str]:

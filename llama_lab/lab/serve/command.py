@@ -10,8 +10,8 @@ from pathlib import Path
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.flags import Parser
 from llama_lab.config.schema import Problem
-from llama_lab.lab.patterns import matches
-from llama_lab.training.run_folder import no_run
+from llama_lab.lab.patterns import RUN_HELP, matches
+from llama_lab.training.run_folder import named_run, no_run
 
 SCOPE = "this request"
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="llama-lab serve",
         description="Try checkpoints side by side on a local page, and ask them through OpenAI's /v1/completions.",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, outputs/<name>/<run id>, or a pattern for several")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=f"{RUN_HELP}; or a pattern for several")
     parser.add_argument("--port", type=_port, default=PORT, metavar="N", help=f"default: {PORT}; 0 takes a free one")
     parser.add_argument("--host", default=LOOPBACK[0], help=f"default: {LOOPBACK[0]}, which only this machine reaches")
     parser.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda, mps, or auto for the best there is (default)")
@@ -111,7 +111,11 @@ def _named(words: list[str]) -> list[Path]:
     found: dict[Path, None] = {}
     problems: list[Problem] = []
     for word in words:
-        path = Path(word).expanduser()
+        try:
+            path = named_run(Path(word))
+        except ConfigError as error:
+            problems += error.problems
+            continue
         is_pattern = glob.has_magic(word) and not path.exists()
         paths = matches(word) if is_pattern else [path]
         runs = [path for path in paths if (path / "config.yaml").is_file()]

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from llama_lab.config.errors import ConfigError
@@ -11,7 +12,7 @@ from llama_lab.lab.sweep import run_sweep
 from llama_lab.lab.sweep.expand import Sweep
 from llama_lab.lab.sweep.frozen import directory_of, known_outcome, load_sweep
 from llama_lab.lab.sweep.show import print_results
-from llama_lab.lab.table import counted, print_table
+from llama_lab.lab.table import counted, print_list, print_table
 from llama_lab.training.run_folder import relative
 
 
@@ -64,9 +65,10 @@ def _list_sweeps() -> None:
         rows.append([relative(path.parent), *_counts(sweep)])
     if rows:
         title = counted(len(rows), "sweep") + (", the newest first" if len(rows) > 1 else "")
-        print_table(title, ["sweep", "jobs", "finished", "failed", "left"], rows)
+        show = print_list if sys.stdout.isatty() else print_table
+        show(title, ["sweep", "jobs", "finished", "failed", "left"], rows)
     else:
-        print(f"There is no sweep in {relative(outputs)}; llama-lab train -m seed.init=0,1,2 starts one")
+        print(f"There is no sweep in {outputs}; llama-lab train -m seed.init=0,1,2 starts one")
 
 
 def _counts(sweep: Sweep) -> list[str]:

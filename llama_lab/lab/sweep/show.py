@@ -3,10 +3,12 @@ and summary.csv."""
 
 import csv
 import math
+import shlex
 import statistics
+import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,10 +20,12 @@ from rich.text import Text
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import Direction
+from llama_lab.lab.labels import short_keys
 from llama_lab.lab.sweep.expand import Job, Sweep
-from llama_lab.lab.table import counted, print_table
+from llama_lab.lab.table import counted, print_list, print_table
 from llama_lab.training.metrics import short_time
 from llama_lab.training.run_folder import RunFolder, relative
+from llama_lab.training.run_names import short_names
 
 COLUMNS = {
     "val/loss": "val loss",
@@ -31,6 +35,8 @@ COLUMNS = {
     "seconds": "seconds",
 }
 """Metric key, as in summary.csv -> heading of the printed table."""
+DROPPED = ("seconds", "tokens", "train/loss", "val/bits_per_byte", "val/loss")
+"""Columns that a narrow terminal does without, but for the objective, the least important first."""
 # Where there is no terminal, one line says how far the sweep is, so often.
 SAID_SECONDS = 60.0
 SHOWN_JOBS = 30
@@ -150,23 +156,45 @@ def write_summary(sweep: Sweep) -> None:
 
 
 def print_results(sweep: Sweep) -> None:
-    """The jobs as a table, the best first, and the points over their seeds if there are several."""
+    """The jobs as a table, those that finished in front, and the points over their seeds if there are several."""
     columns = _columns(sweep)
-    headings = [*sweep.jobs[0].values, *columns.values(), "status", "folder"]
     best = ranked(sweep)
     there = {job.number for job in best}
-    rows = []
-    for job in [*best, *(job for job in sweep.jobs if job.number not in there)]:
-        where = "" if job.outcome.folder is None else relative(job.folder)
-        values = [shown_value(key, _metric(job, key)) for key in columns]
-        rows.append([*job.values.values(), *values, job.outcome.status, where])
-    print_table(f"{counted(len(sweep.jobs), 'job')}, the best first", headings, rows)
+    jobs = [*best, *(job for job in sweep.jobs if job.number not in there)]
+    cells = [[shown_value(key, _metric(job, key)) for key in columns] + [job.outcome.status] for job in jobs]
+    if sys.stdout.isatty():
+        keys = list(sweep.jobs[0].values)
+        short = short_keys(keys)
+        names = short_names([job.folder for job in jobs])
+        rows = [
+            ["" if job.outcome.folder is None else name, *job.values.values(), *row]
+            for job, name, row in zip(jobs, names, cells, strict=True)
+        ]
+        drop = [columns[key] for key in DROPPED if key != sweep.settings.objective and key in columns]
+        headings = ["run", *(short[key] for key in keys), *columns.values(), "status"]
+        print_list(_order_said(sweep, best), headings, rows, drop=drop, words=["status"])
+    else:
+        folders = ["" if job.outcome.folder is None else relative(job.folder) for job in jobs]
+        rows = [[*job.values.values(), *row, folder] for job, row, folder in zip(jobs, cells, folders, strict=True)]
+        print_table(_order_said(sweep, best), [*sweep.jobs[0].values, *columns.values(), "status", "folder"], rows)
     if points := _points(sweep, best):
         print()
         print_table(
             f"{objective_heading(sweep)} over the seeds", [*points[0][0], "runs", "mean", "deviation"], [row for _, row in points]
         )
-        print("Whether such a difference is more than chance: llama-lab compare")
+        print(f"Whether such a difference is more than chance: llama-lab compare {shlex.quote(relative(sweep.folder))}")
+
+
+def _order_said(sweep: Sweep, best: Sequence[Job]) -> str:
+    """How many jobs there are, and in which order: values of runs that did not finish are of other updates, and rank nothing."""
+    said = counted(len(sweep.jobs), "job")
+    if len(best) == len(sweep.jobs):
+        return f"{said}, the best first"
+    if not best:
+        return (
+            f"{said}, none of them finished" if not any(job.outcome.finished for job in sweep.jobs) else f"{said}, in their order"
+        )
+    return f"{said}: {len(best)} finished, the best first; then the others"
 
 
 def write_report(sweep: Sweep) -> None:

@@ -16,6 +16,7 @@ from llama_lab.config.flags import Parser
 from llama_lab.config.identity import load_config
 from llama_lab.config.schema import RunConfig
 from llama_lab.data.tokenizer import Tokenizer, load_tokenizer
+from llama_lab.lab.patterns import RUN_HELP
 from llama_lab.lab.transfer.card import model_card
 from llama_lab.training.run_folder import RunFolder, find_run, relative
 from llama_lab.training.saving.choice import chosen_checkpoint, damaged
@@ -102,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="llama-lab export",
         description="Write a checkpoint so that others load it: transformers, vLLM, lm-evaluation-harness (hf), llama.cpp (gguf).",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder, outputs/<name>/<run id>")
+    parser.add_argument("run", type=Path, metavar="RUN", help=RUN_HELP)
     parser.add_argument("--to", required=True, choices=TARGETS, help="hf: a folder of Hugging Face; gguf: a file of llama.cpp")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder to make")
     parser.add_argument("--update", metavar="N", help="the checkpoint after update N, or last (the default), or best")
