@@ -99,4 +99,4 @@ def test_what_lies_beside_runs_is_left_out_where_a_shell_has_named_it(make: Make
     assert len(json.loads(capsys.readouterr().out)) == 2
     assert main(["report", *everything, "--out", str(study / "report")]) == 0
     assert main(["serve", *everything]) == 2
-    assert "has no checkpoint" in capsys.readouterr().err, "and not that a folder holds no run"
+    assert "put checkpoints/ back" in capsys.readouterr().err, "and not that a folder holds no run"
