@@ -39,11 +39,9 @@ EXTRA_PART_CHARACTERS, EXTRA_CHARACTERS = 40, 150
 
 def science(run: RunConfig) -> dict[str, Any]:
     """What decides the loss curve, as plain types; nodes whose shape is chosen say it as `type`."""
-    found: dict[str, Any] = {}
-    for name in SCIENCE:
-        found[name] = _plain(getattr(run, name))
-        if name in SHAPES:
-            found[name]["type"] = _shape(name, getattr(run, name))
+    found: dict[str, Any] = {name: _plain(getattr(run, name)) for name in SCIENCE}
+    for group, shape in shapes(run).items():
+        found[group]["type"] = shape
     for node, key in (("data", "path"), ("tokenizer", "path")):
         if key in found[node]:
             found[node][key] = _tidy(found[node][key])
@@ -133,13 +131,18 @@ def plain_config(run: RunConfig) -> dict[str, Any]:
     return {field.name: _saved(getattr(run, field.name)) for field in fields(run) if field.name != "origin"}
 
 
+def shapes(run: RunConfig) -> dict[str, str]:
+    """Of each group whose options differ in shape the name of the one that the run has: {"schedule": "linear", …}."""
+    return {group: _shape(group, getattr(run, group)) for group in SHAPES}
+
+
 def to_yaml(run: RunConfig) -> str:
     """The whole config as `load_config` reads it: every value, then where it came from."""
     tree = plain_config(run)
     now = values(science(run))
     tree["origin"] = {
         "format_version": FORMAT_VERSION,
-        "shapes": {group: _shape(group, getattr(run, group)) for group in SHAPES},
+        "shapes": shapes(run),
         "choices": run.origin.choices,
         "label": run.origin.label,
         "changed_from": {key: value for key, value in run.origin.base.items() if now.get(key) != value},

@@ -90,12 +90,21 @@ def test_a_fork_with_a_longer_budget_is_the_longer_run(text, trunk, capsys):
     assert (result.folder / "train.log").read_text(encoding="utf-8").startswith(said)
 
 
+def test_a_change_of_the_schedules_kind_alone_is_a_change(trunk, capsys):
+    result = fork(trunk, ["schedule=linear"], update="12")
+    assert json.loads((result.folder / "meta.json").read_text())["lineage"]["changes"]["schedule"] == "linear"
+    assert "(6,144 tokens): schedule=linear" in capsys.readouterr().out
+
+
 def test_a_trunk_has_several_cool_downs(trunk):
     short, long = (
         fork(trunk, ["schedule=wsd", f"schedule.cooldown_fraction={share}", "training_tokens=8192"], update="8").folder
         for share in (0.25, 0.5)
     )
     assert short != long
+    changes = {"schedule": "wsd", "training_tokens": 8192, "schedule.cooldown_fraction": 0.25}
+    kept = json.loads((short / "meta.json").read_text())["lineage"]["changes"]
+    assert {key: kept.get(key) for key in changes} == changes
     rates = {name: {row["update"]: row["train/lr"] for row in steady(name) if "train/lr" in row} for name in (trunk, short, long)}
     peak = rates[trunk][6]
     assert rates[short] == {1: rates[trunk][1], 3: peak, 6: peak, 9: peak, 12: peak, 15: pytest.approx(peak / 4), 16: 0.0}

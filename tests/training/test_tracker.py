@@ -118,6 +118,9 @@ def test_wandb_is_told_what_the_run_is_and_how_it_ended(tracked, capsys):
     assert opened["run_id"] == json.loads((result.folder / "meta.json").read_text())["wandb_id"]
     assert opened["config"]["update"]["model"]["dim"] == 32
     assert opened["config"]["update"]["data"]["window"] == "contiguous"
+    # Options of one shape have the same fields, and are told apart by name alone.
+    assert opened["config"]["update"]["schedule"]["type"] == "wsd"
+    assert opened["config"]["update"]["origin"]["choices"] == run.origin.choices != {}
     assert records["exit"][0].get("exit_code", 0) == 0
     validated = [row["val/loss"] for row in read_rows(result.folder / "metrics.jsonl") if "val/loss" in row]
     last = summary(records)

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from llama_lab.config.compose import recompose
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.identity import load_config, outputs_folder, plain_config, run_folder, run_hash, save_config, to_yaml
+from llama_lab.config.identity import load_config, outputs_folder, plain_config, run_folder, run_hash, save_config, shapes, to_yaml
 from llama_lab.config.resolve import resolve
-from llama_lab.config.schema import SHAPES, BpeConfig, FileTokenizerConfig, Problem, RunConfig, shown
+from llama_lab.config.schema import BpeConfig, FileTokenizerConfig, Problem, RunConfig, shown
 from llama_lab.data.prepare import prepare
 from llama_lab.training.run_data import at_home
 from llama_lab.training.run_folder import (
@@ -329,24 +329,19 @@ def _fixed(parent: RunConfig, run: RunConfig) -> list[Problem]:
         if (now := getattr(run.data, name)) != (before := getattr(parent.data, name)):
             rule = f"cannot change in a fork: updates are counted, and the data read, in steps of {shown(before)}"
             found.append((f"data.{name}={shown(now)}", rule))
-    if type(run.optim) is not type(parent.optim):
-        before = _shape_name("optim", parent.optim)
-        found.append((f"optim={_shape_name('optim', run.optim)}", f"cannot change in a fork: its state is that of optim={before}"))
+    if (now := shapes(run)["optim"]) != (before := shapes(parent)["optim"]):
+        found.append((f"optim={now}", f"cannot change in a fork: its state is that of optim={before}"))
     if run.tokenizer != parent.tokenizer and not isinstance(run.tokenizer, FileTokenizerConfig):
         rule = "cannot change in a fork: the weights know the ids of the parent's"
-        found.append((f"tokenizer={_shape_name('tokenizer', run.tokenizer)}", rule))
+        found.append((f"tokenizer={shapes(run)['tokenizer']}", rule))
     return found
 
 
 def _documents(run: RunConfig) -> dict[str, Any]:
     """What decides which documents there are, and so what a tokenizer learns from them."""
     node = plain_config(run)["data"]
-    shape = {"type": _shape_name("data", run.data)}
+    shape = {"type": shapes(run)["data"]}
     return shape | {name: value for name, value in node.items() if name not in (*POSITION, "window")}
-
-
-def _shape_name(group: str, node: Any) -> str:
-    return next(name for name, shape in SHAPES[group].items() if type(node) is shape)
 
 
 def _hash(parent: RunFolder, run: RunConfig) -> str:
@@ -372,15 +367,15 @@ def _same_data(asked: Fork, now: dict[str, str]) -> None:
     if before.get("tokenizer") != now["tokenizer"]:
         rule = "is another than the parent's, whose ids the weights know; "
         rule += f"the parent's is tokenizer=file tokenizer.path={relative(tokenizer)}"
-        raise _refused([(f"tokenizer={_shape_name('tokenizer', asked.run.tokenizer)}", rule)])
+        raise _refused([(f"tokenizer={shapes(asked.run)['tokenizer']}", rule)])
     if same_text and before.get("data") != now["data"] and not asked.run.accept_changes:
         said = f"the data changed from {str(before.get('data'))[:12]} to {now['data'][:12]}"
         raise _refused([(said, "since the parent was trained; accept_changes=true forks all the same")])
 
 
 def _changes(parent: RunConfig, run: RunConfig) -> dict[str, Any]:
-    """Key path -> new value, of everything that differs from the parent's config."""
-    before, now = (_leaves(plain_config(config)) for config in (parent, run))
+    """Key path -> new value, of everything that differs from the parent's config; of a group whose kind differs, that first."""
+    before, now = (shapes(config) | _leaves(plain_config(config)) for config in (parent, run))
     return {key: value for key, value in now.items() if key not in ("fresh", "accept_changes") and before.get(key, ...) != value}
 
 

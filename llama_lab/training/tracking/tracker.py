@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from llama_lab.config.identity import plain_config
+from llama_lab.config.identity import plain_config, shapes
 from llama_lab.config.schema import RunConfig, WandbConfig
 from llama_lab.training.run_folder import RunFolder, relative
 from llama_lab.training.tracking.wandb_run import Request
@@ -223,13 +223,21 @@ def make_request(run: RunConfig, node: WandbConfig, folder: RunFolder, tracker_i
         tags=node.tags,
         job_type=node.job_type,
         name=folder.path.name,
-        config=plain_config(run) | ({"lineage": lineage} if lineage else {}),
+        config=_config(run) | ({"lineage": lineage} if lineage else {}),
         # The whole command stays here; W&B has the values of the config.
         program=shlex.join((folder.meta().get("command") or ["llama-lab", "train"])[:2]),
         parent=os.getpid(),
         init_seconds=INIT_SECONDS,
         finish_seconds=FINISH_SECONDS,
     )
+
+
+def _config(run: RunConfig) -> dict[str, Any]:
+    """Every value, what kind of data, tokenizer, optimizer and schedule they belong to, and the options that were chosen."""
+    tree = plain_config(run)
+    for group, shape in shapes(run).items():
+        tree[group]["type"] = shape
+    return tree | {"origin": {"choices": run.origin.choices}}
 
 
 @contextmanager
