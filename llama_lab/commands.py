@@ -192,7 +192,7 @@ COMPARE_WORDS = [
 REPORT_WORDS = ["--out", "--title", *COMPARE_WORDS]
 RUNS_WORDS = ["--sort", "--columns", "--json", "--csv", "--help"]
 NOISE_WORDS = ["--seeds", "--repeats", "--cfg", "--config-dir", "--help"]
-VERIFY_WORDS = ["--updates", "--update", "--data", "--help"]
+VERIFY_WORDS = ["--updates", "--update", "--data", "--validation", "--help"]
 CHECKPOINT_WORDS = ["--update", "--device", "--precision"]
 GENERATE_WORDS = [
     *CHECKPOINT_WORDS,

@@ -132,16 +132,13 @@ class Metrics:
             bits_per_byte: infinite where no bytes are known.
             sources: the same two of each source of a mixture, by its name.
         """
-        row = {"val/loss": loss, "val/perplexity": perplexity(loss)}
+        row = validation_row(loss, bits_per_byte, sources)
         said = f"Validation after {axes['update']} updates: loss {loss:.4f}, perplexity {row['val/perplexity']:.2f}"
         if math.isfinite(bits_per_byte):
-            row["val/bits_per_byte"] = bits_per_byte
             said += f", {bits_per_byte:.4f} bits per byte"
         for name, (own_loss, own_bits) in sources.items():
-            row[f"val/{name}/loss"] = own_loss
             said += f"; {name} {own_loss:.4f}"
             if math.isfinite(own_bits):
-                row[f"val/{name}/bits_per_byte"] = own_bits
                 said += f" ({own_bits:.4f} bits per byte)"
         best = self._folder.summary().get("best/val/loss", math.inf)
         self._record(axes, row)
@@ -207,6 +204,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
     # As one array they are read in a third of the time.
     return json.loads(b"[" + b",".join(lines) + b"]")
+
+
+def validation_row(loss: float, bits_per_byte: float, sources: dict[str, tuple[float, float]]) -> dict[str, float]:
+    """What a validation's row says, by metric key; the arguments are those of `Metrics.validation`."""
+    row = {"val/loss": loss, "val/perplexity": perplexity(loss)}
+    for at, found in (("val", bits_per_byte), *((f"val/{name}", own[1]) for name, own in sources.items())):
+        if math.isfinite(found):
+            row[f"{at}/bits_per_byte"] = found
+    return row | {f"val/{name}/loss": own[0] for name, own in sources.items()}
 
 
 def perplexity(loss: float) -> float:

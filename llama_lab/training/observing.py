@@ -71,9 +71,8 @@ def observe(
             except Stopped:
                 return False
             if metrics is not None:
-                own = {name: (part.loss_nats, part.bits_per_byte) for name, part in result.sources.items()}
-                place = axes(run, update, clock)
-                metrics.validation(place, loss=result.loss_nats, bits_per_byte=result.bits_per_byte, sources=own)
+                loss, bits, sources = parts_of(result)
+                metrics.validation(axes(run, update, clock), loss=loss, bits_per_byte=bits, sources=sources)
         if scores:
             watchdog.at(f"the tasks after update {update}")
             try:
@@ -94,6 +93,12 @@ def observe(
             except Stopped:
                 cut_short = True
         return not worker.agree(cut_short)
+
+
+def parts_of(result: Any) -> tuple[float, float, dict[str, tuple[float, float]]]:
+    """Loss and bits per byte of what `Observers.evaluate` gives, and both of each source by its name."""
+    own = {name: (part.loss_nats, part.bits_per_byte) for name, part in result.sources.items()}
+    return result.loss_nats, result.bits_per_byte, own
 
 
 def axes(run: RunConfig, update: int, clock: Clock) -> dict[str, Any]:

@@ -1,15 +1,17 @@
-"""Updates of a run made again, from its config and data, without touching its folder.
+"""Updates and validations of a run made again, from its config and data, without touching its folder.
 
     first weights or a checkpoint -> the same updates as in `train_run`, in as many processes -> loss, norms and weights of each
+    checkpoints -> the same validation as in `observe`, in as many processes -> the values of each one's row
 
-Nothing is saved, validated or sampled, and a bad update is left out however many there are.
+Nothing is saved or sampled, and a bad update is left out however many there are.
 """
 
 import pickle
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,6 +20,8 @@ from llama_lab.data.prepare import PreparedData
 from llama_lab.data.stream import training_stream
 from llama_lab.training.feed import Feed
 from llama_lab.training.loop import build
+from llama_lab.training.metrics import validation_row
+from llama_lab.training.observing import parts_of
 from llama_lab.training.processes.board import Board
 from llama_lab.training.processes.ranks import run_ranks
 from llama_lab.training.processes.stop import Stop
@@ -88,6 +92,21 @@ class Request:
     checkpoints: Sequence[Checkpoint] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Validations:
+    """Which validations are to be made again.
+
+    Attributes:
+        run: resolved for this machine.
+        evaluate: as `Observers` has it; of a module's own, so that other processes find it.
+    """
+
+    run: RunConfig
+    data: PreparedData
+    checkpoints: Sequence[Checkpoint]
+    evaluate: Callable[..., Any]
+
+
 def replay(asked: Request) -> list[Replayed]:
     """Make the updates after `begin` to `last` again, in this process or in as many as the run says.
 
@@ -95,24 +114,51 @@ def replay(asked: Request) -> list[Replayed]:
         DamagedCheckpoint: `begin` is one.
         errors.RunFailed: a process failed.
     """
-    processes = asked.run.hardware.processes or 1
+    return _in_processes(_work, asked, asked.run)
+
+
+def validate_again(asked: Validations) -> list[dict[str, float]]:
+    """The values of each checkpoint's validation, by metric key.
+
+    Raises:
+        DamagedCheckpoint: of one of them.
+        errors.RunFailed: a process failed.
+    """
+    return _in_processes(_validate, asked, asked.run)
+
+
+def _in_processes(work: Callable[[Any, Worker], Any], asked: Any, run: RunConfig) -> Any:
+    """What `work` finds in this process, or in the first of as many as the run says."""
+    processes = run.hardware.processes or 1
     if processes == 1:
-        with join(asked.run.hardware, Place()) as worker:
-            return _work(asked, worker)
+        with join(run.hardware, Place()) as worker:
+            return work(asked, worker)
     with tempfile.TemporaryDirectory(prefix="llama_lab-") as folder:
         answer = Path(folder) / "answer"
         board = Board(Path(folder) / "ranks")
-        run_ranks(_spawned, (asked, answer), processes=processes, board=board, stop=Stop(), asked=None)
+        run_ranks(_spawned, (work, asked, run, answer), processes=processes, board=board, stop=Stop(), asked=None)
         return pickle.loads(answer.read_bytes())
 
 
-def _spawned(rank: int, asked: Request, answer: Path) -> None:
+def _spawned(rank: int, work: Callable[[Any, Worker], Any], asked: Any, run: RunConfig, answer: Path) -> None:
     """What each of several processes runs; the first writes what was found."""
-    place = Place(rank, asked.run.hardware.processes or 1, rank, f"file://{answer.parent}/store")
-    with join(asked.run.hardware, place) as worker:
-        found = _work(asked, worker)
+    place = Place(rank, run.hardware.processes or 1, rank, f"file://{answer.parent}/store")
+    with join(run.hardware, place) as worker:
+        found = work(asked, worker)
         if worker.is_main:
             answer.write_bytes(pickle.dumps(found))
+
+
+def _validate(asked: Validations, worker: Worker) -> list[dict[str, float]]:
+    model, _ = build(asked.run, asked.data, worker)
+    found = []
+    for checkpoint in asked.checkpoints:
+        model.load_state_dict(load_weights(checkpoint))
+        # As in training: a GPU computes with copies of the weights, which are made here.
+        with Updater(model, asked.run, worker):
+            result = asked.evaluate(model, asked.data, asked.run, worker, lambda: False)
+        found.append(validation_row(*parts_of(result)))
+    return found
 
 
 def _work(asked: Request, worker: Worker) -> list[Replayed]:

@@ -12,7 +12,9 @@ import pytest
 
 from llama_lab import compose, train
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.schema import Device
 from llama_lab.data.prepare import prepare
+from llama_lab.lab.repeat import reproduce
 from llama_lab.lab.repeat.fork import fork
 from llama_lab.lab.repeat.reproduce import apart
 from llama_lab.lab.repeat.rows import Rows
@@ -100,6 +102,7 @@ def test_a_finished_run_is_made_again_bit_for_bit(run: Path, capsys: Output) -> 
     assert shown["rows"] == "ok 6 of metrics, 10 of batches, to update 10 of 10"
     assert shown["batches"] == "ok 10 updates are fed the same windows"
     assert shown["losses"] == "ok loss and gradient norm of update 1, 4, 8, 10 are equal bit for bit"
+    assert shown["validation"] == "ok loss of update 10 is equal bit for bit"
     assert all(f"weights after update {update}" in shown for update in (4, 8, 10))
     assert all(line.startswith("ok ") for line in shown.values())
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
@@ -130,6 +133,14 @@ def loss_of(folder: Path) -> None:
     rows = read_rows(folder / "metrics.jsonl")
     loss = rows[1]["train/loss"] * (1 + 1e-7)
     change(folder / "metrics.jsonl", 1, **{"train/loss": loss, "train/perplexity": perplexity(loss)})
+
+
+def validation_of(folder: Path) -> None:
+    """The last validation, changed wherever it stands."""
+    loss = read_rows(folder / "metrics.jsonl")[-1]["val/loss"] * (1 + 1e-7)
+    changed = {"val/loss": loss, "val/perplexity": perplexity(loss)}
+    change(folder / "metrics.jsonl", -1, **changed)
+    change_json(folder / "summary.json", **changed, **{"best/val/loss": loss})
 
 
 def cut(path: Path, number: int) -> None:
@@ -177,6 +188,17 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str, str]] = {
         "train/loss and train/perplexity of upd",
     ),
     "a loss and its perplexity": (loss_of, "losses", "train/loss of update 4 was "),
+    "a validation and its perplexity": (validation_of, "validation", "val/loss of update 10 was "),
+    "a validation's bytes": (
+        lambda run: change_json(run / "summary.json", **{"val/bits_per_byte": 1.0}),
+        "rows",
+        "summary.json says that val/bits_per_byte is 1.0, the last row that it is ",
+    ),
+    "the best": (
+        lambda run: change_json(run / "summary.json", **{"best/val/loss": 1.0}),
+        "rows",
+        "summary.json says that best/val/loss is 1.0, the best row that it is ",
+    ),
     "a norm": (
         lambda run: change(run / "metrics.jsonl", 0, **{"train/grad_norm": 1.0}),
         "losses",
@@ -228,6 +250,25 @@ def test_whatever_is_changed_is_named(run: Path, damage: str, capsys: Output) ->
     others = {name for name, line in shown.items() if line.startswith("FAILED ")} - {check}
     # What is altered in config or rows shows in what was trained with them, too.
     assert others <= {"losses", "data", "weights after update 4"}
+
+
+def test_validations_that_take_long_are_made_again_where_that_is_asked_for(
+    run: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validation_of(run)
+    monkeypatch.setattr(reproduce, "CHEAP_FLOPS", dict.fromkeys(Device, 1.0))
+    assert verify(run) == 0
+    assert "tokens would take long here; --validation takes them all the same" in found(capsys)["validation"]
+    assert verify(run, "--validation") == 1
+    assert found(capsys)["validation"].startswith("FAILED val/loss of update 10 was ")
+    # `eval` may change from start to start without another identity.
+    starts = json.loads((run / "meta.json").read_text(encoding="utf-8"))["starts"]
+    change_json(run / "meta.json", starts=[*starts, starts[0] | {"command": ["llama-lab", "train", "eval.max_tokens=16"]}])
+    assert verify(run, "--validation") == 0
+    assert "several commands, perhaps with other `eval`" in found(capsys)["validation"]
+    shutil.rmtree(weights_of(run, 10))
+    assert verify(run) == 0
+    assert found(capsys)["validation"] == "- no checkpoint lies where the run has validated"
 
 
 def test_a_changed_shard_is_named(run: Path, shards: Path, capsys: Output) -> None:

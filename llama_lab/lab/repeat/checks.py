@@ -27,6 +27,7 @@ SHOWN = 3
 # Windows are hashed in so many tokens at once, and without being asked for only where they are few.
 HASHED_TOKENS = 1 << 20
 FEW_TOKENS = 20_000_000
+SAME_BEST = 1e-2
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def check_code(folder: RunFolder, origin: dict[str, Any]) -> Check:
 
 def check_rows(run: RunConfig, folder: RunFolder, rows: Rows) -> Check:
     """Whether the lines of metrics.jsonl and batches.jsonl are whole, in order, complete, and agree with each other."""
-    wrong = [*rows.broken, *_order(rows), *_contradictions(run, folder, rows), *_gaps(run, folder, rows)]
+    wrong = [*rows.broken, *_order(rows), *_contradictions(run, folder, rows), *_gaps(run, folder, rows), *_summary(folder, rows)]
     if wrong:
         more = f" (and {len(wrong) - SHOWN} more)" if len(wrong) > SHOWN else ""
         return Check("rows", False, "; ".join(wrong[:SHOWN]) + more)
@@ -202,6 +203,22 @@ def _gaps(run: RunConfig, folder: RunFolder, rows: Rows) -> Iterator[str]:
             and update not in there["val/loss"]
         ):
             yield f"metrics.jsonl lacks the validation of update {update}"
+
+
+def _summary(folder: RunFolder, rows: Rows) -> Iterator[str]:
+    """Last and best values of a finished run that its rows do not have. Of one under way the summary may lag behind."""
+    starts = folder.meta().get("starts", [])
+    if not folder.finished or len({str(start["command"]) for start in starts}) > 1:
+        return
+    summary, begin = folder.summary(), first_update(folder)
+    last = {key: value for row in rows.metrics if row["update"] > begin for key, value in row.items() if "/" in key}
+    for key, value in last.items():
+        if summary.get(key) != value:
+            yield f"summary.json says that {key} is {summary.get(key)}, the last row that it is {value}"
+    losses, best = [row["val/loss"] for row in rows.metrics if row.get("val/loss") is not None], summary.get("best/val/loss")
+    # Rows behind the checkpoint that a run went on from were written twice, by other hardware perhaps.
+    if losses and not (isinstance(best, int | float) and math.isclose(best, min(losses), rel_tol=SAME_BEST * (len(starts) > 1))):
+        yield f"summary.json says that best/val/loss is {best}, the best row that it is {min(losses)}"
 
 
 def _same(found: float | None, expected: float) -> bool:

@@ -1,6 +1,7 @@
 """Updates of a run made again on this machine, beside what the run has kept of them."""
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,13 +12,14 @@ from llama_lab.config.schema import Compile, Device, Precision, RunConfig
 from llama_lab.data.prepare import PreparedData
 from llama_lab.data.shards import TOKENIZER
 from llama_lab.data.tokenizer import load_tokenizer
+from llama_lab.inference.observers import validate
 from llama_lab.lab.repeat.checks import Check
 from llama_lab.lab.repeat.rows import SCOPE, Rows, first_update, updates_done
 from llama_lab.lab.table import print_table
 from llama_lab.model.count import flops_per_token
 from llama_lab.training.guard import norms_told, ranked, windows_of
 from llama_lab.training.metrics import GUARD_FILE, read_rows
-from llama_lab.training.replay import Compared, Replayed, Request, replay
+from llama_lab.training.replay import Compared, Replayed, Request, Validations, replay, validate_again
 from llama_lab.training.run_data import open_data
 from llama_lab.training.run_folder import RunFolder, changes_since, describe_origin, relative
 from llama_lab.training.saving.manifest import Checkpoint, is_whole, list_checkpoints
@@ -137,8 +139,12 @@ def _quick_updates(run: RunConfig, folder: RunFolder, here: Here) -> float:
         vocab_size = load_tokenizer(folder.path / TOKENIZER).vocab_size
     except ConfigError:  # which is said where the data is looked at
         return 0
-    flops = flops_per_token(run.model, vocab_size, run.data.max_seq_len) * run.data.tokens_per_update
-    return CHEAP_FLOPS[here.run.hardware.device] / flops
+    return _quick_tokens(run, vocab_size, here) / run.data.tokens_per_update
+
+
+def _quick_tokens(run: RunConfig, vocab_size: int, here: Here) -> float:
+    """How many tokens are trained on in half a minute or less."""
+    return CHEAP_FLOPS[here.run.hardware.device] / flops_per_token(run.model, vocab_size, run.data.max_seq_len)
 
 
 def compare(folder: RunFolder, data: PreparedData, rows: Rows, here: Here, span: Span) -> Iterator[Check]:
@@ -153,6 +159,49 @@ def compare(folder: RunFolder, data: PreparedData, rows: Rows, here: Here, span:
         yield Check("weights", None, f"no checkpoint lies within updates {span.first + 1} to {span.last}; --updates N goes further")
     for compared in weights:
         yield _compared_weights(compared, here)
+
+
+def compare_validations(folder: RunFolder, data: PreparedData, rows: Rows, here: Here, *, every: bool) -> Check:
+    """Validate checkpoints again, and compare with the rows that the run has written after the same updates.
+
+    Args:
+        every: all of them; else the newest ones, as many as take half a minute.
+    """
+    run, begin = here.run, first_update(folder)
+    kept = {row["update"]: row for row in rows.metrics if "val/loss" in row and row["update"] > begin}
+    there = [one for one in reversed(list_checkpoints(folder.checkpoints)) if one.update in kept and is_whole(one)]
+    if run.eval is None or not there:
+        return Check("validation", None, "no checkpoint lies where the run has validated")
+    limit = run.eval.max_tokens or sys.maxsize
+    tokens = sum(min(limit, source.val.tokens) for source in data.sources if source.val is not None)
+    # What comes back through the layers costs twice as much as the way there.
+    few = len(there) if every else int(3 * _quick_tokens(run, data.tokenizer.vocab_size, here) / max(1, tokens))
+    if few < 1:
+        return Check("validation", None, f"{tokens:,} tokens would take long here; --validation takes them all the same")
+    chosen = there[:few]
+    print(f"Validating after update {', '.join(str(one.update) for one in chosen)} again", flush=True)
+    found = validate_again(Validations(run, data, chosen, validate))
+    return _compared_validations({one.update: values for one, values in zip(chosen, found, strict=True)}, kept, folder, here)
+
+
+def _compared_validations(
+    found: dict[int, dict[str, float]], kept: dict[int, dict[str, Any]], folder: RunFolder, here: Here
+) -> Check:
+    most, noise = 0.0, 0.0 if here.repeats else NOISE[here.run.precision].loss
+    for update, values in found.items():
+        for key, value in values.items():
+            before = kept[update].get(key)
+            if (distance := apart(value, before)) > noise:
+                said = f"{key} of update {update} was {before}, is {value}"
+                if len({str(start["command"]) for start in folder.meta().get("starts", [])}) > 1:
+                    return Check("validation", None, f"{said}; the run was started by several commands, perhaps with other `eval`")
+                return Check("validation", False, said + _demand(here))
+            most = max(most, distance)
+    which = f"loss of update {', '.join(map(str, found))}"
+    if not most:
+        return Check("validation", True, f"{which} is equal bit for bit", reproduces=True)
+    said = f"{which} differs by {_share(most)} of it at most, which is float noise"
+    return Check("validation", True, said, is_exact=False, reproduces=True)
 
 
 def show_update(run: RunConfig, folder: RunFolder, update: int) -> bool:

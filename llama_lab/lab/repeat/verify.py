@@ -46,7 +46,7 @@ def run_verify_command(words: list[str]) -> int:
         from llama_lab.lab.repeat.reproduce import show_update
 
         return 0 if show_update(run, folder, asked.update) else 1
-    checks = list(_checks(run, folder, updates=asked.updates, read_all=asked.data))
+    checks = list(_checks(run, folder, updates=asked.updates, read_all=asked.data, validate_all=asked.validation))
     print_table(f"Checks of {relative(folder.path)}", ("check", "", "found"), [(c.name, MARKS[c.passed], c.said) for c in checks])
     print(_verdict(checks))
     return 1 if any(check.passed is False for check in checks) else 0
@@ -63,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--updates", type=_number, metavar="N", help=f"make the first N updates again ({more})")
     which.add_argument("--update", type=_number, metavar="N", help="make update N again, and show its loss and gradient norms")
     parser.add_argument("--data", action="store_true", help="compare every file of the data with its checksum, and every batch")
+    parser.add_argument(
+        "--validation", action="store_true", help="validate every checkpoint again (default: as many as take half a minute)"
+    )
     return parser
 
 
@@ -72,7 +75,7 @@ def _number(text: str) -> int:
     return int(text)
 
 
-def _checks(run: RunConfig, folder: RunFolder, *, updates: int | None, read_all: bool) -> "Iterator[Check]":
+def _checks(run: RunConfig, folder: RunFolder, *, updates: int | None, read_all: bool, validate_all: bool) -> "Iterator[Check]":
     """Every check, the quick ones first."""
     from llama_lab.lab.repeat import checks, reproduce
     from llama_lab.training.run_data import open_data, trained_on
@@ -94,6 +97,7 @@ def _checks(run: RunConfig, folder: RunFolder, *, updates: int | None, read_all:
     if data.fingerprint != trained_on(folder):
         yield checks.Check("updates", None, "are not made again: they would be fed something else")
         return
+    yield reproduce.compare_validations(folder, data, rows, here, every=validate_all)
     yield checks.check_batches(run, data, rows, after=first_update(folder), last=span.last, read_all=read_all)
     yield from reproduce.compare(folder, data, rows, here, span)
 
