@@ -250,7 +250,7 @@ print("ended well")
 
 def test_processes_that_ask_for_each_other_at_once_see_each_other(tmp_path: Path) -> None:
     board = Board(tmp_path / "ranks")
-    asking, asked = (Watchdog(rank=rank, seconds=4, log=tmp_path / "log", board=board) for rank in (0, 1))
+    asking, asked = (Watchdog(rank=rank, seconds=8, log=tmp_path / "log", board=board) for rank in (0, 1))
     said: list[str] = []
     threads = [threading.Thread(target=lambda watchdog=watchdog: said.append(watchdog._behind(5))) for watchdog in (asking, asked)]
     asked._show()
