@@ -7,6 +7,7 @@ from llama_lab.config.schema import RunConfig, SampleConfig, Window
 from llama_lab.data.prepare import PreparedData
 from llama_lab.data.stream import TokenStream
 from llama_lab.data.tokenizer import Tokenizer
+from llama_lab.inference.beginnings import beginnings
 from llama_lab.inference.evaluate import Evaluation, evaluate, together
 from llama_lab.inference.few_shot import load_prompt_set
 from llama_lab.inference.generate import generate
@@ -55,13 +56,17 @@ def score(
     return found
 
 
-def sample(model: Llama, tokenizer: Tokenizer, node: SampleConfig, seed: int, stopped: Callable[[], bool]) -> list[Sample]:
+def sample(model: Llama, data: PreparedData, node: SampleConfig, seed: int, stopped: Callable[[], bool]) -> list[Sample]:
     """A continuation of each prompt, taken as the beginning of a document, and of one from a set that `seed` draws.
+
+    Without prompts those documents are continued that are held out.
 
     The same seed and weights give the same texts. Steps are not recorded as CUDA graphs here: training needs the memory, and there
     are too few of them to be worth it.
     """
-    asked: list[tuple[str, str | None]] = [(prompt, None) for prompt in node.prompts]
+    tokenizer = data.tokenizer
+    prompts = beginnings(data) if node.prompts is None else node.prompts
+    asked: list[tuple[str, str | None]] = [(prompt, None) for prompt in prompts]
     if node.prompt_sets:
         draw = random.Random(seed)
         chosen = load_prompt_set(draw.choice(node.prompt_sets))

@@ -27,12 +27,12 @@ class Observers:
         evaluate: (model, data, run, worker, stopped) -> an object with `loss_nats`, `bits_per_byte` (infinite if bytes are unknown)
             and `sources`, such an object by name for each source of a mixture.
         score: (model, tokenizer, run, worker, stopped) -> for each task of the run, by its name, values by name. On all ranks.
-        sample: (model, tokenizer, node, seed, stopped) -> a sample for each prompt of the node, and for one drawn from its sets.
+        sample: (model, data, node, seed, stopped) -> a sample for each prompt of the node, and for one drawn from its sets.
     """
 
     evaluate: Callable[[Llama, PreparedData, RunConfig, Worker, Callable[[], bool]], Any]
     score: Callable[[Llama, Tokenizer, RunConfig, Worker, Callable[[], bool]], dict[str, dict[str, float]]]
-    sample: Callable[[Llama, Tokenizer, SampleConfig, int, Callable[[], bool]], list[Sample]]
+    sample: Callable[[Llama, PreparedData, SampleConfig, int, Callable[[], bool]], list[Sample]]
 
 
 def observe(
@@ -88,7 +88,7 @@ def observe(
         if metrics is not None:
             seed = run.seed.sampling + update
             try:
-                texts = observers.sample(model, data.tokenizer, run.sample, seed, stopped)
+                texts = observers.sample(model, data, run.sample, seed, stopped)
                 metrics.samples(axes(run, update, clock), texts, seed=seed)
             except Stopped:
                 cut_short = True

@@ -123,6 +123,15 @@ def test_the_card_shows_code_that_runs_whatever_the_prompt(prompt: str, shaped_r
     assert shlex.split(command) == ["llama-cli", "-m", "gg uf/model.gguf", "-p", prompt, "-n", "40", "-no-cnv"]
 
 
+def test_the_card_asks_for_what_the_run_was_asked_for(shaped_runs, tmp_path: Path):
+    run = Path(shutil.copytree(shaped_runs["mha"], tmp_path / "run"))
+    save_config(replace(load_config(run / "config.yaml"), sample=compose([]).sample), run / "config.yaml")
+    rows = [{"prompt": "by set", "set": "summary"}, {"prompt": "Es war", "set": None}]
+    (run / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    export(run, tmp_path / "out", target="hf")
+    assert "Es war" in constants(fenced((tmp_path / "out" / "README.md").read_text(encoding="utf-8"), "python"))
+
+
 def fenced(card: str, language: str) -> str:
     """The first block of code in a card."""
     return card.partition(f"```{language}\n")[2].partition("\n```")[0]

@@ -62,8 +62,8 @@ class SampleConfig:
     """Divides the logits before sampling. At least 0; 0 takes the most likely token."""
     top_k: int | None = MISSING
     """Sample among the k most likely tokens only. At least 1; null: all."""
-    prompts: list[str] = MISSING
-    """Texts to continue, one sample each."""
+    prompts: list[str] | None = MISSING
+    """Texts to continue, one sample each. null: how the first held-out documents begin."""
     prompt_sets: list[str] = later([])
     """Few-shot tasks, by name or as .json files. Each time one of them is drawn, with examples and a query of its own, and is one
     more sample."""
@@ -92,7 +92,7 @@ class SampleConfig:
                 self.repetition_penalty is None or positive(self.repetition_penalty),
                 "is not above 0; null leaves repetitions alone",
             ),
-            ("prompts", bool(self.prompts), "is empty; sample=null trains without samples"),
+            ("prompts", self.prompts != [], "is empty; null takes beginnings of held-out documents, sample=null no samples at all"),
         )
 
 
