@@ -93,9 +93,22 @@ def test_several_arms_are_corrected_and_the_chosen_baseline_comes_first(make: Ma
     out = capsys.readouterr().out
     assert "Against max_lr=0.002" in out and "corrected for 2 comparisons" in out
     assert out.index("max_lr=0.002") < out.index("max_lr=0.001")
+    assert "that at least 80 of 100 such comparisons would see, corrected for 2, if noise is about normal" in out
     for words, rule in ((["--baseline", "max_lr"], "names 3 arms"), (["--baseline", "cosine"], "is in the name of no arm")):
         assert main(["compare", str(folders[0].parent), *words]) == 2
         assert rule in capsys.readouterr().err
+
+
+def test_what_is_visible_and_what_would_decide_take_the_correction_into_account(make: Make):
+    ends = np.random.default_rng(6).normal([[0], [0.002], [0.03]], 0.01, (3, 3))
+    folders = [make(seed, 2 + ends[arm, seed], lr=1e-3 * 2**arm) for arm in range(3) for seed in range(3)]
+    arms = group_arms(load_records([str(folders[0].parent)]))
+    alone, among = (compare_arms(some, Question(worth=0.01)).comparisons[0] for some in (arms[:2], arms))
+    assert alone.estimate == among.estimate and (alone.verdict, among.verdict) == ("undecided", "undecided")
+    assert (among.visible or 0) > 1.1 * (alone.visible or 1)
+    assert (among.need_for_worth or 0) > (alone.need_for_worth or 1000)
+    assert among.need is not None and alone.need is not None
+    assert (among.need.fewest or 0) > (alone.need.fewest or 1000)
 
 
 def test_seeds_without_a_partner_are_left_out_and_named(make: Make, capsys: Output):

@@ -20,7 +20,7 @@ from llama_lab.lab.compare.statistics import (
     typical_weights,
 )
 
-from .verdict_bars import jobs, level_cell, power_cell
+from .verdict_bars import jobs, level_cell, power_cell, several_cell
 
 # Student, The probable error of a mean, Biometrika 6 (1908), table in section VI: hours of sleep gained by ten patients with two
 # soporifics (the numbers of R's data set `sleep`).
@@ -161,8 +161,8 @@ def test_what_is_needed_has_a_range_as_wide_as_what_is_known():
 FULL = os.environ.get("LLAMA_LAB_FULL") == "1"
 
 
-@pytest.mark.skipif(not FULL, reason="LLAMA_LAB_FULL=1 simulates every cell: two minutes")
-@pytest.mark.parametrize("part", ["levels", "power", "needs"])
+@pytest.mark.skipif(not FULL, reason="LLAMA_LAB_FULL=1 simulates every cell: four minutes")
+@pytest.mark.parametrize("part", ["levels", "power", "several", "needs"])
 def test_every_claim_holds(part: str):
     cells = [work(*arguments) for work, arguments in jobs(20_000, part)[part]]
     assert [cell for cell in cells if cell.passed is False] == []
@@ -179,3 +179,23 @@ def test_levels_hold_on_a_small_scale(design: Design, shape: str):
 
 def test_visible_differences_are_seen_on_a_small_scale():
     assert power_cell(Design(5, 5, True), 3000).figures == pytest.approx((80, 80), abs=3)
+
+
+def test_visible_differences_are_seen_in_spite_of_the_correction():
+    one, every, false = several_cell(Design(5, 5, True), 5, 3000).figures
+    assert one == pytest.approx(80, abs=3)
+    assert every > one and false < 6.5
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_several_comparisons_need_more_seeds(paired: bool):
+    needed = [seeds_needed(1.0, 1.0, paired=paired, comparisons=count) or 0 for count in (1, 3, 8)]
+    assert needed[0] < needed[1] < needed[2]
+    for count, seeds in zip((3, 8), needed[1:], strict=True):
+        # The normal approximation of the strictest step, which few runs exceed a little.
+        z = stats.norm.isf(0.025 / count) + stats.norm.isf(0.2)
+        assert 0 < seeds - (1 if paired else 2) * z**2 < 6
+        seen = [power_at(1.0, Design(number, number, paired), count) for number in (seeds - 1, seeds)]
+        assert seen[0] < 0.8 <= seen[1]
+    alone, among_four = (need(0.5, 1.0, Design(6, 6, paired), count) for count in (1, 4))
+    assert (among_four.seeds or 0) > (alone.seeds or 0) > 0

@@ -143,6 +143,17 @@ def lower_ends(values: np.ndarray, design: Design, level: float = LEVEL) -> np.n
     return ends
 
 
+def deciding_ends(values: np.ndarray, design: Design, comparisons: int = 1) -> np.ndarray:
+    """Lower ends that have to be above 0 for a verdict, where it is one of several comparisons.
+
+    The correction of the most significant of them, which is the strictest: Holm's first step. `lower_ends` for a single one.
+    """
+    ends = lower_ends(values, design)
+    if comparisons == 1:
+        return ends
+    return np.minimum(ends, _t_lower(values, design, LEVEL / comparisons, pooled=False))
+
+
 def p_values(values: np.ndarray, design: Design) -> np.ndarray:
     """Two-sided p-values of many comparisons; below a level exactly where the interval of that level leaves out 0.
 

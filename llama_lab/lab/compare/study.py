@@ -62,7 +62,7 @@ class Comparison:
         estimate: difference arm - baseline; null with a single seed.
         difference: of the means, whatever the seeds.
         p: corrected for all comparisons of the study; null with a single seed.
-        visible: difference that 80 of 100 such comparisons would see; null with a single seed.
+        visible: difference that 80 of 100 such comparisons would see, at least 80 if it is one of several; null with a single seed.
         need: seeds that would decide, where it is undecided.
         need_for_worth: seeds that would see a difference that is worth having, where one was named.
         verdict: one of the constants above.
@@ -300,14 +300,13 @@ def _compare(baseline: Arm, arm: Arm, values: dict[str, float], question: Questi
     if min(len(a), len(b)) < 2:
         return Comparison(baseline, arm, None, difference, None, None, None, None, UNKNOWN, left, 1)
     found = estimate_difference(a, b, paired=paired)
-    design = found.design
     return Comparison(
         baseline=baseline,
         arm=arm,
         estimate=found,
         difference=difference,
         p=found.p,
-        visible=visible_effect(found.noise, design.degrees_of_freedom, design),
+        visible=None,
         need=None,
         need_for_worth=None,
         verdict=_verdict(found, found.p, question, higher=higher),
@@ -329,15 +328,18 @@ def _corrected(found: list[Comparison], question: Question, *, higher: bool) -> 
         own = by_arm[one.arm.label]
         verdict = _verdict(one.estimate, own, question, higher=higher)
         undecided = verdict == UNDECIDED
-        paired, noise = one.estimate.design.paired, one.estimate.noise
+        design, noise, count = one.estimate.design, one.estimate.noise, len(tested)
         done.append(
             replace(
                 one,
                 p=own,
+                visible=visible_effect(noise, design.degrees_of_freedom, design, count),
                 verdict=verdict,
-                comparisons=len(tested),
-                need=need(one.difference, noise, one.estimate.design) if undecided else None,
-                need_for_worth=seeds_needed(question.worth, noise, paired=paired) if undecided and question.worth else None,
+                comparisons=count,
+                need=need(one.difference, noise, design, count) if undecided else None,
+                need_for_worth=seeds_needed(question.worth, noise, paired=design.paired, comparisons=count)
+                if undecided and question.worth
+                else None,
             )
         )
     return tuple(done)

@@ -10,7 +10,7 @@ from llama_lab.lab.compare.noise import find_floor
 from llama_lab.lab.compare.power import MOST_SEEDS, POWER, Need
 from llama_lab.lab.compare.records import AXES
 from llama_lab.lab.compare.statistics import LEVEL, Estimate
-from llama_lab.lab.compare.study import BETTER, SAME, UNDECIDED, UNKNOWN, WORSE, Comparison, Study, time_to_loss
+from llama_lab.lab.compare.study import BETTER, SAME, UNDECIDED, WORSE, Comparison, Study, time_to_loss
 
 AXIS_UNITS = {"tokens": "tokens", "flops": "FLOPs", "seconds": "seconds", "cost": "of money"}
 ARM_HEADINGS = ("arm", "runs", "mean", "sd", "seeds")
@@ -181,7 +181,10 @@ def headline(study: Study) -> str:
 
 def footnote(study: Study) -> str:
     """How the numbers are meant."""
-    said = f"smallest visible: a true difference that {100 * POWER:.0f} of 100 such comparisons would see, if noise is about normal"
-    if any(one.verdict == UNKNOWN for one in study.comparisons) and len(study.comparisons) == 1:
+    if all(one.visible is None for one in study.comparisons):
         return ""
-    return said
+    tested = max(one.comparisons for one in study.comparisons)
+    seen = f"{100 * POWER:.0f} of 100 such comparisons would see"
+    if tested > 1:
+        seen = f"at least {seen}, corrected for {tested}"
+    return f"smallest visible: a true difference that {seen}, if noise is about normal"
