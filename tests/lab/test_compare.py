@@ -16,7 +16,9 @@ from llama_lab.config.schema import ConstantConfig, CosineConfig, LinearConfig, 
 from llama_lab.lab.compare.arms import group_arms
 from llama_lab.lab.compare.curves import crossing, value_at
 from llama_lab.lab.compare.diff import differences
+from llama_lab.lab.compare.pairs import choose_seeds
 from llama_lab.lab.compare.records import load_record, load_records
+from llama_lab.lab.compare.statistics import Design, estimate_difference
 from llama_lab.lab.compare.study import Question, Study, compare_arms, time_to_loss
 from llama_lab.lab.compare.verdicts import multiplier, sentence
 from llama_lab.model.count import flops_per_token
@@ -154,6 +156,78 @@ def test_equal_places_are_compared_along_every_axis(make: Make, capsys: Output):
     assert "--worth -1 is not above 0" in capsys.readouterr().err
     assert main(["compare", *words, "--at", "watts"]) == 2
     assert "there are tokens, flops, seconds, cost" in capsys.readouterr().err
+
+
+def crossed(make: Make, weights: int, orders: int) -> Path:
+    """Two arms over every combination of seeds, one better; what a seed does to their difference is shared by all that have it."""
+    draw = np.random.default_rng(1)
+    by_weights, by_order = draw.normal(0, 0.01, weights), draw.normal(0, 0.01, orders)
+    folder = Path()
+    for init in range(weights):
+        for data in range(orders):
+            make(init, 2.0, data_seed=data)
+            folder = make(init, 1.96 + by_weights[init] + by_order[data] + draw.normal(0, 1e-3), lr=2e-3, data_seed=data)
+    return folder.parent
+
+
+def test_pairs_that_share_a_seed_are_not_counted_as_independent(make: Make, capsys: Output):
+    folder = crossed(make, 4, 2)
+    study = compare_arms(group_arms(load_records([str(folder)])), Question())
+    (one,) = study.comparisons
+    assert one.estimate is not None and one.estimate.design == Design(8, 8, True, (4, 2))
+    assert one.verdict == "undecided" and one.need is None and one.sharing == ()
+    differences = np.array([study.values[run.name] for run in study.arms[1].runs]) - 2
+    assert estimate_difference(np.zeros(8), differences, paired=True).p < 0.05
+    assert main(["compare", str(folder)]) == 0
+    out = capsys.readouterr().out
+    said = (
+        "8 pairs of equal seeds, 4 x 2 seeds crossed: pairs that share one are not independent, which leaves 1 degree of freedom. "
+    )
+    assert said + "Pairs that share no seed say more: -m seed.init=0,1,2,3,4 'seed.data=${seed.init}' makes such runs\n" in out
+    assert "Note" not in out
+
+
+def test_of_seeds_that_are_crossed_in_part_those_count_that_share_none(make: Make, capsys: Output):
+    pairs = [(0, 0), (1, 1), (2, 2), (1, 0), (2, 0), (0, 1), (0, 2)]
+    for init, data in pairs:
+        make(init, 2 + NOISE[init + data], data_seed=data)
+        folder = make(init, 1.9 + NOISE[init + data] + 0.1 * NOISE[init], lr=2e-3, data_seed=data)
+    assert main(["compare", str(folder.parent)]) == 0
+    out = capsys.readouterr().out
+    assert "3 pairs of equal seeds\n" in out
+    assert "8 runs left out, since they share a seed with a run that counts and so are not independent of it: " in out
+    assert main(["compare", str(folder.parent), "--unpaired"]) == 0
+    assert "3 against 3 runs, taken as independent" in capsys.readouterr().out
+
+
+def test_seeds_that_count_share_none_or_are_crossed():
+    diagonal = [(seed, seed) for seed in range(4)]
+    assert choose_seeds(diagonal) == (diagonal, None)
+    one_order = [(seed, 0) for seed in range(4)]
+    assert choose_seeds(one_order) == (one_order, None)
+    assert choose_seeds([(seed,) for seed in range(3)]) == ([(0,), (1,), (2,)], None)
+    grid = [(init, data) for init in range(5) for data in range(3)]
+    assert choose_seeds(grid) == (grid, (5, 3))
+    # Without the last run, its weights are left out; of a square the pairs that share nothing are more.
+    assert choose_seeds(grid[:-1]) == (grid[:-3], (4, 3))
+    square = [(init, data) for init in range(3) for data in range(3)]
+    assert choose_seeds(square[:-1]) == ([(0, 2), (1, 1), (2, 0)], None)
+    assert choose_seeds([(0, 0), (0, 1), (1, 0)]) == ([(0, 1), (1, 0)], None)
+
+
+def test_a_seed_that_all_runs_have_is_said_once(make: Make, capsys: Output):
+    for seed in range(3):
+        make(seed, 2 + NOISE[seed], data_seed=7)
+        folder = make(seed, 1.9 + NOISE[seed], lr=2e-3, data_seed=7)
+    assert main(["compare", str(folder.parent)]) == 0
+    rule = "Note: every run has seed.data=7: what is said holds for this one order of the data, others may differ\n"
+    assert capsys.readouterr().out.count(rule) == 1
+    for seed in range(3):
+        folder = make(8, 2 + NOISE[seed], lr=3e-3, data_seed=seed)
+        make(9, 1.9 + NOISE[seed], lr=4e-3, data_seed=seed)
+    words = [f"{folder.parent}/*max_lr-0.003*", f"{folder.parent}/*max_lr-0.004*"]
+    assert main(["compare", *words]) == 0
+    assert "Note: every arm has one seed.init alone, and not the same: that one draw" in capsys.readouterr().out
 
 
 def test_seeds_are_said_so_that_each_is_known(make: Make, capsys: Output):

@@ -20,7 +20,7 @@ from llama_lab.lab.compare.statistics import (
     typical_weights,
 )
 
-from .verdict_bars import jobs, level_cell, power_cell, several_cell
+from .verdict_bars import crossed_cell, jobs, level_cell, power_cell, several_cell
 
 # Student, The probable error of a mean, Biometrika 6 (1908), table in section VI: hours of sleep gained by ten patients with two
 # soporifics (the numbers of R's data set `sleep`).
@@ -162,7 +162,7 @@ FULL = os.environ.get("LLAMA_LAB_FULL") == "1"
 
 
 @pytest.mark.skipif(not FULL, reason="LLAMA_LAB_FULL=1 simulates every cell: four minutes")
-@pytest.mark.parametrize("part", ["levels", "power", "several", "needs"])
+@pytest.mark.parametrize("part", ["levels", "power", "several", "crossed", "needs"])
 def test_every_claim_holds(part: str):
     cells = [work(*arguments) for work, arguments in jobs(20_000, part)[part]]
     assert [cell for cell in cells if cell.passed is False] == []
@@ -185,6 +185,22 @@ def test_visible_differences_are_seen_in_spite_of_the_correction():
     one, every, false = several_cell(Design(5, 5, True), 5, 3000).figures
     assert one == pytest.approx(80, abs=3)
     assert every > one and false < 6.5
+
+
+@pytest.mark.parametrize("shares", [(0.0, 1.0, 0.0), (0.1, 0.7, 0.2), (0.5, 0.5, 0.0)])
+def test_pairs_that_share_seeds_are_not_called_different_too_often(shares: tuple[float, ...]):
+    independent, false, missed, seen = crossed_cell((4, 3), shares, "normal", 4000).figures
+    assert independent > 25 and max(false, missed) < 6.4 and seen > 77
+
+
+def test_crossed_pairs_have_the_error_of_their_mean_squares():
+    values = np.array([[1.0, 3.0], [2.0, 8.0], [6.0, 4.0]])
+    found = estimate_difference(np.zeros(6), values.ravel(), paired=True, crossed=(3, 2))
+    # Means 4; of weights 2, 5, 5; of orders 3, 5. Mean squares: 2 * 6 / 2 and 3 * 2 / 1.
+    error = math.sqrt((6 + 6) / 6)
+    assert found.noise == pytest.approx(math.sqrt(12))
+    assert (found.low, found.high) == pytest.approx((4 - 12.7062 * error, 4 + 12.7062 * error), rel=1e-5)
+    assert found.p == found.t_p == pytest.approx(2 * stats.t.sf(4 / error, 1))
 
 
 @pytest.mark.parametrize("paired", [True, False])

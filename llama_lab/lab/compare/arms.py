@@ -8,10 +8,11 @@ from typing import Any
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import Problem, shown
-from llama_lab.lab.compare.records import RunRecord
+from llama_lab.lab.compare.records import SEEDS, RunRecord
 from llama_lab.lab.labels import differences_of
 
 LOSS, BITS, TRAINING_LOSS = "val/loss", "val/bits_per_byte", "train/loss"
+INIT, ORDER = SEEDS[:2]
 EVALUATE = "no metric can be compared between them; llama-lab evaluate RUN TEXT measures each on one text"
 # What of the data changes how text is fed, not which text it is.
 FEEDING = ("data.max_seq_len", "data.tokens_per_update", "data.window")
@@ -103,9 +104,24 @@ def notes(arms: Sequence[Arm]) -> list[str]:
         found.append("the arms were made with different versions of the code; llama-lab diff shows what changed")
     if len({run.run.data.max_seq_len for run in runs if run.run is not None}) > 1:
         found.append("the contexts are of different length: a longer one alone lowers the loss on the same text")
+    found += _one_seed(arms)
     if any(run.folder is None for run in runs):
         found.append("a CSV does not say what its runs were validated on; it is taken to be the same text")
     return found
+
+
+def _one_seed(arms: Sequence[Arm]) -> list[str]:
+    """That a seed which all runs have in common, or all of an arm, was not varied: its chance is in none of the intervals."""
+    for key, other, what in ((ORDER, INIT, "order of the data"), (INIT, ORDER, "draw of the initial weights")):
+        seeds = [{run.seeds.get(key) for run in arm.runs} for arm in arms]
+        is_varied = any(len({run.seeds.get(other) for run in arm.runs}) > 1 for arm in arms)
+        if not is_varied or any(None in own or len(own) > 1 for own in seeds):
+            continue
+        everywhere = set[int | None]().union(*seeds)
+        if len(everywhere) == 1:
+            return [f"every run has {key}={everywhere.pop()}: what is said holds for this one {what}, others may differ"]
+        return [f"every arm has one {key} alone, and not the same: that one {what} may make a difference which is not the arm's"]
+    return []
 
 
 def _without_repeats(group: list[RunRecord]) -> list[RunRecord]:

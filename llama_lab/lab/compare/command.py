@@ -16,6 +16,7 @@ from llama_lab.lab.compare.verdicts import (
     cells,
     footnote,
     headline,
+    left_out,
     sentence,
     times_to_loss,
 )
@@ -74,11 +75,7 @@ def _show(study: Study) -> None:
     print()
     for one in study.comparisons:
         print(sentence(study, one))
-    for one in study.comparisons:
-        if one.left_out:
-            names = ", ".join(run.name for run in one.left_out)
-            print(f"Note: {one.arm.label}: without a partner of the same seed, and so left out: {names}")
-    for note in study.notes:
+    for note in (*left_out(study), *study.notes):
         print(f"Note: {note}")
 
 

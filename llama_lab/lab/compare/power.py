@@ -122,6 +122,8 @@ def _needed(design: Design, comparisons: int) -> np.ndarray:
 def _shuffled(design: Design, comparisons: int) -> np.ndarray:
     """The same in the order of drawing."""
     draw = np.random.default_rng(2)
+    if design.crossed is not None:
+        return _corrected_t(draw, design, LEVEL / comparisons)
     if design.uses_t or design.arrangements <= TESTED_ARRANGEMENTS:
         runs = design.a if design.paired else design.a + design.b
         return -deciding_ends(draw.standard_normal((DRAWS, runs)), design, comparisons)
@@ -135,9 +137,9 @@ def _shuffled(design: Design, comparisons: int) -> np.ndarray:
 
 def _corrected_t(draw: np.random.Generator, design: Design, level: float) -> np.ndarray:
     """The same by the t-tests that are corrected, Student's on pairs and Welch's between arms, from spreads that are drawn."""
-    sizes = (design.a,) if design.paired else (design.a, design.b)
-    squares = [draw.chisquare(runs - 1, DRAWS) / (runs - 1) / runs for runs in sizes]
+    arms = [(design.a, design.degrees_of_freedom)] if design.paired else [(runs, runs - 1) for runs in (design.a, design.b)]
+    squares = [draw.chisquare(known, DRAWS) / known / runs for runs, known in arms]
     error = sum(squares)
-    freedom = error**2 / sum(square**2 / (runs - 1) for square, runs in zip(squares, sizes, strict=True))
-    spread = math.sqrt(sum(1 / runs for runs in sizes))
+    freedom = error**2 / sum(square**2 / known for square, (_, known) in zip(squares, arms, strict=True))
+    spread = math.sqrt(sum(1 / runs for runs, _ in arms))
     return spread * draw.standard_normal(DRAWS) + special.stdtrit(freedom, 1 - level / 2) * np.sqrt(error)

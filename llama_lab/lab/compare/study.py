@@ -15,6 +15,7 @@ from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import Problem
 from llama_lab.lab.compare.arms import Arm, choose_metric, notes, together, unfinished_runs
 from llama_lab.lab.compare.curves import crossing, reach, value_at
+from llama_lab.lab.compare.pairs import pair_runs
 from llama_lab.lab.compare.power import Need, need, seeds_needed, visible_effect
 from llama_lab.lab.compare.records import AXES, RunRecord
 from llama_lab.lab.compare.statistics import LEVEL, Estimate, corrected, estimate_difference
@@ -63,10 +64,11 @@ class Comparison:
         difference: of the means, whatever the seeds.
         p: corrected for all comparisons of the study; null with a single seed.
         visible: difference that 80 of 100 such comparisons would see, at least 80 if it is one of several; null with a single seed.
-        need: seeds that would decide, where it is undecided.
+        need: seeds that would decide, where it is undecided and pairs share no seed.
         need_for_worth: seeds that would see a difference that is worth having, where one was named.
         verdict: one of the constants above.
         left_out: runs whose seed has no partner.
+        sharing: runs left out since they share one of their seeds with a run that counts.
         comparisons: how many there are in the study.
     """
 
@@ -80,6 +82,7 @@ class Comparison:
     need_for_worth: int | None
     verdict: str
     left_out: tuple[RunRecord, ...]
+    sharing: tuple[RunRecord, ...]
     comparisons: int
 
 
@@ -172,20 +175,6 @@ def _common_loss(curves: dict[str, list[tuple[float, float]]], target: float | N
         rule = f"is no loss that every run was seen to come down to; try one {known}, or --to-loss alone for the lowest"
         raise _refused([(f"--to-loss {target:g}", rule)])
     return least if target is None else target
-
-
-def pair_runs(baseline: Arm, arm: Arm, *, paired: bool | None) -> tuple[list[RunRecord], list[RunRecord], bool]:
-    """The runs of two arms that are compared, and whether run i of one belongs to run i of the other.
-
-    Args:
-        paired: null: pairs are made where at least two seeds, and half of the larger arm's, are common to both.
-    """
-    ours, theirs = ({run.seed: run for run in one.runs if run.seed} for one in (baseline, arm))
-    common = sorted(ours.keys() & theirs.keys())
-    enough = len(common) >= 2 and 2 * len(common) >= max(len(baseline.runs), len(arm.runs))
-    if paired is False or not common or (paired is None and not enough):
-        return list(baseline.runs), list(arm.runs), False
-    return [ours[seed] for seed in common], [theirs[seed] for seed in common], True
 
 
 def _finished(arms: Sequence[Arm], question: Question) -> tuple[list[Arm], list[str]]:
@@ -293,13 +282,12 @@ def _shortened(arms: Sequence[Arm], metric: str, place: float | None, question: 
 
 def _compare(baseline: Arm, arm: Arm, values: dict[str, float], question: Question, *, higher: bool) -> Comparison:
     """Two arms, before any correction."""
-    ours, theirs, paired = pair_runs(baseline, arm, paired=question.paired)
-    a, b = (np.array([values[run.name] for run in runs]) for runs in (ours, theirs))
-    left = tuple(run for run in (*baseline.runs, *arm.runs) if run not in ours and run not in theirs)
+    pairs = pair_runs(baseline, arm, paired=question.paired)
+    a, b = (np.array([values[run.name] for run in runs]) for runs in (pairs.ours, pairs.theirs))
     difference = float(b.mean() - a.mean())
     if min(len(a), len(b)) < 2:
-        return Comparison(baseline, arm, None, difference, None, None, None, None, UNKNOWN, left, 1)
-    found = estimate_difference(a, b, paired=paired)
+        return Comparison(baseline, arm, None, difference, None, None, None, None, UNKNOWN, pairs.alone, pairs.sharing, 1)
+    found = estimate_difference(a, b, paired=pairs.paired, crossed=pairs.crossed)
     return Comparison(
         baseline=baseline,
         arm=arm,
@@ -310,7 +298,8 @@ def _compare(baseline: Arm, arm: Arm, values: dict[str, float], question: Questi
         need=None,
         need_for_worth=None,
         verdict=_verdict(found, found.p, question, higher=higher),
-        left_out=left,
+        left_out=pairs.alone,
+        sharing=pairs.sharing,
         comparisons=1,
     )
 
@@ -327,7 +316,8 @@ def _corrected(found: list[Comparison], question: Question, *, higher: bool) -> 
             continue
         own = by_arm[one.arm.label]
         verdict = _verdict(one.estimate, own, question, higher=higher)
-        undecided = verdict == UNDECIDED
+        # More crossed pairs may bring more seeds of one kind alone, so that no number of them says what they would decide.
+        undecided = verdict == UNDECIDED and one.estimate.design.crossed is None
         design, noise, count = one.estimate.design, one.estimate.noise, len(tested)
         done.append(
             replace(

@@ -18,6 +18,9 @@ VERDICT_HEADINGS = ("arm", "difference", "95 % interval", "p", "smallest visible
 TIME_HEADINGS = ("arm", "of", "baseline takes", "arm takes", "multiplier", "95 % interval", "p", "verdict")
 TIME_NOTE = "multiplier: how many times as much the baseline takes; 2 is half the price"
 
+SHARED = "Pairs that share no seed say more: -m seed.init=0,1,2,3,4 'seed.data=${seed.init}' makes such runs"
+MOST_NAMES = 4
+
 
 def sentence(study: Study, one: Comparison) -> str:
     """The verdict on one arm, with everything that it rests on."""
@@ -33,7 +36,7 @@ def sentence(study: Study, one: Comparison) -> str:
         return f"{one.arm.label}: no difference worth having; {size}; the whole interval lies within {worth:g} of 0"
     if one.verdict in (BETTER, WORSE):
         return f"{one.arm.label} is {one.verdict} than {one.baseline.label}: {size}"
-    said = f"{one.arm.label}: undecided; {size}. {needed(one.need, found)}"
+    said = f"{one.arm.label}: undecided; {size}. {SHARED if found.design.crossed else needed(one.need, found)}"
     if one.need_for_worth is not None:
         said = said.rstrip(" .") + f". A difference of {study.question.worth:g} takes {one.need_for_worth} seeds an arm"
     return said
@@ -134,6 +137,10 @@ def _p(one: Comparison) -> str:
 
 
 def _runs(found: Estimate) -> str:
+    if found.design.crossed is not None:
+        freedom, seeds = found.design.degrees_of_freedom, " x ".join(map(str, found.design.crossed))
+        said = f"{found.design.a} pairs of equal seeds, {seeds} seeds crossed: pairs that share one are not independent"
+        return f"{said}, which leaves {freedom} degree{'s' if freedom > 1 else ''} of freedom"
     if found.design.paired:
         return f"{found.design.a} pairs of equal seeds"
     return f"{found.design.b} against {found.design.a} runs, taken as independent"
@@ -169,6 +176,20 @@ def _single(study: Study, one: Comparison) -> str:
     bound = float(special.stdtrit(scatter.degrees_of_freedom, 1 - LEVEL / 2)) * scatter.sd * math.sqrt(runs)
     place = "inside" if abs(one.difference) < bound else "beyond"
     return f"{said}. The noise floor of this config lets such runs differ by {bound:.2g} in 95 of 100 cases; this is {place} it"
+
+
+def left_out(study: Study) -> list[str]:
+    """Runs that no comparison with the baseline took, and why."""
+    found = []
+    for one in study.comparisons:
+        if one.left_out:
+            names = ", ".join(run.name for run in one.left_out)
+            found.append(f"{one.arm.label}: without a partner of the same seed, and so left out: {names}")
+        if one.sharing:
+            names = ", ".join(run.name for run in one.sharing[:MOST_NAMES]) + (", …" if len(one.sharing) > MOST_NAMES else "")
+            rule = "left out, since they share a seed with a run that counts and so are not independent of it"
+            found.append(f"{one.arm.label}: {len(one.sharing)} runs {rule}: {names}")
+    return found
 
 
 def headline(study: Study) -> str:

@@ -17,6 +17,7 @@ from llama_lab.lab.compare.verdicts import (
     cells,
     footnote,
     headline,
+    left_out,
     sentence,
 )
 from llama_lab.lab.report.blocks import Block, Fold, Lines, Prose, Section, Table
@@ -51,7 +52,7 @@ def all_sections(material: Material, drawn: Sequence[Drawn]) -> list[Section]:
 def _answer(material: Material) -> list[Block]:
     study = material.study
     blocks: list[Block] = [*_without_verdict(material)] if study is None else [Prose([headline(study)]), *_said(study, material)]
-    said = [] if study is None else [*study.notes, *_left_out(study)]
+    said = [] if study is None else [*study.notes, *left_out(study)]
     said += _lines(material.times_refused)
     if material.sweep is not None and material.sweep.missing:
         said += _lines(material.sweep.missing)
@@ -137,14 +138,6 @@ def _leader(study: Study, material: Material) -> list[str]:
     most = "Highest" if material.higher_is_better else "Lowest"
     return [
         f"{most} {study.metric}: {ends[best]:.4f}, {best}. The best of {len(ends)} looks better than it is: chance chose it too."
-    ]
-
-
-def _left_out(study: Study) -> list[str]:
-    return [
-        f"{one.arm.label}: without a partner of the same seed, and so left out: {', '.join(run.name for run in one.left_out)}"
-        for one in study.comparisons
-        if one.left_out
     ]
 
 
