@@ -180,10 +180,9 @@ def test_pairs_that_share_a_seed_are_not_counted_as_independent(make: Make, caps
     assert estimate_difference(np.zeros(8), differences, paired=True).p < 0.05
     assert main(["compare", str(folder)]) == 0
     out = capsys.readouterr().out
-    said = (
-        "8 pairs of equal seeds, 4 x 2 seeds crossed: pairs that share one are not independent, which leaves 1 degree of freedom. "
-    )
-    assert said + "Pairs that share no seed say more: -m seed.init=0,1,2,3,4 'seed.data=${seed.init}' makes such runs\n" in out
+    said = "8 pairs of equal seeds, 4 x 2 seeds crossed: pairs that share one are not independent"
+    assert f"{said}, which leaves 1 degree of freedom. Pairs that share no seed say more: -m seed.init=0,1,2,3,4 " in out
+    assert " 'seed.data=${seed.init}' makes such runs\n" in out
     assert "Note" not in out
 
 
@@ -222,11 +221,8 @@ def test_a_seed_that_all_runs_have_is_said_once(make: Make, capsys: Output):
     assert main(["compare", str(folder.parent)]) == 0
     rule = "Note: every run has seed.data=7: what is said holds for this one order of the data, others may differ\n"
     assert capsys.readouterr().out.count(rule) == 1
-    for seed in range(3):
-        folder = make(8, 2 + NOISE[seed], lr=3e-3, data_seed=seed)
-        make(9, 1.9 + NOISE[seed], lr=4e-3, data_seed=seed)
-    words = [f"{folder.parent}/*max_lr-0.003*", f"{folder.parent}/*max_lr-0.004*"]
-    assert main(["compare", *words]) == 0
+    others = [make(init, 2 + NOISE[seed], lr=init * 1e-3, data_seed=seed) for init in (3, 4) for seed in range(3)]
+    assert main(["compare", *map(str, others)]) == 0
     assert "Note: every arm has one seed.init alone, and not the same: that one draw" in capsys.readouterr().out
 
 

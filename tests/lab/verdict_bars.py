@@ -195,12 +195,8 @@ def crossed_cell(crossed: tuple[int, int], shares: tuple[float, ...], shape: str
     def differences() -> np.ndarray:
         sizes = [(studies, crossed[0], 1), (studies, 1, crossed[1]), (studies, *crossed)]
         # Of two arms, each with its own: the difference of what a seed does to either.
-        parts = [
-            (SHAPES[shape](draw, (studies, math.prod(size[1:]))) - SHAPES[shape](draw, (studies, math.prod(size[1:])))).reshape(
-                size
-            )
-            for size in sizes
-        ]
+        drawn = [[SHAPES[shape](draw, (studies, math.prod(size[1:]))) for _ in range(2)] for size in sizes]
+        parts = [(ours - theirs).reshape(size) for (ours, theirs), size in zip(drawn, sizes, strict=True)]
         return sum(math.sqrt(share / 2) * part for share, part in zip(shares, parts, strict=True)).reshape(studies, -1)
 
     values = differences()
@@ -291,7 +287,7 @@ HEADINGS = {
     "levels": "equal arms called different %, intervals that miss %",
     "power": "visible differences seen %: known noise, estimated noise",
     "several": "visible differences seen %: in one arm of several, in all; any of equal arms called different %",
-    "crossed": "pairs that share seeds, equal arms called different % if all were independent, as is; intervals that miss; visible seen",
+    "crossed": "crossed seeds, equal arms called different %: were pairs independent, as is; intervals that miss %; visible seen %",
     "needs": "seeds needed: truth, noise of 400 runs, median of six-seed studies, % of those within 30 %",
     "again": "equal arms called different %, looking at 5, at 5 and 8, at 5, 8 and 10 pairs",
 }
