@@ -184,6 +184,7 @@ COMPARE_WORDS = [
     "--to-loss",
     "--worth",
     "--higher",
+    "--lower",
     "--unpaired",
     "--finished",
     "--ignore",

@@ -3,6 +3,7 @@
 import csv
 import math
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from llama_lab.config.schema import ConstantConfig, CosineConfig, LinearConfig, 
 from llama_lab.lab.compare.arms import group_arms
 from llama_lab.lab.compare.curves import crossing, value_at
 from llama_lab.lab.compare.diff import differences
+from llama_lab.lab.compare.metric_names import is_higher_better
 from llama_lab.lab.compare.pairs import choose_seeds
 from llama_lab.lab.compare.records import load_record, load_records
 from llama_lab.lab.compare.statistics import Design, estimate_difference
@@ -241,7 +243,103 @@ def test_a_column_that_is_no_metric_by_its_name_is_one_when_asked_for(tmp_path: 
     table.write_text("\n".join(["Name,State,learning_rate,seed,loss", *lines]), encoding="utf-8")
     assert main(["compare", str(table), "--metric", "loss"]) == 0
     assert "learning_rate=0.002 is better than learning_rate=0.001: loss 0.1" in capsys.readouterr().out
+    assert "val/loss is no column of this table; --metric loss compares by that" in refusal(str(table))
+    table.write_text(table.read_text(encoding="utf-8").replace(",loss", ",quality"), encoding="utf-8")
+    assert main(["compare", str(table), "--metric", "quality"]) == 0
+    assert "quality at the end; lower is better, as its name does not say (else --higher)" in capsys.readouterr().out
     assert "val/loss is no column of this table; its metrics are the columns with a / in their names" in refusal(str(table))
+
+
+HEADING = ("Name", "State", "Hostname", "Runtime", "seed", "lr", "train_loss", "eval/accuracy", "_step")
+
+
+def exported(path: Path, heading: Sequence[str] = HEADING, delimiter: str = ",", **cells: Callable[[int, int], object]) -> str:
+    """Write a table of runs as W&B exports it: two learning rates, four seeds; `cells` of the arm and the seed."""
+    lines = []
+    for arm in range(2):
+        for seed in range(4):
+            noise = NOISE[2 * seed + arm]
+            known = {"Name": f"run-{arm}-{seed}", "State": "finished", "Hostname": f"node{seed}", "Runtime": seed, "seed": seed}
+            known |= {
+                "lr": 0.1 * (arm + 1),
+                "train_loss": 2 - 0.3 * arm + noise,
+                "eval/accuracy": 0.3 + 0.3 * arm + noise,
+                "_step": 90,
+            }
+            known |= {column: make(arm, seed) for column, make in cells.items()}
+            decimal = "," if delimiter == ";" else "."
+            values = [known[column] for column in heading]
+            lines.append([str(value).replace(".", decimal) if isinstance(value, float) else value for value in values])
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter=delimiter).writerows([heading, *lines])
+    return str(path)
+
+
+def test_columns_of_a_table_that_are_no_config_make_no_arms(tmp_path: Path, capsys: Output):
+    table = exported(tmp_path / "runs.csv")
+    assert main(["compare", table, "--metric", "eval/accuracy"]) == 0
+    out = capsys.readouterr().out
+    assert "lr=0.2 is better than lr=0.1: eval/accuracy 0." in out and "4 pairs of equal seeds" in out
+    assert "eval/accuracy at the end; higher is better by its name (else --lower)" in out
+    assert main(["compare", table, "--metric", "eval/accuracy", "--lower"]) == 0
+    out = capsys.readouterr().out
+    assert "lr=0.2 is worse than lr=0.1" in out and "eval/accuracy at the end; lower is better\n" in out
+    assert main(["compare", table, "--metric", "train_loss"]) == 0
+    assert "train_loss at the end; lower is better\n" in capsys.readouterr().out
+    assert main(["compare", table, "--lower", "--higher"]) == 2
+    capsys.readouterr()
+    # The weight of a loss is config: it is the same for many runs.
+    weighed = exported(tmp_path / "weighed.csv", (*HEADING, "z_loss"), z_loss=lambda arm, seed: 0.1 * arm, lr=lambda arm, seed: 0.3)
+    assert main(["compare", weighed, "--metric", "eval/accuracy"]) == 0
+    assert "z_loss=0.1 is better than z_loss=0.0" in capsys.readouterr().out
+    apart = exported(tmp_path / "apart.csv", (*HEADING, "output_dir"), output_dir=lambda arm, seed: f"out/{arm}{seed}")
+    assert main(["compare", apart, "--metric", "train_loss"]) == 0
+    out = capsys.readouterr().out
+    assert "every run has another output_dir, so that none of them form an arm; --ignore output_dir if" in out
+    assert "llama-lab noise" not in out
+    assert main(["compare", apart, "--metric", "train_loss", "--ignore", "output_dir"]) == 0
+    assert "4 pairs of equal seeds" in capsys.readouterr().out
+
+
+def test_tables_of_spreadsheets_are_read_with_their_semicolons(tmp_path: Path):
+    plain, semicolons = (tmp_path / name for name in ("plain.csv", "semicolons.csv"))
+    read = [load_records([exported(plain)]), load_records([exported(semicolons, delimiter=";")])]
+    assert "0,1;" in semicolons.read_text(encoding="utf-8")
+    assert [(run.values, run.rows, run.seeds) for run in read[0]] == [(run.values, run.rows, run.seeds) for run in read[1]]
+
+
+def test_runs_of_a_table_with_other_lengths_are_refused(tmp_path: Path, capsys: Output):
+    table = exported(tmp_path / "runs.csv", _step=lambda arm, seed: 90 + 10 * arm)
+    rule = "run-1-0 (and 3 more) ends at _step=100, run-0-0 at 90; --ignore _step if both had the same budget"
+    assert refusal(table, metric="train_loss").splitlines()[1:] == [f"  {rule}"]
+    assert main(["compare", table, "--metric", "train_loss", "--ignore", "_step"]) == 0
+    assert "is better" in capsys.readouterr().out
+    told = exported(
+        tmp_path / "told.csv", (*HEADING, "tokens"), _step=lambda arm, seed: 90 + 10 * arm, tokens=lambda arm, seed: 9000
+    )
+    assert main(["compare", told, "--metric", "train_loss"]) == 0
+
+
+def test_tables_that_would_be_misread_are_refused(tmp_path: Path):
+    running = exported(tmp_path / "runs.csv", State=lambda arm, seed: "running" if seed == 2 else "finished")
+    said = "run-0-2 (and 1 more) is not finished (running); --finished leaves such runs out"
+    assert refusal(running, metric="train_loss").splitlines()[1:] == [f"  {said}"]
+    twice = exported(tmp_path / "twice.csv", (*HEADING, "train_loss", "lr"))
+    assert f"{twice} has several columns called lr, train_loss; leave one of each" in refusal(twice, metric="train_loss")
+    (tmp_path / "chart.csv").write_text("Step,a - val/loss,a - val/loss__MIN,a - val/loss__MAX\n1,2,2,2\n", encoding="utf-8")
+    assert "is the CSV of a chart, one step a line; export the table of runs" in refusal(str(tmp_path / "chart.csv"))
+
+
+@pytest.mark.parametrize(
+    ("metric", "higher"),
+    [
+        *(("eval/accuracy", True), ("val_acc", True), ("hellaswag/acc_norm,none", True), ("speed/tokens_per_second", True)),
+        *(("speed/mfu", True), ("F1", True), ("evalScore", True), ("val/loss", False), ("eval/perplexity", False)),
+        *(("val/bits_per_byte", False), ("wer", False), ("train/grad_norm", None), ("quality", None), ("lossless", None)),
+    ],
+)
+def test_the_name_of_a_metric_may_say_which_way_is_better(metric: str, higher: bool | None):
+    assert is_higher_better(metric) is higher
 
 
 def test_runs_of_a_table_that_share_a_name_are_two_runs(tmp_path: Path, capsys: Output):

@@ -8,10 +8,13 @@ from typing import Any
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import Problem, shown
+from llama_lab.lab.compare.csv_table import PROGRESS
 from llama_lab.lab.compare.records import SEEDS, RunRecord
 from llama_lab.lab.labels import differences_of
 
 LOSS, BITS, TRAINING_LOSS = "val/loss", "val/bits_per_byte", "train/loss"
+# What a table has of how long a run was trained, where it does not have its tokens.
+LENGTHS = ("_step", "trainer/global_step", "global_step", "step", "update")
 INIT, ORDER = SEEDS[:2]
 EVALUATE = "no metric can be compared between them; llama-lab evaluate RUN TEXT measures each on one text"
 # What of the data changes how text is fed, not which text it is.
@@ -47,14 +50,18 @@ def group_arms(records: Sequence[RunRecord], ignore: Sequence[str] = ()) -> list
     Raises:
         ConfigError: two runs of an arm have the same seeds, or a key to ignore is in no config.
     """
-    known = {key for record in records for key in record.values}
+    lengths = [key for key in LENGTHS if any(key in row for record in records if record.folder is None for row in record.rows)]
+    known = {key for record in records for key in record.values} | {*lengths}
     if unknown := [key for key in ignore if key not in known]:
         rule = "is in no config of these runs; give its whole path, such as data.path"
         raise _refused([(f"--ignore {key}", rule) for key in unknown])
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
         kept = {key: value for key, value in record.values.items() if key not in ignore}
-        groups.setdefault(json.dumps(kept, sort_keys=True, default=str), []).append(replace(record, values=kept))
+        own = replace(record, values=kept)
+        if record.folder is None:
+            own = replace(own, rows=[{key: value for key, value in row.items() if key not in ignore} for row in record.rows])
+        groups.setdefault(json.dumps(kept, sort_keys=True, default=str), []).append(own)
     groups = {key: _without_repeats(group) for key, group in groups.items()}
     if twins := [problem for group in groups.values() for problem in _twins(group)]:
         raise _refused(twins)
@@ -86,9 +93,10 @@ def unfinished_runs(runs: Sequence[RunRecord]) -> list[Problem]:
     found: list[Problem] = []
     for run in runs:
         if not run.is_finished:
-            done = max((row.get("update", 0) for row in run.rows), default=0)
+            done = max((row["update"] for row in run.rows if "update" in row), default=0 if run.run is not None else None)
             of = f" of {run.run.updates}" if run.run is not None else ""
-            found.append((run.name, f"is not finished ({run.status}, update {done}{of})"))
+            far = "" if done is None else f", update {done}{of}"
+            found.append((run.name, f"is not finished ({run.status}{far})"))
     return found
 
 
@@ -106,8 +114,22 @@ def notes(arms: Sequence[Arm]) -> list[str]:
         found.append("the contexts are of different length: a longer one alone lowers the loss on the same text")
     found += _one_seed(arms)
     if any(run.folder is None for run in runs):
+        found += _all_apart(arms)
         found.append("a CSV does not say what its runs were validated on; it is taken to be the same text")
     return found
+
+
+def _all_apart(arms: Sequence[Arm]) -> list[str]:
+    """The columns of a table that make each of its runs an arm of its own, though there are seeds to tell runs apart."""
+    runs = [run for arm in arms for run in arm.runs]
+    if len(runs) > len(arms) or len({run.seed for run in runs}) < 2:
+        return []
+    keys = [key for key in runs[0].values if len({str(run.values.get(key)) for run in runs}) == len(runs)]
+    # With two runs, whatever differs does.
+    if len(runs) < 3 or not keys:
+        return []
+    each = f"every run has another {', '.join(keys)}, so that none of them form an arm"
+    return [f"{each}; {' '.join(f'--ignore {key}' for key in keys)} if that makes no difference"]
 
 
 def _one_seed(arms: Sequence[Arm]) -> list[str]:
@@ -159,17 +181,19 @@ def _labels(configs: list[dict[str, Any]]) -> list[str]:
 
 def _missing(runs: list[RunRecord], metric: str, *, is_asked: bool) -> list[Problem]:
     found: list[Problem] = []
-    known = sorted({key for run in runs for key in run.metrics if not key.startswith("_")})
+    known = sorted({key for run in runs for key in run.metrics if not key.startswith("_") and key not in PROGRESS})
     if known and metric not in known and not is_asked:
-        other = TRAINING_LOSS if TRAINING_LOSS in known else known[0]
-        rule = f"was measured in none of these runs: train them as far as a validation, or --metric {other} compares by that"
-        return [(metric, rule)]
+        other = TRAINING_LOSS if TRAINING_LOSS in known else next((key for key in known if "loss" in key), known[0])
+        rule = "was measured in none of these runs: train them as far as a validation, or"
+        if all(run.folder is None for run in runs):
+            rule = "is no column of this table;"
+        return [(metric, f"{rule} --metric {other} compares by that")]
     if known and metric not in known:
         close = difflib.get_close_matches(metric, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
         return [(f"--metric {metric}", f"was measured in none of these runs; {hint}")]
     if not known and all(run.folder is None for run in runs):
-        rule = "is no column of this table; its metrics are the columns with a / in their names, and the one that --metric names"
+        rule = "is no column of this table; its metrics are the columns with a / in their names, and those called loss or the like"
         return [(f"--metric {metric}" if is_asked else metric, rule)]
     for run in runs:
         if not run.rows:

@@ -27,7 +27,9 @@ def add_question(parser: argparse.ArgumentParser) -> None:
         "--to-loss", nargs="?", const=AUTO, metavar="L", help="also what a loss takes (default: the lowest that every run reaches)"
     )
     parser.add_argument("--worth", type=float, metavar="D", help="the smallest difference that matters to you")
-    parser.add_argument("--higher", action="store_true", help="higher is better (known of speed/tokens_per_second)")
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument("--higher", action="store_true", help="higher is better (default: as the metric's name says, else lower)")
+    ways.add_argument("--lower", action="store_true", help="lower is better")
     parser.add_argument("--unpaired", action="store_true", help="do not pair runs by seed")
     parser.add_argument("--finished", action="store_true", help="leave out runs that are not finished")
     parser.add_argument(
@@ -50,7 +52,7 @@ def read_question(asked: argparse.Namespace) -> Question:
         place=place,
         price=asked.price,
         worth=asked.worth,
-        higher_is_better=True if asked.higher else None,
+        higher_is_better=asked.higher if asked.higher or asked.lower else None,
         paired=False if asked.unpaired else None,
         finished_only=asked.finished,
     )

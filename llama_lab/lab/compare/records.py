@@ -5,12 +5,11 @@
 A record is small: rows without samples and batches, the config by key path.
 """
 
-import csv
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +19,7 @@ from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import SCIENCE, load_config, science
 from llama_lab.config.paths import or_meant
 from llama_lab.config.schema import Origin, Problem, RunConfig, SeedConfig
+from llama_lab.lab.compare.csv_table import Line, is_about, read_lines, result_columns
 from llama_lab.lab.patterns import is_aside, matches
 from llama_lab.lab.runs.listing import status_of
 from llama_lab.training.metrics import read_rows
@@ -29,8 +29,6 @@ PATHS = ("data.path", "data.paths", "tokenizer.path")
 """Where data lies, which is no difference where its fingerprints are equal."""
 SEEDS = ("seed.init", "seed.data", "seed.sampling")
 AXES = ("tokens", "flops", "seconds", "cost")
-# What W&B itself puts into its table of runs.
-WANDB_COLUMNS = ("ID", "Name", "State", "Notes", "User", "Tags", "Created", "Runtime", "Sweep", "Group", "Job Type", "Description")
 SEED_NODE = re.compile(r"^seed:\n  init: (?P<init>\d+)\n  data: (?P<data>\d+)\n  sampling: (?P<sampling>\d+)\n", re.MULTILINE)
 SHAPES_NODE = re.compile(r"^  shapes:\n(?:    .*\n)+", re.MULTILINE)
 # How `llama-lab noise` names a run that it makes again with the same seeds.
@@ -293,18 +291,11 @@ def _children(path: Path) -> list[Path]:
 
 def _read_table(path: Path, word: str, metric: str | None = None) -> tuple[list[Path], list[RunRecord]]:
     """A CSV: the runs that a sweep's summary names, or those of W&B's table."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise _refused(word, f"cannot be read as CSV: {error}") from None
-    if not lines:
-        raise _refused(word, "has no line below its heading")
+    lines = read_lines(path, word)
     if {"folder", "status"} <= lines[0].keys():
         return _of_sweep(path, lines, word), []
-    if any(None in line or None in line.values() for line in lines):
-        raise _refused(word, "has lines with more or fewer cells than its heading; export the table of runs anew")
-    return [], [_of_line(line, number, path, metric) for number, line in enumerate(lines, start=1)]
+    results = result_columns(lines, metric)
+    return [], [_of_line(line, number, path, results) for number, line in enumerate(lines, start=1)]
 
 
 def _of_sweep(path: Path, lines: list[dict[str, str]], word: str) -> list[Path]:
@@ -318,26 +309,29 @@ def _of_sweep(path: Path, lines: list[dict[str, str]], word: str) -> list[Path]:
     return here
 
 
-def _of_line(line: dict[str, str], number: int, path: Path, metric: str | None) -> RunRecord:
-    """A line of W&B's table of runs. Summary and config stand side by side there: metrics have a `/`, or `_` in front, or are asked
-    for by name.
+def _of_line(line: Line, number: int, path: Path, results: Collection[str]) -> RunRecord:
+    """A line of W&B's table of runs, where summary and config stand side by side.
+
+    Args:
+        results: columns that are no config.
     """
     values: dict[str, Any] = {}
     seeds: dict[str, int] = {}
     row: dict[str, Any] = {}
     for column, text in line.items():
         value = _read_cell(text)
-        if column in WANDB_COLUMNS:
+        if is_about(column):
             continue
         if _is_seed(column):
             if isinstance(value, int):
                 seeds[column] = value
-        elif column == metric or "/" in column or column.startswith("_") or column in ("tokens", "update", "seconds"):
+        elif column in results:
             row[column] = value if not isinstance(value, float) or math.isfinite(value) else None
         elif column.partition(".")[0] not in OURS or column.partition(".")[0] in SCIENCE:
             values[column] = value
-    state = (line.get("State") or "finished").lower()
-    name = line.get("Name") or f"{path.name} line {number + 1}"
+    about = {column.lower(): text for column, text in line.items() if is_about(column)}
+    state = (about.get("state") or "finished").lower()
+    name = about.get("name") or f"{path.name} line {number + 1}"
     rows = [{key: value for key, value in row.items() if value != ""}]
     return RunRecord(name=name, values=values, seeds=seeds, status=state, rows=rows, line=f"{path} line {number + 1}")
 

@@ -13,8 +13,9 @@ import numpy as np
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import Problem
-from llama_lab.lab.compare.arms import Arm, choose_metric, notes, together, unfinished_runs
+from llama_lab.lab.compare.arms import LENGTHS, Arm, choose_metric, notes, together, unfinished_runs
 from llama_lab.lab.compare.curves import crossing, reach, value_at
+from llama_lab.lab.compare.metric_names import is_higher_better
 from llama_lab.lab.compare.pairs import pair_runs
 from llama_lab.lab.compare.power import Need, need, seeds_needed, visible_effect
 from llama_lab.lab.compare.records import AXES, RunRecord
@@ -25,7 +26,6 @@ ROUNDING = 0.01
 # Numbers of tokens and the like that differ by less are one place.
 CLOSE = 1 + 1e-9
 SAME_BUDGET = "train them to the same training_tokens"
-HIGHER_IS_BETTER = ("speed/tokens_per_second", "speed/mfu")
 BETTER, WORSE, UNDECIDED, SAME, UNKNOWN = "better", "worse", "undecided", "no difference worth having", "cannot be said"
 
 
@@ -39,7 +39,7 @@ class Question:
         place: where on that axis; null: as far as every run has come.
         price: of a device for an hour, for the axis `cost`.
         worth: smallest difference that matters; null: any.
-        higher_is_better: null: as known of the metric.
+        higher_is_better: null: as the name of the metric says, else false.
         paired: whether runs with the same seeds are pairs; null: where at least half of the larger arm's seeds are common.
         finished_only: whether runs that are not finished are left out instead of refused.
     """
@@ -128,11 +128,16 @@ def compare_arms(arms: Sequence[Arm], question: Question) -> Study:
             raise _refused([(arms[0].runs[0].name, f"is a single run; {more}")])
         raise _refused([("the runs", f"differ in their seeds alone; {more}")])
     metric = choose_metric(arms, question.metric)
-    higher = metric in HIGHER_IS_BETTER if question.higher_is_better is None else question.higher_is_better
+    higher = reads_higher(metric, question)
     place, values = _values(arms, metric, question)
     found = [_compare(arms[0], arm, values, question, higher=higher) for arm in arms[1:]]
     said = [*left, *notes(arms), *_shortened(arms, metric, place, question)]
     return Study(question, metric, higher, place, tuple(arms), values, _corrected(found, question, higher=higher), tuple(said))
+
+
+def reads_higher(metric: str, question: Question) -> bool:
+    """Whether higher is better: as was asked, else as the metric's name says; where it says nothing, lower is."""
+    return bool(is_higher_better(metric)) if question.higher_is_better is None else question.higher_is_better
 
 
 def time_to_loss(
@@ -187,6 +192,8 @@ def _finished(arms: Sequence[Arm], question: Question) -> tuple[list[Arm], list[
         is_training = all(run.status in ("finished", RUNNING) for arm in arms for run in arm.runs)
         rule = "; wait for it" if is_training else "; the command that started it goes on with it"
         rule += ", --finished leaves such runs out, --at tokens compares at what all have reached"
+        if any(run.folder is None for arm in arms for run in arm.runs):
+            rule = "; --finished leaves such runs out"
         raise _refused([(name, said + rule if number == 0 else said) for number, (name, said) in enumerate(found)])
     kept = [replace(arm, runs=tuple(run for run in arm.runs if run.is_finished)) for arm in arms]
     said = [f"left out: {name} {rule}" for name, rule in found]
@@ -260,8 +267,19 @@ def _same_budget(runs: Sequence[RunRecord], metric: str) -> None:
         if ours is not None and theirs is not None and abs(theirs - ours) > ROUNDING * ours:
             said = f"was trained on {theirs:,.0f} tokens, {first} on {ours:,.0f}"
             problems.append((run.name, f"{said}; {instead}"))
+        elif (theirs is None or ours is None) and (said := _other_length(runs[0], run)):
+            problems.append((run.name, said))
     if problems:
         raise _refused(problems)
+
+
+def _other_length(first: RunRecord, run: RunRecord) -> str | None:
+    """That two lines of a table that do not say their tokens were trained for unequal numbers of steps."""
+    for key in LENGTHS:
+        ours, theirs = ([row[key] for row in one.rows if isinstance(row.get(key), int | float)] for one in (first, run))
+        if ours and theirs and abs(theirs[-1] - ours[-1]) > ROUNDING * ours[-1]:
+            return f"ends at {key}={theirs[-1]:,g}, {first.name} at {ours[-1]:,g}; --ignore {key} if both had the same budget"
+    return None
 
 
 def _tokens(run: RunRecord) -> float | None:

@@ -6,6 +6,7 @@ import statistics
 from scipy import special
 
 from llama_lab.lab.compare.arms import Arm
+from llama_lab.lab.compare.metric_names import is_higher_better
 from llama_lab.lab.compare.noise import find_floor
 from llama_lab.lab.compare.power import MOST_SEEDS, POWER, Need
 from llama_lab.lab.compare.records import AXES
@@ -171,7 +172,8 @@ def _single(study: Study, one: Comparison) -> str:
     floor = find_floor(one.baseline.runs[0]) or find_floor(one.arm.runs[0])
     scatter = None if floor is None else floor.of(study.metric)
     if scatter is None or study.place is not None:
-        return said + ". Two seeds an arm are the least, five are usual; llama-lab noise measures what one seed hides"
+        more = "" if one.baseline.runs[0].folder is None else "; llama-lab noise measures what one seed hides"
+        return f"{said}. Two seeds an arm are the least, five are usual{more}"
     runs = 1 / len(one.baseline.runs) + 1 / len(one.arm.runs)
     bound = float(special.stdtrit(scatter.degrees_of_freedom, 1 - LEVEL / 2)) * scatter.sd * math.sqrt(runs)
     place = "inside" if abs(one.difference) < bound else "beyond"
@@ -197,7 +199,15 @@ def headline(study: Study) -> str:
     where = "at the end"
     if study.place is not None:
         where = f"at {study.place:,.6g} {AXIS_UNITS[study.question.at or 'tokens']}"
-    return f"{study.metric} {where}; {'higher' if study.higher_is_better else 'lower'} is better"
+    return f"{study.metric} {where}; {'higher' if study.higher_is_better else 'lower'} is better{_assumed(study)}"
+
+
+def _assumed(study: Study) -> str:
+    """Where the reader should know that nobody said which way is better."""
+    known = is_higher_better(study.metric)
+    if study.question.higher_is_better is not None or known is False or study.metric.startswith("speed/"):
+        return ""
+    return " by its name (else --lower)" if known else ", as its name does not say (else --higher)"
 
 
 def footnote(study: Study) -> str:

@@ -13,7 +13,7 @@ from llama_lab.config.schema import Problem, shown
 from llama_lab.lab.compare.arms import LOSS, TRAINING_LOSS, Arm, choose_metric, group_arms, together
 from llama_lab.lab.compare.question import baseline_first
 from llama_lab.lab.compare.records import SEEDS, RunRecord, in_order, load_records
-from llama_lab.lab.compare.study import HIGHER_IS_BETTER, Question, Study, compare_arms
+from llama_lab.lab.compare.study import Question, Study, compare_arms, reads_higher
 from llama_lab.lab.compare.verdicts import times_to_loss
 from llama_lab.training.scrub import scrub_command
 
@@ -136,14 +136,13 @@ def gather(words: Sequence[str], asked: Asked, command: Sequence[str]) -> Materi
             times = times_to_loss(study, asked.to_loss)
         except ConfigError as error:
             times_refused = error.problems
-    higher = metric in HIGHER_IS_BETTER if question.higher_is_better is None else question.higher_is_better
     return Material(
         title=asked.title or _title(records, sweep),
         command=scrub_command(list(command)),
         question=question,
         arms=arms,
         metric=metric,
-        higher_is_better=higher,
+        higher_is_better=reads_higher(metric, question),
         study=study,
         refused=refused,
         is_comparable=is_comparable,

@@ -1,0 +1,114 @@
+"""A CSV file as lines of cells, and what of W&B's table of runs its columns are. No runs are made here.
+
+W&B's table puts config and results side by side and does not say which is which, so names have to.
+"""
+
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+from llama_lab.config.errors import ConfigError
+from llama_lab.lab.compare.metric_names import is_measured
+
+Line = dict[str, str]
+# What spreadsheets put between cells where a comma is part of numbers, or on a clipboard.
+DELIMITERS = (",", ";", "\t")
+DECIMAL_COMMA = re.compile(r"-?\d+,\d+(e[+-]?\d+)?", re.IGNORECASE)
+ABOUT = {
+    *(
+        "",
+        "id",
+        "name",
+        "state",
+        "notes",
+        "user",
+        "tags",
+        "created",
+        "updated",
+        "end time",
+        "heartbeat",
+        "runtime",
+        "sweep",
+        "group",
+    ),
+    *("job type", "description", "entity", "project", "url", "host", "hostname", "os", "python version", "cli version", "command"),
+    *("gpu type", "gpu count", "cpu count", "logical cpu count", "git", "github", "commit", "git commit", "git repository"),
+    *("run id", "run name", "unnamed: 0"),
+}
+"""Columns that W&B, or the library that a table went through, adds: of the run, not of its config."""
+PROGRESS = ("tokens", "update", "seconds", "epoch", "step", "global_step", "trainer/global_step", "iteration", "iter", "_step")
+"""Columns that say how far a run came."""
+
+
+def read_lines(path: Path, word: str) -> list[Line]:
+    """The lines of a CSV file below its heading, cell by column. Empty lines are none.
+
+    Commas, semicolons and tabs may stand between cells; with semicolons a number may have a decimal comma.
+
+    Args:
+        word: how the file was named, for what is refused.
+
+    Raises:
+        ConfigError: it is no CSV of runs, has no line below its heading, several columns of one name, or lines of other lengths.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        delimiter = max(DELIMITERS, key=lambda one: len(next(_rows(text, one), [])))
+        heading, *rows = [row for row in _rows(text, delimiter) if row] or [[]]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise _refused(word, f"cannot be read as CSV: {error}") from None
+    if not rows:
+        raise _refused(word, "has no line below its heading")
+    if twice := [column for column, count in Counter(heading).items() if count > 1]:
+        raise _refused(word, f"has several columns called {', '.join(sorted(twice))}; leave one of each")
+    if any(column.endswith(("__MIN", "__MAX")) for column in heading):
+        raise _refused(word, "is the CSV of a chart, one step a line; export the table of runs, one run a line")
+    if any(len(row) != len(heading) for row in rows):
+        raise _refused(word, "has lines with more or fewer cells than its heading; export the table of runs anew")
+    if delimiter == ";":
+        rows = [[cell.replace(",", ".") if DECIMAL_COMMA.fullmatch(cell) else cell for cell in row] for row in rows]
+    return [dict(zip(heading, row, strict=True)) for row in rows]
+
+
+def result_columns(lines: Sequence[Line], asked: str | None) -> Collection[str]:
+    """Columns of what runs measured, and of how far they came.
+
+    A metric has a `/` in its name, or `_` in front, or is asked for. Else its name has to be one, such as `train_loss`, and its
+    values numbers most of which differ: a weight of a loss, say, is the same for many runs.
+    """
+    return [
+        column
+        for column in lines[0]
+        if column == asked or "/" in column or column.startswith("_") or column in PROGRESS or _is_result(column, lines)
+    ]
+
+
+def is_about(column: str) -> bool:
+    """Whether a column tells of the run what is neither config nor result."""
+    return column.lower() in ABOUT
+
+
+def _rows(text: str, delimiter: str) -> Iterator[list[str]]:
+    return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+
+
+def _is_result(column: str, lines: Sequence[Line]) -> bool:
+    if "." in column or not is_measured(column):
+        return False
+    cells = [line[column] for line in lines if line[column]]
+    return bool(cells) and 2 * len(set(cells)) > len(cells) and all(_is_number(cell) for cell in cells)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _refused(subject: str, rule: str) -> ConfigError:
+    return ConfigError([(subject, rule)], scope="this request")
