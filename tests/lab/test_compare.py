@@ -18,6 +18,7 @@ from llama_lab.lab.compare.arms import group_arms
 from llama_lab.lab.compare.curves import crossing, value_at
 from llama_lab.lab.compare.diff import differences
 from llama_lab.lab.compare.metric_names import is_higher_better
+from llama_lab.lab.compare.noise import family, measure, store
 from llama_lab.lab.compare.pairs import choose_seeds
 from llama_lab.lab.compare.records import load_record, load_records
 from llama_lab.lab.compare.statistics import Design, estimate_difference
@@ -95,7 +96,8 @@ def test_several_arms_are_corrected_and_the_chosen_baseline_comes_first(make: Ma
     folders = [make(seed, 2 + NOISE[seed] - 0.02 * arm, lr=1e-3 * 2**arm) for arm in range(3) for seed in range(5)]
     assert main(["compare", str(folders[0].parent), "--baseline", "max_lr=0.002"]) == 0
     out = capsys.readouterr().out
-    assert "Against max_lr=0.002" in out and "corrected for 2 comparisons" in out
+    assert "Against max_lr=0.002" in out
+    assert "corrected for 2 comparisons (the same uncorrected)" in out
     assert out.index("max_lr=0.002") < out.index("max_lr=0.001")
     assert "that at least 80 of 100 such comparisons would see, corrected for 2, if noise is about normal" in out
     for words, rule in ((["--baseline", "max_lr"], "names 3 arms"), (["--baseline", "cosine"], "is in the name of no arm")):
@@ -144,7 +146,14 @@ def test_equal_places_are_compared_along_every_axis(make: Make, capsys: Output):
     found = compare_arms(arms, Question(at="tokens"))
     assert found.place == UPDATES * TOKENS
     assert np.mean(found.of(found.arms[1])) == pytest.approx(1.9 + NOISE[:4].mean())
-    assert any("before its end" in note for note in found.notes)
+    early = "before its end, with a learning rate that has yet to fall, is looked at: training_tokens=20480 max_lr=0.002"
+    assert found.notes == (early,)
+    steady = [
+        make(0, lr=lr, last=last, training_tokens=last * TOKENS, schedule=ConstantConfig(warmup_updates=2))
+        for lr, last in ((3e-3, UPDATES), (4e-3, 2 * UPDATES))
+    ]
+    of_constant_rate = compare_arms(group_arms(load_records(map(str, steady))), Question(at="tokens"))
+    assert of_constant_rate.notes == ("before its end is looked at: training_tokens=20480 max_lr=0.004",)
     between = compare_arms(arms, Question(at="tokens", place=14 * TOKENS))
     assert 2.05 < np.mean(between.of(between.arms[0])) < 2.2
     flops = compare_arms(arms, Question(at="flops"))
@@ -370,7 +379,8 @@ def test_time_to_loss_gives_the_multiplier_that_was_planted(make: Make, capsys: 
     assert main(["compare", str(folder.parent), "--to-loss", "1.2"]) == 2
     said = capsys.readouterr()
     rule = "is no loss that every run was seen to come down to; try one from 2.0046 to 2.5377, or --to-loss alone for the lowest"
-    assert said.err.splitlines()[1:] == [f"  --to-loss 1.2 {rule}"] and said.out == ""
+    assert said.err.splitlines()[1:] == [f"  --to-loss 1.2 {rule}"]
+    assert "max_lr=0.002 is better than max_lr=0.001" in said.out and "multiplier" not in said.out
     assert main(["compare", str(folder.parent), "--to-loss", "9"]) == 2
     assert "--to-loss 9 is no loss that every run was seen to come down to" in capsys.readouterr().err
 
@@ -391,9 +401,12 @@ def test_runs_that_were_validated_once_are_told_what_would_compare_them(make: Ma
     (other / "metrics.jsonl").write_text(
         (other / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1] + "\n", encoding="utf-8"
     )
-    assert main(["compare", str(long[0]), str(other), "--to-loss"]) == 2
+    assert main(["compare", str(long[0]), str(other), "--to-loss"]) == 0
     rule = f"finds no loss that every run was seen to come down to: {other} reaches 2.2000, and {long[0]} is at 1.9000 when it is "
-    assert f"  --to-loss {rule}first validated; train them with a smaller eval.every_updates\n" in capsys.readouterr().err
+    out = capsys.readouterr().out
+    assert "max_lr=0.004: cannot be said; val/loss is 0.3000 higher" in out
+    said = f"What a loss takes cannot be said:\n  --to-loss {rule}first validated; train them with a smaller eval.every_updates\n"
+    assert out.endswith(said)
 
 
 def test_curves_are_read_between_their_points():
@@ -421,6 +434,39 @@ def test_what_cannot_be_compared_is_refused_with_its_reason(make: Make):
     assert "has another tokenizer" in refusal(str(first), str(tokenizer), metric="val/loss")
     assert "--metric val/bits_per_byte can be compared" in refusal(str(first), str(tokenizer), metric="val/loss")
     assert compare_arms(group_arms(load_records([str(first), str(tokenizer)])), Question()).metric == "val/bits_per_byte"
+
+
+def test_bits_per_byte_of_other_parts_of_a_text_are_sent_to_the_whole(make: Make, untrained: RunConfig):
+    assert untrained.eval is not None
+    tokenizers = {"bytes": {"data": "d", "tokenizer": "t"}, "other": {"data": "e", "tokenizer": "u"}}
+    parts = [replace(untrained, eval=replace(untrained.eval, max_tokens=count)) for count in (100, 200)]
+    first = write_run(parts[0], data=tokenizers["bytes"])
+    longer = write_run(parts[1], lr=2e-3, data=tokenizers["other"])
+    as_long = write_run(parts[0], lr=3e-3, data=tokenizers["other"])
+    whole = "; llama-lab evaluate RUN measures each on all of it, as eval.max_tokens=null does in training"
+    other = f"{longer} was validated on eval.max_tokens=200, {first} on 100: not the same text{whole}"
+    assert refusal(str(first), str(longer)).splitlines()[1:] == [f"  {other}"]
+    said = f"{longer} has another tokenizer than {first}: a nat a token is not the same for both, and val/bits_per_byte neither"
+    assert refusal(str(first), str(longer), metric="val/loss").splitlines()[1:] == [f"  {said}: {other}"]
+    rule = f"was validated on eval.max_tokens=100 of another tokenizer than {first}, which is not the same text{whole}"
+    assert refusal(str(first), str(as_long)).splitlines()[1:] == [f"  {as_long} {rule}"]
+    elsewhere = write_run(parts[1], lr=4e-3, data=tokenizers["other"], validation="w")
+    assert "llama-lab evaluate RUN TEXT measures each on one text" in refusal(str(first), str(elsewhere))
+
+
+def test_data_that_changed_between_runs_of_one_config_makes_arms_of_their_own(make: Make, capsys: Output):
+    folders = [make(seed, 2 + NOISE[seed]) for seed in range(3)]
+    folders += [make(seed, 1.8 + NOISE[seed], data={"data": "changed" * 4, "tokenizer": "t"}) for seed in range(3, 6)]
+    words = [*map(str, folders)]
+    arms = group_arms(load_records(words))
+    assert [(arm.label, len(arm.runs)) for arm in arms] == [("content=d", 3), ("content=changedc", 3)]
+    assert main(["compare", *words]) == 0
+    out = capsys.readouterr().out
+    assert "Note: data changed between runs of one config: those are arms of their own, told apart by data.content" in out
+    assert [len(arm.runs) for arm in group_arms(load_records(words), ["data.content"])] == [6]
+    assert family(arms[0].values) == family(arms[1].values)
+    assert main(["compare", *words[:3], str(make(0, lr=2e-3))]) == 0
+    assert "data.content" not in capsys.readouterr().out
 
 
 def test_runs_that_differ_in_seeds_alone_are_read_as_if_each_were_alone(make: Make):
@@ -484,6 +530,19 @@ def test_a_single_seed_says_what_cannot_be_said(make: Make, capsys: Output):
     out = capsys.readouterr().out
     assert "cannot be said; val/loss is 0.1000 lower, but max_lr=0.001 has a single seed" in out
     assert "llama-lab noise measures what one seed hides" in out
+
+
+def test_a_noise_floor_is_quoted_where_both_arms_are_of_its_family(make: Make, untrained: RunConfig, capsys: Output):
+    folders = [make(seed, 2 + NOISE[seed]) for seed in range(4)]
+    store(measure(load_records(map(str, folders))), folders[0].parent.parent)
+    faster = make(0, 1.9, lr=2e-3)
+    assert main(["compare", str(folders[0]), str(faster)]) == 0
+    assert "The noise floor of this config lets such runs differ by" in capsys.readouterr().out
+    wider = write_run(replace(untrained, model=replace(untrained.model, n_layers=1)), end=1.9)
+    for words in ([str(folders[0]), str(wider)], [str(wider), str(folders[0])]):
+        assert main(["compare", *words]) == 0
+        out = capsys.readouterr().out
+        assert "noise floor" not in out and "llama-lab noise measures what one seed hides" in out
 
 
 def test_a_sweep_s_folder_and_its_summary_name_its_runs(make: Make, outputs: Path, tmp_path: Path):

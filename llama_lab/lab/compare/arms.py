@@ -13,10 +13,14 @@ from llama_lab.lab.compare.records import SEEDS, RunRecord
 from llama_lab.lab.labels import differences_of
 
 LOSS, BITS, TRAINING_LOSS = "val/loss", "val/bits_per_byte", "train/loss"
+CONTENT = "data.content"
+"""Start of the fingerprint of a run's data, where that differs between runs of one config."""
+CONTENT_CHARACTERS = 8
 # What a table has of how long a run was trained, where it does not have its tokens.
 LENGTHS = ("_step", "trainer/global_step", "global_step", "step", "update")
 INIT, ORDER = SEEDS[:2]
 EVALUATE = "no metric can be compared between them; llama-lab evaluate RUN TEXT measures each on one text"
+WHOLE = "llama-lab evaluate RUN measures each on all of it, as eval.max_tokens=null does in training"
 # What of the data changes how text is fed, not which text it is.
 FEEDING = ("data.max_seq_len", "data.tokens_per_update", "data.window")
 
@@ -50,6 +54,7 @@ def group_arms(records: Sequence[RunRecord], ignore: Sequence[str] = ()) -> list
     Raises:
         ConfigError: two runs of an arm have the same seeds, or a key to ignore is in no config.
     """
+    records = _by_content(records)
     lengths = [key for key in LENGTHS if any(key in row for record in records if record.folder is None for row in record.rows)]
     known = {key for record in records for key in record.values} | {*lengths}
     if unknown := [key for key in ignore if key not in known]:
@@ -70,6 +75,25 @@ def group_arms(records: Sequence[RunRecord], ignore: Sequence[str] = ()) -> list
         Arm(label, group[0].values, tuple(sorted(group, key=lambda run: run.seed)))
         for label, group in zip(labels, groups.values(), strict=True)
     ]
+
+
+def _by_content(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """The runs; those of one data config that were trained on unequal tokens all the same are told apart by them."""
+    prints: dict[str, set[str]] = {}
+    configs = [json.dumps({key: run.values[key] for key in sorted(run.values) if _is_data(key)}, default=str) for run in records]
+    known = [(run.meta.get("data") or {}).get("data") for run in records]
+    for config, content in zip(configs, known, strict=True):
+        prints.setdefault(config, set()).update(() if content is None else (str(content),))
+    return [
+        run
+        if content is None or len(prints[config]) == 1
+        else replace(run, values=run.values | {CONTENT: str(content)[:CONTENT_CHARACTERS]})
+        for run, config, content in zip(records, configs, known, strict=True)
+    ]
+
+
+def _is_data(key: str) -> bool:
+    return key.partition(".")[0] in ("data", "tokenizer")
 
 
 def choose_metric(arms: Sequence[Arm], asked: str | None) -> str:
@@ -112,6 +136,9 @@ def notes(arms: Sequence[Arm]) -> list[str]:
         found.append("the arms were made with different versions of the code; llama-lab diff shows what changed")
     if len({run.run.data.max_seq_len for run in runs if run.run is not None}) > 1:
         found.append("the contexts are of different length: a longer one alone lowers the loss on the same text")
+    if any(CONTENT in run.values for run in runs):
+        changed = "data changed between runs of one config: those are arms of their own"
+        found.append(f"{changed}, told apart by {CONTENT}, the start of its fingerprint; --ignore {CONTENT} makes them one")
     found += _one_seed(arms)
     if any(run.folder is None for run in runs):
         found += _all_apart(arms)
@@ -211,7 +238,9 @@ def _incomparable(runs: list[RunRecord], metric: str) -> list[Problem]:
     if len(_tokenizers(runs)) > 1 and not metric.endswith("bits_per_byte"):
         other = next(run for run in runs if _tokenizer(run) != _tokenizer(first))
         rule = f"has another tokenizer than {first.name}: a nat a token is not the same for both"
-        rule += f"; --metric {BITS} can be compared" if metric.startswith("val/") else ""
+        if metric.startswith("val/"):
+            partly = next((f"{run.name} {reason}" for run in runs if (reason := _other_text(first, run, BITS))), None)
+            rule += f"; --metric {BITS} can be compared" if partly is None else f", and {BITS} neither: {partly}"
         return [(other.name, rule)]
     found: list[Problem] = []
     for run in runs[1:]:
@@ -228,26 +257,26 @@ def _other_text(first: RunRecord, run: RunRecord, metric: str) -> str | None:
     if metric.startswith("train/"):
         return None if same_data else f"was trained on other data than {first.name}, so their training losses say nothing together"
     asked = [None if record.run.eval is None else record.run.eval.max_tokens for record in (first, run) if record.run is not None]
+    texts = [record.meta.get("validation") for record in (first, run)]
+    whole = WHOLE if same_data or (None not in texts and texts[0] == texts[1]) else EVALUATE
     if asked[0] != asked[1]:
-        return (
-            f"was validated on eval.max_tokens={shown(asked[1])}, {first.name} on {shown(asked[0])}: not the same text; {EVALUATE}"
-        )
+        return f"was validated on eval.max_tokens={shown(asked[1])}, {first.name} on {shown(asked[0])}: not the same text; {whole}"
     if same_data:
         return None
-    texts = [record.meta.get("validation") for record in (first, run)]
     if None in texts:
         why = "and it is not recorded that both were validated on the same text"
         return f"was trained on other data ({_told(run, first)}) than {first.name} ({_told(first, run)}), {why}; {EVALUATE}"
     if texts[0] != texts[1]:
         return f"was validated on another text ({_told(run, first)}) than {first.name} ({_told(first, run)}); {EVALUATE}"
     if asked[0] is not None and _tokenizer(first) != _tokenizer(run):
-        return f"was validated on eval.max_tokens={asked[0]} of another tokenizer than {first.name}, which is not the same text"
+        said = f"was validated on eval.max_tokens={asked[0]} of another tokenizer than {first.name}, which is not the same text"
+        return f"{said}; {whole}"
     return None
 
 
 def _told(run: RunRecord, other: RunRecord) -> str:
     """Where a run's text comes from, as far as that is not where another's does."""
-    keys = [key for key in run.values if key.partition(".")[0] == "data" and key not in FEEDING]
+    keys = [key for key in run.values if key.partition(".")[0] == "data" and key not in (*FEEDING, CONTENT)]
     own = [f"{key}={shown(run.values[key])}" for key in keys if run.values[key] != other.values.get(key, ...)]
     return " ".join(own[:2]) or "the same files with other content"
 

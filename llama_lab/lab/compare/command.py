@@ -2,6 +2,7 @@
 
 import argparse
 
+from llama_lab.config.errors import ConfigError
 from llama_lab.config.flags import Parser
 from llama_lab.lab.compare.arms import group_arms
 from llama_lab.lab.compare.question import RUNS_HELP, add_question, baseline_first, read_loss, read_question
@@ -33,7 +34,8 @@ def run_compare_command(words: list[str]) -> int:
         The exit code: 0 compared, 2 not understood.
 
     Raises:
-        ConfigError: the runs cannot be found or compared, with the reasons.
+        ConfigError: the runs cannot be found or compared, with the reasons; or, after the verdicts, a loss that was named was not
+            seen in all of them.
     """
     try:
         asked = _parser().parse_intermixed_args(words)
@@ -42,10 +44,19 @@ def run_compare_command(words: list[str]) -> int:
     question = read_question(asked)
     arms = baseline_first(group_arms(load_records(asked.runs, metric=asked.metric), asked.ignore), asked.baseline)
     study = compare_arms(arms, question)
-    times = None if asked.to_loss is None else times_to_loss(study, read_loss(asked.to_loss))
+    target = None if asked.to_loss is None else read_loss(asked.to_loss)
     _show(study)
-    if times is not None:
-        _show_times(study, *times)
+    if asked.to_loss is None:
+        return 0
+    try:
+        times = times_to_loss(study, target)
+    except ConfigError as error:
+        if target is not None:
+            raise
+        # The verdicts stand without it.
+        print("\n".join(["", "What a loss takes cannot be said:", *(f"  {subject} {rule}" for subject, rule in error.problems)]))
+        return 0
+    _show_times(study, *times)
     return 0
 
 

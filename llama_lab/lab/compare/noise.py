@@ -20,7 +20,7 @@ import numpy as np
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import Problem
-from llama_lab.lab.compare.arms import unfinished_runs
+from llama_lab.lab.compare.arms import CONTENT, unfinished_runs
 from llama_lab.lab.compare.records import RunRecord
 from llama_lab.lab.compare.statistics import noise_interval
 from llama_lab.training.run_folder import write_json
@@ -106,7 +106,7 @@ def family(values: dict[str, Any]) -> str:
     Args:
         values: a record's: everything that decides its curve, seeds left out.
     """
-    kept = {key: value for key, value in values.items() if key.partition(".")[0] not in VARIANTS}
+    kept = {key: value for key, value in values.items() if key.partition(".")[0] not in VARIANTS and key != CONTENT}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 

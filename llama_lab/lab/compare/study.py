@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.schema import Problem
+from llama_lab.config.schema import ConstantConfig, Problem
 from llama_lab.lab.compare.arms import LENGTHS, Arm, choose_metric, notes, together, unfinished_runs
 from llama_lab.lab.compare.curves import crossing, reach, value_at
 from llama_lab.lab.compare.metric_names import is_higher_better
@@ -292,10 +292,11 @@ def _shortened(arms: Sequence[Arm], metric: str, place: float | None, question: 
     if place is None or question.at is None:
         return []
     ends = {arm.label: max(reach(_curve(run, metric, question.at or "tokens", question)) for run in arm.runs) for arm in arms}
-    early = [label for label, end in ends.items() if end > place * (1 + 1e-9)]
-    if not early:
-        return []
-    return [f"before its end, with a learning rate that has yet to fall, is looked at: {', '.join(early)}"]
+    early = [arm for arm in arms if ends[arm.label] > place * CLOSE]
+    steady = [arm.label for arm in early if all(run.run and isinstance(run.run.schedule, ConstantConfig) for run in arm.runs)]
+    falling = [arm.label for arm in early if arm.label not in steady]
+    found = [f"before its end, with a learning rate that has yet to fall, is looked at: {', '.join(falling)}"] if falling else []
+    return [*found, f"before its end is looked at: {', '.join(steady)}"] if steady else found
 
 
 def _compare(baseline: Arm, arm: Arm, values: dict[str, float], question: Question, *, higher: bool) -> Comparison:

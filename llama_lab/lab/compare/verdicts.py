@@ -7,7 +7,7 @@ from scipy import special
 
 from llama_lab.lab.compare.arms import Arm
 from llama_lab.lab.compare.metric_names import is_higher_better
-from llama_lab.lab.compare.noise import find_floor
+from llama_lab.lab.compare.noise import family, find_floor
 from llama_lab.lab.compare.power import MOST_SEEDS, POWER, Need
 from llama_lab.lab.compare.records import AXES
 from llama_lab.lab.compare.statistics import LEVEL, Estimate
@@ -133,8 +133,9 @@ def _p(one: Comparison) -> str:
     assert one.p is not None and one.estimate is not None
     if one.comparisons == 1:
         return f"p = {short_p(one.p)}".replace("= <", "<")
-    alone = short_p(one.estimate.p)
-    return f"p = {short_p(one.p)} corrected for {one.comparisons} comparisons (alone {alone})".replace("= <", "<")
+    corrected, uncorrected = short_p(one.p), short_p(one.estimate.p)
+    other = "the same" if corrected == uncorrected else uncorrected
+    return f"p = {corrected} corrected for {one.comparisons} comparisons ({other} uncorrected)".replace("= <", "<")
 
 
 def _runs(found: Estimate) -> str:
@@ -169,7 +170,9 @@ def _single(study: Study, one: Comparison) -> str:
     said = f"{one.arm.label}: cannot be said; {study.metric} is {abs(one.difference):.4f} "
     moved = "higher" if one.difference > 0 else "lower"
     said += f"{moved}, but {few.label} has a single seed, so nobody knows how much of that is chance"
-    floor = find_floor(one.baseline.runs[0]) or find_floor(one.arm.runs[0])
+    ours, theirs = one.baseline.runs[0], one.arm.runs[0]
+    # One family's noise says nothing of another's, and a difference has that of both.
+    floor = find_floor(ours) if family(ours.values) == family(theirs.values) else None
     scatter = None if floor is None else floor.of(study.metric)
     if scatter is None or study.place is not None:
         more = "" if one.baseline.runs[0].folder is None else "; llama-lab noise measures what one seed hides"
