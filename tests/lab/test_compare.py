@@ -149,7 +149,7 @@ def test_equal_places_are_compared_along_every_axis(make: Make, capsys: Output):
     early = "before its end, with a learning rate that has yet to fall, is looked at: training_tokens=20480 max_lr=0.002"
     assert found.notes == (early,)
     steady = [
-        make(0, lr=lr, last=last, training_tokens=last * TOKENS, schedule=ConstantConfig(warmup_updates=2))
+        make(0, lr=lr, last=last, training_tokens=last * TOKENS, schedule=ConstantConfig(warmup_updates=2, min_lr=0.0))
         for lr, last in ((3e-3, UPDATES), (4e-3, 2 * UPDATES))
     ]
     of_constant_rate = compare_arms(group_arms(load_records(map(str, steady))), Question(at="tokens"))

@@ -161,7 +161,7 @@ def test_what_is_needed_has_a_range_as_wide_as_what_is_known():
 FULL = os.environ.get("LLAMA_LAB_FULL") == "1"
 
 
-@pytest.mark.skipif(not FULL, reason="LLAMA_LAB_FULL=1 simulates every cell: four minutes")
+@pytest.mark.skipif(not FULL, reason="LLAMA_LAB_FULL=1 simulates every cell: ten minutes")
 @pytest.mark.parametrize("part", ["levels", "power", "several", "crossed", "needs"])
 def test_every_claim_holds(part: str):
     cells = [work(*arguments) for work, arguments in jobs(20_000, part)[part]]
