@@ -295,6 +295,8 @@ def test_columns_of_a_table_that_are_no_config_make_no_arms(tmp_path: Path, caps
     assert "lr=0.2 is worse than lr=0.1" in out and "eval/accuracy at the end; lower is better\n" in out
     assert main(["compare", table, "--metric", "train_loss"]) == 0
     assert "train_loss at the end; lower is better\n" in capsys.readouterr().out
+    named = load_records([exported(tmp_path / "named.csv", (*HEADING, "name"), name=lambda arm, seed: "study")])
+    assert [run.name for run in named] == [f"run-{arm}-{seed}" for arm in range(2) for seed in range(4)]
     assert main(["compare", table, "--lower", "--higher"]) == 2
     capsys.readouterr()
     # The weight of a loss is config: it is the same for many runs.

@@ -330,8 +330,9 @@ def _of_line(line: Line, number: int, path: Path, results: Collection[str]) -> R
         elif column.partition(".")[0] not in OURS or column.partition(".")[0] in SCIENCE:
             values[column] = value
     about = {column.lower(): text for column, text in line.items() if is_about(column)}
-    state = (about.get("state") or "finished").lower()
-    name = about.get("name") or f"{path.name} line {number + 1}"
+    # A config may have a `name` as well; W&B's own columns begin with a capital.
+    state = (line.get("State") or about.get("state") or "finished").lower()
+    name = line.get("Name") or about.get("name") or f"{path.name} line {number + 1}"
     rows = [{key: value for key, value in row.items() if value != ""}]
     return RunRecord(name=name, values=values, seeds=seeds, status=state, rows=rows, line=f"{path} line {number + 1}")
 
