@@ -170,6 +170,17 @@ def _naming(key: str | None) -> str:
     return f"Name the one that holds the text, for example data.text_field={key}"
 
 
+def has_windows_line_ends(file: TextFile) -> bool:
+    """Whether lines of a plain .txt or .md file end with a carriage return, by its beginning."""
+    if form_of(file.path) != "text" or file.path.suffix.lower() in COMPRESSED:
+        return False
+    raw = _opened(file.path)
+    if isinstance(raw, str):
+        return False
+    with raw:
+        return b"\r\n" in raw.read(LOOKED_AT_BYTES)
+
+
 def _opened(path: Path) -> BinaryIO | str:
     """The file, or why it cannot be read."""
     try:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import secrets
+import shlex
 import shutil
 import sys
 import time
@@ -25,7 +26,7 @@ from llama_lab.config.schema import CorpusConfig, OnError, Problem, TextConfig
 from llama_lab.data.cache import ContentHashes, entries, in_use, mark_used, prepared_root, remove, writing_cache
 from llama_lab.data.corpus import Corpus, Document, Say, Side
 from llama_lab.data.near import require_signer
-from llama_lab.data.reading import READABLE, TextFile, form_of, require_packages
+from llama_lab.data.reading import READABLE, TextFile, form_of, has_windows_line_ends, require_packages
 from llama_lab.data.scan import MAX_PROBLEMS, Rules
 from llama_lab.data.scan_pool import scan_files
 from llama_lab.data.selection import MIN_DOCUMENTS, Selection, select, selected_documents
@@ -33,6 +34,7 @@ from llama_lab.data.selection import MIN_DOCUMENTS, Selection, select, selected_
 # Raised when the same files give other documents or another split.
 FORMAT = 2
 SAID_PROBLEMS = 3
+LOOKED_AT_FILES = 20
 BLOCK_BYTES = 1 << 20
 _going_on: set[Path] = set()
 """Files whose preparation has begun and not ended."""
@@ -189,6 +191,10 @@ def read_corpus(
     dropped = _left_out(totals)
     summary = f"Read {_summary(totals, selection.text_bytes)} in {time.perf_counter() - start:.1f} s"
     say(f"{summary}, dropped {dropped}" if dropped else summary)
+    if windows := [file.path for file in files[:LOOKED_AT_FILES] if has_windows_line_ends(file)]:
+        which = str(windows[0]) + (" and others end their" if len(windows) > 1 else " ends its")
+        without = f"tr -d '\\r' < {shlex.quote(str(windows[0]))} > NEW"
+        say(f"{which} lines with \\r\\n, as Windows does, and the model learns that; {without}")
     documents = selected_documents([file for file, _ in scan.files], selection, rules, scans, check)
     if selection.kept < MIN_DOCUMENTS:
         return _cut(documents, config.val_fraction, selection, totals)

@@ -65,6 +65,27 @@ def test_line_ends_and_white_space_stay_and_a_byte_order_mark_goes(tmp_path: Pat
     assert "".join(train + val) == "  one\r\ntwo\n\n three \n"
 
 
+def test_windows_line_ends_are_said(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def read_all() -> str:
+        said.clear()
+        source(folder).corpus(said.append, Path(tempfile.mkdtemp(dir=tmp_path)))
+        return " ".join(line for line in said if "Windows" in line)
+
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_bytes(b"one\ntwo\n" * 100)
+    assert read_all() == ""
+    (folder / "b.txt").write_bytes(b"eins\r\nzwei\r\n" * 100)
+    path = folder / "b.txt"
+    assert read_all() == (
+        rf"{path} ends its lines with \r\n, as Windows does, and the model learns that; tr -d '\r' < {path} > NEW"
+    )
+    (folder / "c.md").write_bytes(b"drei\r\nvier\r\n" * 100)
+    assert read_all().startswith(rf"{path} and others end their lines with \r\n")
+
+
 def test_from_twenty_documents_on_they_are_held_out_by_hash(tmp_path: Path) -> None:
     objects: list[object] = [{"text": f"document number {number}", "id": number} for number in range(1000)]
     train, val = texts(read(write_lines(tmp_path / "a.jsonl", objects)))

@@ -60,6 +60,17 @@ def test_keys_of_configs_and_metrics_filter_and_sort(study: Path, capsys: Output
     assert losses == sorted(losses, key=lambda loss: -float(str(loss)))
 
 
+def test_a_run_without_a_number_stands_last_whichever_way_and_lists_are_shown(study: Path, make: Make, capsys: Output):
+    nameless = make(7, None, 8e-3)
+    config = nameless / "config.yaml"
+    sets = config.read_text(encoding="utf-8").replace("  prompt_sets: []\n", "  prompt_sets:\n  - summary\n  - spelling\n")
+    config.write_text(sets, encoding="utf-8")
+    for key in ("val/loss", "-val/loss"):
+        rows = listed(capsys, f"--sort={key}", "--columns", "run,val/loss,sample.prompt_sets,model.dim")
+        assert Path(str(rows[-1]["run"])).name == nameless.name
+    assert [row["sample.prompt_sets"] for row in rows] == ["[]"] * 5 + ["[summary,spelling]"]
+
+
 def test_what_tells_runs_of_a_study_apart_is_said(study: Path, make: Make, capsys: Output):
     make(5, name="other")
     told = {str(row["differs"]) for row in listed(capsys)}
@@ -86,6 +97,7 @@ def test_csv_is_what_a_spreadsheet_reads(study: Path, capsys: Output):
         (["val/loss=>3"], "did you mean 'val/loss>=3'?"),
         (["status<>dead"], "did you mean 'status!=dead'?"),
         (["val/loss<<3"], "did you mean 'val/loss<3'?"),
+        (["val/loss<abc"], "val/loss<abc compares with no number; val/loss=… takes texts and patterns"),
     ],
 )
 def test_mistakes_are_answered(words: list[str], hint: str, study: Path, capsys: Output):

@@ -125,7 +125,7 @@ def test_wandb_is_told_what_the_run_is_and_how_it_ended(tracked, capsys):
     validated = [row["val/loss"] for row in read_rows(result.folder / "metrics.jsonl") if "val/loss" in row]
     last = summary(records)
     assert (last["val/loss"], last["best/val/loss"]) == (validated[-1], min(validated))
-    assert f"wandb leet {folder}   (offline; `wandb sync` sends it)" in capsys.readouterr().out
+    assert f"wandb leet {folder}   (offline; wandb sync {folder} sends it)" in capsys.readouterr().out
 
 
 def test_a_run_that_is_killed_and_continued_sends_each_row_once(tracked, text, outputs, tmp_path):
@@ -219,7 +219,8 @@ def test_without_a_network_the_run_is_written_offline(tracked, monkeypatch):
     (line,) = rows.said
     assert re.fullmatch(r"W&B does not start online \(CommError: .*\); this run is written offline instead", line), line
     assert rows.sent() == read_rows(rows.folder.path / "metrics.jsonl")
-    assert tracker.where() == f"wandb leet {offline_folders(rows.folder.path)[0]}   (offline; `wandb sync` sends it)"
+    (offline,) = offline_folders(rows.folder.path)
+    assert tracker.where() == f"wandb leet {offline}   (offline; wandb sync {offline} sends it)"
 
 
 def test_without_a_key_nobody_is_asked_for_one(tracked, monkeypatch, tmp_path):

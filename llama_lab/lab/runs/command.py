@@ -219,10 +219,15 @@ def _check_keys(runs: Sequence[Glance], asked: Sequence[tuple[str, str]]) -> Non
 
 
 def _check_operators(filters: Sequence[Filter]) -> None:
-    """Refuse operators with their signs in another order, such as `=<`: they would compare with a text that begins with one."""
+    """Refuse operators with their signs in another order, such as `=<`, which would compare with a text that begins with one, and
+    orders of what is no number.
+    """
     problems: list[Problem] = []
     for one in filters:
         value = one.value.lstrip("=!<>")
+        if value == one.value and one.operator not in ("=", "!=") and _number(value) is None:
+            rule = f"compares with no number; {one.key}=… takes texts and patterns"
+            problems.append((f"{one.key}{one.operator}{one.value}", rule))
         if value != one.value:
             signs = one.operator + one.value.removesuffix(value)
             meant = "!=" if signs == "<>" else signs[::-1] if signs[::-1] in OPERATORS else one.operator
@@ -247,14 +252,20 @@ def _check_states(filters: Sequence[Filter]) -> None:
 def _sorted(runs: list[Glance], sort: str, now: float) -> list[Glance]:
     """Runs by a key; those that lack it stand last."""
     key = sort.lstrip("-")
-    there = [(value, run) for run in runs if (value := value_of(run, key, now)) is not None]
-    rest = [run for run in runs if value_of(run, key, now) is None]
+    values = [(value_of(run, key, now), run) for run in runs]
+    there = [(value, run) for value, run in values if not _is_nothing(value)]
+    rest = [run for value, run in values if _is_nothing(value)]
 
     def place(pair: tuple[Any, Glance]) -> tuple[int, float, str, str]:
         value, run = pair
         return (0, value, "", run.name) if isinstance(value, int | float) else (1, 0.0, str(value), run.name)
 
     return [run for _, run in sorted(there, key=place, reverse=sort.startswith("-"))] + rest
+
+
+def _is_nothing(value: Any) -> bool:
+    """Whether a value has no place among others: there is none, or it is no number."""
+    return value is None or (isinstance(value, float) and math.isnan(value)) or str(value).lower() in ("null", "nan", ".nan")
 
 
 def _done(run: Glance) -> float | None:

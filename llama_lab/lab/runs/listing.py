@@ -22,6 +22,7 @@ from llama_lab.lab.patterns import is_aside, matches
 from llama_lab.training.run_folder import relative
 
 LINE = re.compile(r"^( *)([\w.]+):(?: (.*))?$")
+ITEM = re.compile(r"^( *)- (.*)$")
 FILES = ("summary.json", "metrics.jsonl", "train.log", "config.yaml")
 # A process whose number is taken by another one since would look alive; nothing has been written for so long then.
 QUIET_SECONDS = 300.0
@@ -205,6 +206,9 @@ def _read_config(text: str) -> dict[str, str]:
     for line in text.splitlines():
         match = LINE.match(line)
         if match is None:
+            if (item := ITEM.match(line)) and path and path[-1][0] == len(item[1]):  # of a list, which stands as far in as its key
+                key = ".".join(name for _, name in path)
+                found[key] = f"{found[key][:-1]},{item[2]}]" if key in found else f"[{item[2]}]"
             continue
         indent = len(match[1])
         while path and path[-1][0] >= indent:

@@ -6,7 +6,6 @@ files by the same process. Sent once, a run is not sent again; of one that was t
 
 import argparse
 import glob
-import shlex
 import time
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -22,7 +21,7 @@ from llama_lab.lab.sweep.frozen import is_sweep, load_sweep
 from llama_lab.training.metrics import read_rows
 from llama_lab.training.run_folder import RunFolder, find_run, hold_run, named_run, relative
 from llama_lab.training.tracking.sent import GrowingRows, Sent, read_sent, sending
-from llama_lab.training.tracking.tracker import SenderProcess, make_request, new_id
+from llama_lab.training.tracking.tracker import SenderProcess, make_request, new_id, place
 from llama_lab.training.tracking.wandb_run import decide_mode
 
 # Uploading a run takes as long as it takes; this only ends what hangs.
@@ -114,7 +113,7 @@ def _send(folder: RunFolder, mode: str | None, project: str | None, entity: str 
             before = _sent_before(folder, node)
         if before is not None and not _rest(folder, before):
             said = "W&B has it already" if before.mode == "online" else "an offline run that holds all of it is there already"
-            print(f"{relative(folder.path)}: {said}: {_place(before.mode, before.where)}")
+            print(f"{relative(folder.path)}: {said}: {place(before.mode, before.where)}")
             return True
         tracker_id = before.id if before is not None else _unused_id(folder)
         request = replace(make_request(run, node, folder, tracker_id, fallback=False), finish_seconds=PATIENCE_SECONDS)
@@ -154,13 +153,13 @@ def _unused_id(folder: RunFolder) -> str:
 
 def _hand_over(sender: SenderProcess, folder: RunFolder) -> bool:
     """Have everything sent, say how it goes, and whether it went."""
-    name, said, place = relative(folder.path), time.monotonic(), ""
+    name, said, where = relative(folder.path), time.monotonic(), ""
     try:
         sender.tell(finish=EXIT_CODES.get(folder.summary().get("status", ""), 1))
         for event in sender.heard(wait=PATIENCE_SECONDS, after_opened=PATIENCE_SECONDS):
             match event["event"]:
                 case "opened":
-                    place = _place(event["mode"], event["where"])
+                    where = place(event["mode"], event["where"])
                 case "sent" if time.monotonic() - said > PROGRESS_SECONDS:
                     said = time.monotonic()
                     print(f"{name}: {event['rows']:,} of {event['of']:,} rows", flush=True)
@@ -169,15 +168,7 @@ def _hand_over(sender: SenderProcess, folder: RunFolder) -> bool:
                     print(f"{name}: not sent ({event['reason']}); {rule}", flush=True)
                     return False
         rows, samples = (len(read_rows(folder.path / file)) for file in ("metrics.jsonl", "samples.jsonl"))
-        print(f"{name}: {rows:,} rows and {samples:,} samples: {place}", flush=True)
+        print(f"{name}: {rows:,} rows and {samples:,} samples: {where}", flush=True)
         return True
     finally:
         sender.end()
-
-
-def _place(mode: str, where: str) -> str:
-    """Where to look at a W&B run, in words."""
-    if mode == "online":
-        return where
-    folder = shlex.quote(relative(Path(where)))
-    return f"wandb leet {folder}   (offline; wandb sync {folder} sends it)"

@@ -73,9 +73,7 @@ class WandbTracker(Tracker):
     def where(self) -> str | None:
         if self._lost or not self._where:
             return None
-        if self._mode == "online":
-            return self._where
-        return f"wandb leet {relative(Path(self._where))}   (offline; `wandb sync` sends it)"
+        return place(self._mode, self._where)
 
     def _hear(self, event: dict[str, Any]) -> None:
         match event["event"]:
@@ -197,6 +195,18 @@ def start_tracker(run: RunConfig, folder: RunFolder, say: Say) -> Tracker:
 def new_id(folder: RunFolder) -> str:
     """An id that W&B has not seen: the run's, with a random end, for W&B gives an id only once, deleted runs included."""
     return f"{folder.path.name}-{secrets.token_hex(3)}"
+
+
+def place(mode: str, where: str) -> str:
+    """Where to look at a W&B run, in words, and of one that is offline how it is sent.
+
+    Args:
+        where: its address, or the folder of one that is offline.
+    """
+    if mode == "online":
+        return where
+    folder = shlex.quote(relative(Path(where)))
+    return f"wandb leet {folder}   (offline; wandb sync {folder} sends it)"
 
 
 def _agents_id() -> str | None:
