@@ -10,6 +10,7 @@ import numpy as np
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import load_config
+from llama_lab.config.schema import RunConfig, TextConfig
 from llama_lab.data.prepare import open_prepared
 from llama_lab.data.reading import TextFile, read_items
 from llama_lab.data.shards import MANIFEST, Split
@@ -19,6 +20,7 @@ from llama_lab.training.run_data import open_data, trained_on
 from llama_lab.training.run_folder import RunFolder, named_run
 
 SCOPE = "this request"
+RUN_OR_SET = ("config.yaml", MANIFEST)
 EDGES_AT_ONCE = 4096
 """Edges of documents that are in memory as Python numbers; all of a large set's would take gigabytes."""
 
@@ -78,6 +80,18 @@ def find_sources(
     except ConfigError as error:
         raise ConfigError([(typed, rule) for _, rule in error.problems], scope=SCOPE) from None
     return [Source(typed, lambda: _of_files(files, typed, tokenizer, field, separator))]
+
+
+def is_own_text(run: RunConfig, typed: str) -> bool:
+    """Whether a path stands for files that the run was trained on, as far as their places say so."""
+    path = Path(typed).expanduser()
+    if not isinstance(run.data, TextConfig) or "-" in (typed, run.data.path) or any((path / name).is_file() for name in RUN_OR_SET):
+        return False
+    try:
+        own, theirs = ({file.path.resolve() for file in find_files(place)} for place in (run.data.path, typed))
+    except ConfigError:  # the run's text is no longer there
+        return False
+    return bool(own & theirs)
 
 
 def _of_run(folder: Path, typed: str, tokenizer: Tokenizer, say: Callable[[str], None], split: str) -> list[Source]:

@@ -152,6 +152,15 @@ def test_any_text_and_any_task_can_be_measured(run_folder, text_file, tmp_path, 
     assert "Tasks under" in said and "accuracy norm" in said
 
 
+def test_text_that_a_run_was_trained_on_is_said_to_be_that(run_folder, text_file, tmp_path, capsys):
+    other = tmp_path / "other.jsonl"
+    other.write_bytes(text_file.read_bytes())
+    for typed, is_own in ((text_file, True), (text_file.parent, True), (other, False), (run_folder, False)):
+        assert main(["evaluate", str(run_folder), str(typed)]) == 0
+        said = f"{typed} is text that this run was trained on; without it, what was held out is measured"
+        assert (said in capsys.readouterr().err) == is_own
+
+
 def test_sources_of_one_name_are_told_apart_by_what_was_typed(run_folder, text_file, tmp_path, capsys, monkeypatch):
     """Two runs, of which each has held-out text, and a file that is called as the total is."""
     monkeypatch.chdir(tmp_path)

@@ -93,8 +93,11 @@ def _parser() -> argparse.ArgumentParser:
 def _measure_all(run: "LoadedRun", asked: argparse.Namespace) -> dict[str, "Measured"]:
     """Every source that was typed, and all of them together where they are several."""
     from llama_lab.inference.documents import measure, together
-    from llama_lab.inference.sources import find_sources
+    from llama_lab.inference.sources import find_sources, is_own_text
 
+    for typed in asked.paths:
+        if is_own_text(run.run, typed):
+            _say(f"{typed} is text that this run was trained on; without it, what was held out is measured")
     sources = [
         (typed, source)
         for typed in dict.fromkeys(asked.paths or [str(asked.run)])
