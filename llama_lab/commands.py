@@ -49,7 +49,10 @@ def _on_runs(module: str, function: str) -> Callable[[list[str]], int]:
 def _train(words: list[str]) -> int:
     arguments = parse(words, "train")
     if arguments.help:
-        print(_train_help(arguments.config_dir))
+        from llama_lab.field_help import field_help
+
+        topics = [word for word in arguments.overrides if "=" not in word]
+        print(field_help(topics, arguments.config_dir) if topics else _train_help(arguments.config_dir))
         return DONE
     from llama_lab.lab import sweep
 
@@ -262,7 +265,7 @@ COMMANDS = {
 
 
 def _train_help(config_dir: Path | None) -> str:
-    from llama_lab.vocabulary import groups, presets
+    from llama_lab.vocabulary import groups, nodes, presets
 
     questions = presets(config_dir)
     width = max(map(len, questions), default=0) + 2
@@ -270,8 +273,10 @@ def _train_help(config_dir: Path | None) -> str:
     lines += ["  -m, --multirun    one run for each combination of the comma lists among the overrides (docs/sweeps.md)"]
     lines += ["  --cfg             print the whole config, checked and resolved, and start nothing"]
     lines += ["  --config-dir DIR  further options and presets: DIR/<group>/<option>.yaml, DIR/experiment/<preset>.yaml"]
+    lines += ["  --help PART       what the fields of a part mean (optim, sample, …), a field (optim.max_lr), or all of them (all)"]
     lines += ["", OVERRIDES, "", "Groups and their options:"]
     lines += [f"  {group:<12}{'  '.join(options)}" for group, options in groups(config_dir).items()]
+    lines += ["", "Further parts: " + "  ".join(name for name in nodes() if name not in groups(config_dir))]
     lines += ["", "Presets (experiment=...):"]
     lines += [f"  {preset:<{width}}{question}".rstrip() for preset, question in questions.items()]
     lines += ["", TRAIN_EXAMPLES, "", EXIT_CODES]

@@ -5,6 +5,7 @@ Nothing here says whether a value is legal; that is `llama_lab.config`.
 """
 
 import ast
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,8 +25,7 @@ def groups(config_dir: Path | None = None) -> dict[str, list[str]]:
 
 def presets(config_dir: Path | None = None) -> dict[str, str]:
     """Preset -> the first sentence of its header, which is its question."""
-    files = {preset: option_file("experiment", preset, config_dir) for preset in options("experiment", config_dir)}
-    return {preset: _question(file) for preset, file in files.items() if file is not None}
+    return headers("experiment", config_dir)
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,135 @@ def fields() -> dict[str, Field]:
     return found
 
 
+@dataclass(frozen=True)
+class Meaning:
+    """What the schema says of a field.
+
+    Attributes:
+        path: its key path.
+        values: what it takes, in words.
+        text: the docstring below it, in one line.
+        kinds: of its group, those that have it, as `kinds` names them; empty where all do.
+    """
+
+    path: str
+    values: str
+    text: str
+    kinds: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Node:
+    """What the schema says of a part of a run.
+
+    Attributes:
+        text: the docstring of its class.
+    """
+
+    text: str
+    fields: list[Meaning]
+
+
+def headers(group: str, config_dir: Path | None = None) -> dict[str, str]:
+    """Option of a group -> the first line of its header."""
+    files = {option: option_file(group, option, config_dir) for option in options(group, config_dir)}
+    return {option: _question(file) for option, file in files.items() if file is not None}
+
+
+def options_of_kind(group: str, kind: str, config_dir: Path | None = None) -> list[str]:
+    """Options of a group that have one kind's fields."""
+    files = {option: option_file(group, option, config_dir) for option in options(group, config_dir)}
+    mark = f"/schema/{group}/{kind}@"
+    return [option for option, file in files.items() if file is not None and mark in file.read_text(encoding="utf-8")]
+
+
+OWN = "run"
+"""Where the fields stand that belong to no part."""
+
+
+def nodes() -> dict[str, Node]:
+    """Parts of a run, in the order of its config, its own fields first under `OWN`."""
+    classes, _ = _classes()
+    shapes = _shapes()
+    found = {OWN: Node("", [])}
+    for name, annotation in classes["RunConfig"].items():
+        node = next((part for part in annotation if part in classes and part.endswith("Config")), None)
+        if node is None:
+            found[OWN].fields.append(_meaning("RunConfig", name, name))
+        else:
+            found[name] = Node(_doc(node), list(_fields_of(name, shapes.get(name, {"": node}))))
+    return found
+
+
+def _fields_of(node: str, shapes: dict[str, str]) -> Iterator[Meaning]:
+    """Fields of a part, each once: those of all its kinds, and with their kinds those that some have."""
+    classes, bases = _classes()
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for kind, shape in shapes.items():
+        for base in _lineage(shape, bases):
+            for name in classes[base]:
+                kinds.setdefault((name, base), []).append(kind)
+    for (name, base), having in kinds.items():
+        inner = next((part for part in classes[base][name] if part in classes and part.endswith("Config")), None)
+        if inner is not None:
+            yield from _fields_of(f"{node}.{name}", {"": inner})
+        else:
+            yield _meaning(base, name, f"{node}.{name}", () if len(having) == len(shapes) else tuple(having))
+
+
+def _meaning(owner: str, name: str, path: str, kinds: tuple[str, ...] = ()) -> Meaning:
+    return Meaning(path, _values(_classes()[0][owner][name]), _doc(owner, name), kinds)
+
+
+def _values(annotation: list[str]) -> str:
+    """What a field takes, from the names in its annotation."""
+    classes, _ = _classes()
+    # Of a node with a union of types OmegaConf knows none; there is one such field.
+    words = {"int": "whole number", "float": "number", "str": "text", "None": "null", "Any": "whole number | auto | null"}
+    if "list" in annotation:
+        words |= {"list": "", "str": "[text, …]", "float": "[number, …]", "int": "[whole number, …]"}
+    said = [word for part in annotation for word in (_choices(part, classes) or [words.get(part, part)]) if word]
+    return " | ".join(said)
+
+
+@cache
+def _trees() -> list[ast.Module]:
+    return [ast.parse(file.read_text(encoding="utf-8")) for file in sorted((PACKAGE / "config" / "schema").glob("*.py"))]
+
+
+@cache
+def _docs() -> dict[tuple[str, str], str]:
+    """(class, field) -> the docstring below it, in one line; the class's own under the field ``."""
+    found: dict[tuple[str, str], str] = {}
+    for node in (node for tree in _trees() for node in tree.body if isinstance(node, ast.ClassDef)):
+        found[node.name, ""] = " ".join((ast.get_docstring(node) or "").split())
+        for line, after in zip(node.body, node.body[1:], strict=False):
+            is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
+            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and is_text:
+                found[node.name, line.target.id] = " ".join(ast.literal_eval(after.value).split())
+    return found
+
+
+def _doc(owner: str, name: str = "") -> str:
+    return _docs().get((owner, name), "")
+
+
+@cache
+def _shapes() -> dict[str, dict[str, str]]:
+    """`SHAPES` of the schema: group -> kind -> class."""
+    for node in (node for tree in _trees() for node in tree.body if isinstance(node, ast.AnnAssign)):
+        if isinstance(node.target, ast.Name) and node.target.id == "SHAPES" and isinstance(node.value, ast.Dict):
+            groups = zip(node.value.keys, node.value.values, strict=True)
+            return {
+                ast.literal_eval(group): {
+                    ast.literal_eval(kind): ast.unparse(shape) for kind, shape in zip(kinds.keys, kinds.values, strict=True) if kind
+                }
+                for group, kinds in groups
+                if group and isinstance(kinds, ast.Dict)
+            }
+    raise AssertionError("the schema has no SHAPES")
+
+
 def _question(file: Path) -> str:
     """First line of the comment at the top, without Hydra's `@package` and without a `Question:` before it."""
     for line in file.read_text(encoding="utf-8").splitlines():
@@ -71,10 +200,9 @@ def _question(file: Path) -> str:
 @cache
 def _classes() -> tuple[dict[str, dict[str, list[str]]], dict[str, list[str]]]:
     """(class -> field -> names in its annotation, class -> its bases) of the schema; for an Enum the fields are its members."""
-    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in sorted((PACKAGE / "config" / "schema").glob("*.py"))]
     classes: dict[str, dict[str, list[str]]] = {}
     bases: dict[str, list[str]] = {}
-    for node in (node for tree in trees for node in tree.body):
+    for node in (node for tree in _trees() for node in tree.body):
         if isinstance(node, ast.ClassDef):
             bases[node.name] = [base.id for base in node.bases if isinstance(base, ast.Name)]
             members: dict[str, list[str]] = {}

@@ -1,12 +1,14 @@
 """Commands, flags, help and exit codes, in real processes."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from llama_lab import vocabulary
 from llama_lab.arguments import UsageError, parse
 from llama_lab.cli import main
 from llama_lab.commands import COMMANDS
@@ -153,6 +155,30 @@ def test_train_help_lists_every_option_and_preset(capsys: Output):
         assert f"  {preset} " in shown
         assert question, f"{preset}.yaml has no question in its header"
         assert question in shown
+
+
+def test_train_help_says_what_fields_mean(capsys: Output, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["train", "--help", "optim"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("optim, a group with options:\n  optim=adamw  AdamW ")
+    assert "  optim.max_grad_norm   number | null\n      Global L2 norm that gradients are clipped to." in shown
+    assert "  optim.momentum   number   (optim=muon)\n" in shown
+    assert max(map(len, shown.splitlines()[4:])) <= 80
+    assert main(["train", "--help", "window", "optim.beta1", "optim.max_lr=1"]) == 0
+    shown = capsys.readouterr().out
+    assert "contiguous | document | packed" in shown and "optim.beta1   number" in shown and "max_lr" not in shown
+    for topic, hint in (("optin", "did you mean optim?"), ("optim.max_rl", "did you mean optim.max_lr?"), ("xyz", "there are run")):
+        assert main(["train", "--help", topic]) == 2
+        assert hint in capsys.readouterr().err
+
+
+def test_train_help_knows_every_field_that_a_run_has(capsys: Output):
+    assert main(["train", "--help", "all"]) == 0
+    shown = re.findall(r"^  ([a-z_.0-9]+)   \S", capsys.readouterr().out, flags=re.MULTILINE)
+    assert set(shown) == {path for path, field in vocabulary.fields().items() if not field.is_node}
+    fields = [field for node in vocabulary.nodes().values() for field in node.fields]
+    assert [field.path for field in fields if not field.text or not field.values] == []
 
 
 def test_train_help_shows_the_options_of_a_folder(tmp_path: Path, capsys: Output):
