@@ -159,8 +159,7 @@ def _docs() -> dict[tuple[str, str], str]:
     for node in (node for tree in _trees() for node in tree.body if isinstance(node, ast.ClassDef)):
         found[node.name, ""] = " ".join((ast.get_docstring(node) or "").split())
         for line, after in zip(node.body, node.body[1:], strict=False):
-            is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
-            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and is_text:
+            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and isinstance(after, ast.Expr):
                 found[node.name, line.target.id] = " ".join(ast.literal_eval(after.value).split())
     return found
 
