@@ -16,6 +16,8 @@ from llama_lab.config.schema import GROUPS, SHAPES, Problem, shown
 
 LABELLED = ("model", "data", "tokenizer", "optim", "schedule")
 """Groups whose options appear in a run's name, in this order."""
+OF_ANY_DATA = ("data.max_seq_len", "data.tokens_per_update")
+"""Fields whose values go with a preset's budget, not with its kind of data."""
 
 
 @dataclass
@@ -78,7 +80,10 @@ def label(choices: dict[str, str], config_dir: Path | None = None) -> str:
 
 
 def swap_problems(typed: Typed, config_dir: Path | None = None) -> dict[str, Problem]:
-    """Group -> why its option cannot be swapped: the preset's values were made for another option and would stay silently."""
+    """Group -> why its option cannot be swapped: the preset's values were made for another option and would stay silently.
+
+    How much is read at once was made for the preset's budget, and stays whatever is read.
+    """
     name = typed.choices.get(PRESET)
     if name is None:
         return {}
@@ -88,7 +93,9 @@ def swap_problems(typed: Typed, config_dir: Path | None = None) -> dict[str, Pro
     found: dict[str, Problem] = {}
     for group in GROUPS:
         option = typed.choices.get(group, usual[group])
-        left = {key: value for key, value in preset.values.items() if key.startswith(f"{group}.") and key not in own}
+        left = {
+            key: value for key, value in preset.values.items() if key.startswith(f"{group}.") and key not in {*own, *OF_ANY_DATA}
+        }
         if option != usual[group] and left:
             rule = f"would keep what {PRESET}={name} sets for {group}={usual[group]}: {_typed(left)}; "
             found[group] = (f"{group}={option}", rule + _instead(group, option, left, config_dir))

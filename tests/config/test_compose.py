@@ -144,3 +144,10 @@ def test_any_working_directory_will_do(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     assert compose(["experiment=smoke"]).name == "smoke"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_preset_reads_other_data_in_windows_of_its_own() -> None:
+    run = compose(["experiment=smoke", "data=text", "data.path=mine.txt"])
+    assert isinstance(run.data, TextConfig)
+    assert (run.data.max_seq_len, run.data.tokens_per_update, run.training_tokens) == (128, 2048, 40960)
+    assert compose(["experiment=smoke", "data=text", "data.path=a", "data.max_seq_len=64"]).data.max_seq_len == 64

@@ -290,11 +290,9 @@ def test_a_value_that_is_wrong_is_not_missing_as_well() -> None:
 
 
 def test_a_swap_under_a_preset_is_told_values_to_copy(tmp_path: Path) -> None:
-    (line,) = problems(["experiment=smoke", "data=text", "data.path=mine.txt"])
-    assert line == (
-        "data=text would keep what experiment=smoke sets for data=docs: data.max_seq_len=128 data.tokens_per_update=2048; "
-        "type these as well to keep them, or data.max_seq_len=256 data.tokens_per_update=4096 as data=text has them, "
-        "or start without the preset"
+    line = problems(["experiment=seed_1b_fineweb", "optim=muon"])[0]
+    assert line.startswith(
+        "optim=muon would keep what experiment=seed_1b_fineweb sets for optim=adamw: optim.max_lr=0.0001; type that"
     )
     (tmp_path / "experiment").mkdir()
     (tmp_path / "optim").mkdir()
