@@ -21,8 +21,8 @@ LENGTHS = ("_step", "trainer/global_step", "global_step", "step", "update")
 INIT, ORDER = SEEDS[:2]
 EVALUATE = "no metric can be compared between them; llama-lab evaluate RUN TEXT measures each on one text"
 WHOLE = "llama-lab evaluate RUN measures each on all of it, as eval.max_tokens=null does in training"
-# What of the data changes how text is fed, not which text it is.
-FEEDING = ("data.max_seq_len", "data.tokens_per_update", "data.window")
+FEEDING = ("data.max_seq_len", "data.tokens_per_update", "data.window", "data.weights")
+"""What of the data changes how text is fed, not which text it is."""
 
 
 @dataclass(frozen=True)

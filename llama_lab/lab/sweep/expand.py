@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,15 @@ from llama_lab.config.paths import option_file
 from llama_lab.config.resolve import resolve
 from llama_lab.config.schema import AUTO, BudgetConfig, Device, Launcher, Precision, Problem, RunConfig, Search, SweepConfig
 from llama_lab.lab.sweep.halving import rung_problems
+from llama_lab.lab.sweep.ranking import fitting_objective, said_of_ranking, unranked
 from llama_lab.lab.sweep.space import Axis, Point, axis_problems, draw_points, grid, label, read_axis, repeated, without_seeds
 
 # TPE, Optuna's default, models what it has seen from here on; before that it draws by chance as well.
 STARTUP_POINTS = 10
 # W&B refuses a longer tag.
 TAG_CHARACTERS = 64
+STOPPED_EARLY = "stopped early"
+"""Beginning of the status of such a job."""
 METRICS = ("val/loss", "val/bits_per_byte", "val/perplexity", "best/val/loss", "train/loss", "train/grad_norm", "memory/peak_gib")
 METRICS += ("speed/tokens_per_second", "speed/mfu")
 """Usual objectives, to tell one that is mistyped by; others are metrics too."""
@@ -65,9 +69,14 @@ class Outcome:
         return self.status in ("finished", "already finished")
 
     @property
+    def stopped_early(self) -> bool:
+        """Whether it was left before its end because it, or another seed of its point, had fallen behind."""
+        return self.status.startswith(STOPPED_EARLY)
+
+    @property
     def decided(self) -> bool:
         """Whether nothing is left to do."""
-        return self.finished or self.status.startswith("stopped early")
+        return self.finished or self.stopped_early
 
 
 @dataclass
@@ -136,6 +145,11 @@ class Sweep:
         repetitions = len(repeated([{}], self.axes))
         return max(0, self.settings.trials - len(self.jobs) // repetitions) * repetitions
 
+    @cached_property
+    def unranked(self) -> str | None:
+        """Why values of the objective do not rank the jobs, as a clause; None where they do."""
+        return unranked([job.run for job in (*self.jobs, *self.bases)], self.settings.objective)
+
 
 def expand(overrides: list[str], *, multirun: bool, config_dir: Path | None = None) -> Sweep | None:
     """Every job that the overrides stand for, validated; nothing is started and nothing is written.
@@ -167,16 +181,18 @@ def expand(overrides: list[str], *, multirun: bool, config_dir: Path | None = No
         raise _refused([(" ".join(f"{axis.key}={axis.text}" for axis in axes), rule)])
     settings = _settings(fixed, config_dir)
     # What starts the sweep says nothing of its runs, and alone none of them would take it.
-    fixed = [word for word in fixed if not word.startswith("sweep.")]
+    typed, fixed = fixed, [word for word in fixed if not word.startswith("sweep.")]
     draws = settings.search is not Search.grid
     if found := [problem for axis in axes for problem in axis_problems(axis, draws=draws)]:
         raise _refused(found)
     jobs = build_jobs(fixed, _points(settings, axes), settings, config_dir)
+    bases, ends = _bases(jobs[0], fixed, axes, settings, config_dir) if settings.search is Search.optuna else ([], [])
+    kinds = [job.run for job in (*jobs, *bases, *ends)]
+    settings = fitting_objective(settings, kinds, is_typed=any(word.startswith("sweep.objective=") for word in typed))
     command = ["llama-lab", "train", *(["-m"] if multirun else []), *overrides]
     command += ["--config-dir", str(config_dir)] if config_dir is not None else []
-    sweep = Sweep(jobs, _sweep_folder(jobs, axes, settings), settings, axes, fixed, [], command, jobs[0].run.budget)
-    if settings.search is Search.optuna:
-        sweep.bases = _bases(sweep, config_dir)
+    sweep = Sweep(jobs, _sweep_folder(jobs, axes, settings), settings, axes, fixed, bases, command, jobs[0].run.budget)
+    sweep.unranked = unranked(kinds, settings.objective)
     for job in (*sweep.jobs, *sweep.bases):
         job.run = as_member(job.run, sweep.folder)
     for number, job in enumerate(sweep.jobs, start=1):
@@ -188,6 +204,8 @@ def describe(sweep: Sweep) -> str:
     """The jobs and their folders, without starting them."""
     more = f", and {sweep.to_come} to come from what these show" if sweep.to_come else ""
     lines = [f"# {len(sweep.jobs)} jobs{more}; summary in {sweep.folder}"]
+    said = said_of_ranking(sweep.settings, [job.run for job in (*sweep.jobs, *sweep.bases)])
+    lines += [f"# {said}"] if said is not None else []
     lines += [f"llama-lab train {shlex.join(job.overrides)}  # {job.folder}" for job in sweep.jobs]
     return "\n".join(lines)
 
@@ -266,20 +284,23 @@ def _points(settings: SweepConfig, axes: list[Axis]) -> list[Point]:
     return repeated(draw_points(drawn, count, settings.seed), axes)
 
 
-def _bases(sweep: Sweep, config_dir: Path | None) -> list[Job]:
-    """A job for each combination of options, with the first drawn values for the rest; and the ends of every interval, which have
-    to be sound."""
-    chosen = [axis for axis in sweep.axes if "." not in axis.key and not axis.is_seed]
-    rest = {key: value for key, value in sweep.jobs[0].values.items() if key not in {axis.key for axis in chosen}}
+def _bases(
+    first: Job, fixed: list[str], axes: list[Axis], settings: SweepConfig, config_dir: Path | None
+) -> tuple[list[Job], list[Job]]:
+    """A job for each combination of options, with the first drawn values for the rest; and one for each further value or end of
+    an axis, which has to be sound too."""
+    chosen = [axis for axis in axes if "." not in axis.key and not axis.is_seed]
+    rest = {key: value for key, value in first.values.items() if key not in {axis.key for axis in chosen}}
     points = [rest | choice for choice in grid(chosen)]
     ends = [
-        sweep.jobs[0].values | {axis.key: value}
-        for axis in sweep.axes
+        first.values | {axis.key: value}
+        for axis in axes
         for value in (axis.choices or (axis.typed(axis.low), axis.typed(axis.high)))
-        if not axis.is_seed and sweep.jobs[0].values[axis.key] != value
+        if not axis.is_seed and first.values[axis.key] != value
     ]
     further = [*points, *(end for end in ends if end not in points)]
-    return build_jobs(sweep.fixed, further, sweep.settings, config_dir, are_asked=False)[: len(points)]
+    jobs = build_jobs(fixed, further, settings, config_dir, are_asked=False)
+    return jobs[: len(points)], jobs[len(points) :]
 
 
 def _resolved(run: RunConfig, settings: SweepConfig) -> RunConfig:

@@ -183,7 +183,7 @@ def known_outcome(sweep: Sweep, job: Job) -> Outcome:
     kept = Outcome(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() and not job.run.fresh else None
     if known.get("status") == "finished" and (job.folder / LAST_FILE).is_file():
         return Outcome("already finished", str(job.folder), known.get("update", 0), known.get("tokens", 0), known)
-    if kept is not None and kept.status.startswith("stopped early"):
+    if kept is not None and kept.stopped_early:
         return kept
     if known:
         # Of a process that was killed the run still says that it is running.

@@ -17,10 +17,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from llama_lab.config.schema import Search
+from llama_lab.config.errors import ConfigError
+from llama_lab.config.schema import Direction, Search
 from llama_lab.lab.sweep import show
 from llama_lab.lab.sweep.budget import keep_sweep_to_budget
-from llama_lab.lab.sweep.expand import Job, Outcome, Sweep
+from llama_lab.lab.sweep.expand import STOPPED_EARLY, Job, Outcome, Sweep
 from llama_lab.lab.sweep.frozen import (
     forget_first_words,
     freeze,
@@ -33,6 +34,7 @@ from llama_lab.lab.sweep.frozen import (
 from llama_lab.lab.sweep.halving import Candidate, Halving
 from llama_lab.lab.sweep.job import BEFORE_START, Request
 from llama_lab.lab.sweep.place import choose_place
+from llama_lab.lab.sweep.ranking import ranking_problems, said_of_ranking
 from llama_lab.training.metrics import short_time
 from llama_lab.training.processes.stop import ECHO_SECONDS, NUMBERS
 from llama_lab.training.run_data import refuse_other_data, trained_on
@@ -41,6 +43,7 @@ from llama_lab.training.run_folder import RunFolder, relative
 POLL_SECONDS = 0.5
 SAME_ERRORS = 3
 """A sweep whose first jobs all fail with one error has a mistake that the others share."""
+RUNNING = "running"
 INTERRUPTED = ("preempted", "interrupted", BEFORE_START)
 SHOWN_LINES = 12
 # A job that was asked to end and does not is ended when another exception ends the sweep.
@@ -79,9 +82,12 @@ def run(sweep: Sweep) -> int:
     """Run a sweep to its end and print what came of it; returns the exit code.
 
     Raises:
-        ConfigError: it is running already, it would take more than its budget, runs of it that are finished were trained on other
-            data than there is now, or this machine lacks what it needs.
+        ConfigError: it is running already, it is to stop or choose jobs by values that do not rank them, it would take more than
+            its budget, runs of it that are finished were trained on other data than there is now, or this machine lacks what it
+            needs.
     """
+    if found := ranking_problems(sweep.settings, sweep.unranked):
+        raise ConfigError(found, scope="this sweep")
     _refuse_other_data(sweep)
     keep_sweep_to_budget(sweep)
     with hold_sweep(sweep.folder):
@@ -142,6 +148,8 @@ class _Runner:
         ):
             more = ", which is all the points there are"
         board.say(f"Sweep: {len(sweep.jobs)} jobs{more}{skipped}; {self._place.says}; {relative(sweep.folder)}", "bold")
+        if (said := said_of_ranking(sweep.settings, [job.run for job in (*sweep.jobs, *sweep.bases)])) is not None:
+            board.say(said)
         try:
             with self._stop.listening(), board.shown():
                 while self._step():
@@ -208,6 +216,8 @@ class _Runner:
         )
         self._running[job.number] = (job, self._place.start(job, request))
         self._board.running[job.number] = time.monotonic()
+        job.outcome = replace(job.outcome, status=RUNNING, folder=str(job.folder))
+        show.write_summary(self._sweep)
         self._board.tell(job, said, "dim")
 
     def _collect(self) -> None:
@@ -233,7 +243,7 @@ class _Runner:
             outcome.folder = str(job.folder)
         outcome.summary.setdefault("seconds", round(seconds, 1))
         if job.number in self._verdicts and not outcome.finished and not outcome.failed:
-            outcome.status = f"stopped early after update {outcome.updates}"
+            outcome.status = f"{STOPPED_EARLY} after update {outcome.updates}"
             outcome.message = self._verdicts[job.number]
         return outcome
 
@@ -328,15 +338,15 @@ class _Runner:
         for number, (job, started) in self._running.items():
             if number in self._verdicts or (verdict := halving.look(self._candidates[number], everyone)) is None:
                 continue
-            said = (
-                f"{self._sweep.settings.objective} {verdict.value:.4f} after update {verdict.update}, {verdict.needed:.4f} went on"
-            )
+            settings = self._sweep.settings
+            bound = f"{verdict.needed:.4f} or {'lower' if settings.direction is Direction.minimize else 'higher'}"
+            said = f"{settings.objective} {verdict.value:.4f} after update {verdict.update}, where it took {bound} to go on"
             self._verdicts[number] = said
             self._board.tell(job, f"falls behind and is stopped: {said}", "yellow")
             started.stop()
             for other in [other for other in self._waiting if other.point == job.point]:
                 self._waiting.remove(other)
-                other.outcome = Outcome(f"stopped early with job {job.number}")
+                other.outcome = replace(other.outcome, status=f"{STOPPED_EARLY} with job {job.number}")
                 keep_outcome(self._sweep, other)
 
     def _end_all(self) -> None:

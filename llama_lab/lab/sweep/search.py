@@ -1,11 +1,10 @@
 """A search by Optuna: its TPE sampler proposes points, a sqlite file remembers them.
 
 The sweep's folder is the truth of what was run, and the study follows it: a start tells the study what it does not know yet, so
-that a kill between the two costs nothing. A point's value is the mean of the objective over the seeds it was run with.
+that a kill between the two costs nothing. What a point counts with is said in ranking.py.
 """
 
 import math
-import statistics
 from collections import defaultdict
 from dataclasses import replace
 from typing import Any
@@ -17,10 +16,11 @@ from omegaconf.errors import OmegaConfBaseException
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.literal import literal
 from llama_lab.config.overrides import PRESET
-from llama_lab.config.schema import GROUPS, Origin, RunConfig, SweepConfig
+from llama_lab.config.schema import GROUPS, Origin, RunConfig
 from llama_lab.config.validate import validate
 from llama_lab.lab.sweep.expand import Job, Sweep, place
 from llama_lab.lab.sweep.frozen import add_jobs, save_trials
+from llama_lab.lab.sweep.ranking import point_result
 from llama_lab.lab.sweep.space import Axis, Point, repeated
 
 # A space of few points is over when so many proposals in a row were known or impossible.
@@ -80,15 +80,16 @@ class Proposer:
             jobs = points.get(trial.number, [])
             if not jobs or not all(job.outcome.decided for job in jobs):
                 continue
-            value = mean_objective(jobs, self._sweep.settings)
-            if value is None:
+            result = point_result(jobs, self._sweep.settings)
+            if result.mean is not None:
+                self._study.tell(trial.number, result.mean)
+            elif result.last is None:
                 self._study.tell(trial.number, state=state.FAIL)
-            elif all(job.outcome.finished for job in jobs):
-                self._study.tell(trial.number, value)
             else:
-                # A point that was stopped early counts with the value it had reached, as one that Optuna itself had pruned.
+                # What was stopped early has the value that it had reached, as a trial that Optuna itself had pruned.
+                update, value = result.last
                 live = self._optuna.trial.Trial(self._study, trial._trial_id)
-                live.report(value, max(job.outcome.updates for job in jobs))
+                live.report(value, update)
                 self._study.tell(trial.number, state=state.PRUNED)
 
     def _points(self) -> dict[int, list[Job]]:
@@ -149,13 +150,6 @@ class Proposer:
 
     def _parameter(self, axis: Axis, text: str) -> Any:
         return text if axis.choices else int(text) if axis.is_whole else float(text)
-
-
-def mean_objective(jobs: list[Job], settings: SweepConfig) -> float | None:
-    """Mean of the objective over jobs that have it as a finite number."""
-    found = [job.outcome.summary.get(settings.objective) for job in jobs]
-    finite = [value for value in found if value is not None and math.isfinite(value)]
-    return statistics.fmean(finite) if finite else None
 
 
 def changed(run: RunConfig, point: Point) -> RunConfig:

@@ -2,12 +2,10 @@
 and summary.csv."""
 
 import csv
-import math
 import shlex
 import statistics
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,9 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.schema import Direction
 from llama_lab.lab.labels import short_keys
 from llama_lab.lab.sweep.expand import Job, Sweep
+from llama_lab.lab.sweep.ranking import LOSS, ON_ONE_TEXT, objective, ranked, ranked_points
+from llama_lab.lab.sweep.space import as_meant
 from llama_lab.lab.table import counted, print_list, print_table
 from llama_lab.training.metrics import short_time
 from llama_lab.training.run_folder import RunFolder, relative
@@ -99,7 +98,7 @@ class Board:
             cells = [f"{known.get('update', 0):,}/{job.run.updates:,}"]
             cells += [shown_value(key, known.get(key)) for key in ("train/loss", self._sweep.settings.objective)]
             cells += [f"{known['speed/tokens_per_second']:,.0f}" if known.get("speed/tokens_per_second") else ""]
-            table.add_row(str(job.number), *job.values.values(), *cells, short_time(now))
+            table.add_row(str(job.number), *_values(job), *cells, short_time(now))
         more = [Text(f"and {len(running) - SHOWN_JOBS} more")] if len(running) > SHOWN_JOBS else []
         return Group(Text(""), table, *more, Text(self._standing(), style="bold"))
 
@@ -107,32 +106,19 @@ class Board:
         """How far the sweep is, in a line."""
         jobs, total = self._sweep.jobs, len(self._sweep.jobs) + self._sweep.to_come
         finished = sum(job.outcome.finished for job in jobs)
-        early = sum(job.outcome.status.startswith("stopped early") for job in jobs)
+        early = sum(job.outcome.stopped_early for job in jobs)
         failed = sum(job.outcome.failed for job in jobs)
         said = [f"{finished} of {total} finished"]
         said += [f"{early} stopped early"] if early else []
         said += [f"{failed} failed"] if failed else []
         said += [f"{len(self.running)} running", short_time(time.monotonic() - self._start)]
-        best = ranked(self._sweep)[:1]
+        best = ranked(self._sweep)[:1] if self._sweep.unranked is None else []
         said += (
             [f"best {shown_value(self._sweep.settings.objective, objective(self._sweep, best[0]))}: {best[0].label}"]
             if best
             else []
         )
         return " | ".join(said)
-
-
-def objective(sweep: Sweep, job: Job) -> float | None:
-    """A job's objective; None if it has none, or one that is no finite number."""
-    value = job.outcome.summary.get(sweep.settings.objective)
-    return value if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def ranked(sweep: Sweep) -> list[Job]:
-    """Finished jobs that have the objective, the best first."""
-    sign = 1 if sweep.settings.direction is Direction.minimize else -1
-    finished = [(value, job) for job in sweep.jobs if job.outcome.finished and (value := objective(sweep, job)) is not None]
-    return [job for _, job in sorted(finished, key=lambda pair: (sign * pair[0], pair[1].number))]
 
 
 def objective_heading(sweep: Sweep) -> str:
@@ -151,7 +137,7 @@ def write_summary(sweep: Sweep) -> None:
         writer.writerow([*sweep.jobs[0].values, *columns, "status", "folder"])
         for job in sweep.jobs:
             values = [_metric(job, key) for key in columns]
-            writer.writerow([*job.values.values(), *values, job.outcome.status, job.outcome.folder or job.folder])
+            writer.writerow([*_values(job), *values, job.outcome.status, job.outcome.folder or job.folder])
     draft.replace(path)
 
 
@@ -167,7 +153,7 @@ def print_results(sweep: Sweep) -> None:
         short = short_keys(keys)
         names = short_names([job.folder for job in jobs])
         rows = [
-            ["" if job.outcome.folder is None else name, *job.values.values(), *row]
+            ["" if job.outcome.folder is None else name, *_values(job), *row]
             for job, name, row in zip(jobs, names, cells, strict=True)
         ]
         drop = [columns[key] for key in DROPPED if key != sweep.settings.objective and key in columns]
@@ -175,26 +161,31 @@ def print_results(sweep: Sweep) -> None:
         print_list(_order_said(sweep, best), headings, rows, drop=drop, words=["status"])
     else:
         folders = ["" if job.outcome.folder is None else relative(job.folder) for job in jobs]
-        rows = [[*job.values.values(), *row, folder] for job, row, folder in zip(jobs, cells, folders, strict=True)]
+        rows = [[*_values(job), *row, folder] for job, row, folder in zip(jobs, cells, folders, strict=True)]
         print_table(_order_said(sweep, best), [*sweep.jobs[0].values, *columns.values(), "status", "folder"], rows)
-    if points := _points(sweep, best):
+    headings, points = _points(sweep)
+    if points:
         print()
-        print_table(
-            f"{objective_heading(sweep)} over the seeds", [*points[0][0], "runs", "mean", "deviation"], [row for _, row in points]
-        )
+        print_table(f"{objective_heading(sweep)} over the seeds" + ", not ranked" * (sweep.unranked is not None), headings, points)
+    if points and sweep.unranked is None:
         print(f"Whether such a difference is more than chance: llama-lab compare {shlex.quote(relative(sweep.folder))}")
+    elif sweep.unranked is not None and any(job.outcome.tokens for job in jobs):
+        print(f"Nothing of this ranks the jobs; {ON_ONE_TEXT}")
 
 
 def _order_said(sweep: Sweep, best: Sequence[Job]) -> str:
     """How many jobs there are, and in which order: values of runs that did not finish are of other updates, and rank nothing."""
     said = counted(len(sweep.jobs), "job")
+    by = f" by {sweep.settings.objective}" if sweep.settings.objective != LOSS else ""
+    if sweep.unranked is not None:
+        return f"{said}, not ranked: {sweep.unranked}"
     if len(best) == len(sweep.jobs):
-        return f"{said}, the best first"
+        return f"{said}, the best first{by}"
     if not best:
         return (
             f"{said}, none of them finished" if not any(job.outcome.finished for job in sweep.jobs) else f"{said}, in their order"
         )
-    return f"{said}: {len(best)} finished, the best first; then the others"
+    return f"{said}: {len(best)} finished, the best first{by}; then the others"
 
 
 def write_report(sweep: Sweep) -> None:
@@ -228,25 +219,29 @@ def _columns(sweep: Sweep) -> dict[str, str]:
     return COLUMNS if key in COLUMNS else {key: key, **COLUMNS}
 
 
+def _values(job: Job) -> list[str]:
+    """What was swept, for a table."""
+    return [as_meant(text) for text in job.values.values()]
+
+
 def _metric(job: Job, key: str) -> Any:
     value = job.outcome.tokens or None if key == "tokens" else job.outcome.summary.get(key)
     return "" if value is None else value
 
 
-def _points(sweep: Sweep, best: list[Job]) -> list[tuple[list[str], list[str]]]:
-    """(swept keys, cells) for each point that several seeds finished, the best mean first."""
+def _points(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
+    """(headings, rows) of the points that several seeds repeat, in the order of `ranked_points`; no rows where there is nothing to
+    take together."""
     seeds = {axis.key for axis in sweep.axes if axis.is_seed}
-    groups: defaultdict[str, list[Job]] = defaultdict(list)
-    for job in best:
-        groups[job.point].append(job)
-    if not seeds or len(groups) < 2 or all(len(jobs) < 2 for jobs in groups.values()):
-        return []
-    sign = 1 if sweep.settings.direction is Direction.minimize else -1
-    found = []
-    for jobs in groups.values():
-        values = [value for job in jobs if (value := objective(sweep, job)) is not None]
-        kept = {key: value for key, value in jobs[0].values.items() if key not in seeds}
-        spread = f"{statistics.stdev(values):.4f}" if len(values) > 1 else ""
-        mean = statistics.fmean(values)
-        found.append((sign * mean, list(kept), [*kept.values(), str(len(values)), f"{mean:.4f}", spread]))
-    return [(keys, cells) for _, keys, cells in sorted(found, key=lambda row: row[0])]
+    results = ranked_points(sweep)
+    if not seeds or len(results) < 2 or all(len(one.values) < 2 for one in results):
+        return [], []
+    keys = [key for key in sweep.jobs[0].values if key not in seeds]
+    headings = [*keys, "runs", "mean", "deviation"] + ["stopped early"] * any(one.stopped for one in results)
+    rows = []
+    for one in results:
+        spread = f"{statistics.stdev(one.values):.4f}" if len(one.values) > 1 else ""
+        cells = [str(len(one.values)), "" if one.mean is None else f"{one.mean:.4f}", spread]
+        early = str(one.stopped or "") + (f", last {one.last[1]:.4f} after update {one.last[0]}" if one.last is not None else "")
+        rows.append([*(as_meant(one.jobs[0].values[key]) for key in keys), *cells, early][: len(headings)])
+    return headings, rows

@@ -9,6 +9,7 @@ import math
 import random
 from dataclasses import dataclass
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 
 from llama_lab.config.overrides import any_shape
@@ -50,14 +51,16 @@ class Axis:
         """A value by chance."""
         if self.choices:
             return draw.choice(self.choices)
-        if self.is_log:
-            return self.typed(math.exp(draw.uniform(math.log(self.low), math.log(self.high))))
-        return self.typed(draw.uniform(self.low, self.high))
+        low, high = self.low, self.high
+        if self.is_whole:
+            # Each number stands for what is rounded to it, the outermost too; to half of that alone, they would come half as often.
+            low, high = math.ceil(low) - 0.5, math.floor(high) + 0.5
+        return self.typed(math.exp(draw.uniform(math.log(low), math.log(high))) if self.is_log else draw.uniform(low, high))
 
     def typed(self, value: float) -> str:
         """A number of the interval as it is typed: with few digits, since it appears in the names of folders."""
         if self.is_whole:
-            return str(min(max(round(value), math.ceil(self.low)), math.floor(self.high)))
+            return str(min(max(math.floor(value + 0.5), math.ceil(self.low)), math.floor(self.high)))
         return repr(min(max(float(f"{value:.{DIGITS}g}"), self.low), self.high))
 
 
@@ -134,6 +137,12 @@ def repeated(points: list[Point], axes: list[Axis]) -> list[Point]:
 def without_seeds(values: Point) -> Point:
     """What remains of a job's values when runs that differ in their seeds alone are taken together."""
     return {key: value for key, value in values.items() if not key.startswith("seed.")}
+
+
+def as_meant(text: str) -> str:
+    """A value as it is read, without the quotes that Hydra's grammar asks for."""
+    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    return str(OverridesParser.create().parse_override(f"value={text}").value()) if is_quoted else text
 
 
 def label(values: Point) -> str:
