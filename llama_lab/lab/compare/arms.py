@@ -11,6 +11,7 @@ from llama_lab.config.schema import Problem, shown
 from llama_lab.lab.compare.csv_table import PROGRESS
 from llama_lab.lab.compare.records import SEEDS, RunRecord
 from llama_lab.lab.labels import differences_of
+from llama_lab.training.run_folder import RunFolder
 
 LOSS, BITS, TRAINING_LOSS = "val/loss", "val/bits_per_byte", "train/loss"
 CONTENT = "data.content"
@@ -117,11 +118,19 @@ def unfinished_runs(runs: Sequence[RunRecord]) -> list[Problem]:
     found: list[Problem] = []
     for run in runs:
         if not run.is_finished:
-            done = max((row["update"] for row in run.rows if "update" in row), default=0 if run.run is not None else None)
-            of = f" of {run.run.updates}" if run.run is not None else ""
-            far = "" if done is None else f", update {done}{of}"
-            found.append((run.name, f"is not finished ({run.status}{far})"))
+            done, of = updates_done(run), f" of {run.run.updates}" if run.run is not None else ""
+            far = "" if done is None else f"update {done}{of}"
+            early = f"was stopped early, after {far}"
+            found.append((run.name, early if run.is_stopped_early else f"is not finished ({', '.join(filter(None, (run.status, far)))})"))
     return found
+
+
+def updates_done(run: RunRecord) -> int | None:
+    """Updates that a run has done, as it says itself: its rows are of those that were logged. None if a table does not say."""
+    done = max((row["update"] for row in run.rows if "update" in row), default=None)
+    if run.folder is None or not run.rows:
+        return done if run.run is None else done or 0
+    return max(done or 0, RunFolder(run.folder).summary().get("update", 0))
 
 
 def notes(arms: Sequence[Arm]) -> list[str]:

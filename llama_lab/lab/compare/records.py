@@ -20,8 +20,9 @@ from llama_lab.config.identity import SCIENCE, load_config, science
 from llama_lab.config.paths import or_meant
 from llama_lab.config.schema import Origin, Problem, RunConfig, SeedConfig
 from llama_lab.lab.compare.csv_table import Line, is_about, read_lines, result_columns
+from llama_lab.lab.compare.sweeps import has_typed_order, was_stopped_early
 from llama_lab.lab.patterns import is_aside, matches
-from llama_lab.lab.runs.listing import status_of
+from llama_lab.lab.runs.listing import RUNNING, STOPPED_EARLY, status_of
 from llama_lab.training.metrics import read_rows
 from llama_lab.training.run_folder import RunFolder, relative
 
@@ -44,7 +45,8 @@ class RunRecord:
         name: how it is spoken of: its folder as short as it can be typed, or its name in a CSV.
         values: key path -> value of everything that decides its curve, seeds left out.
         seeds: by key path.
-        status: what it says of itself; `dead` where it says that it runs and no process of it does.
+        status: what it says of itself; `dead` where it says that it runs and no process of it does; `stopped early` where a sweep
+            left it before its end.
         rows: its metrics, in order; a single one if it comes from a CSV.
         folder: null if it comes from a CSV.
         run: its config; null if it comes from a CSV.
@@ -66,6 +68,11 @@ class RunRecord:
     def is_finished(self) -> bool:
         """Whether it has done all of its updates."""
         return self.status == "finished"
+
+    @property
+    def is_stopped_early(self) -> bool:
+        """Whether a sweep left it before its end, so that the sweep's command does not go on with it."""
+        return self.status == STOPPED_EARLY
 
     @property
     def is_repeat(self) -> bool:
@@ -153,7 +160,8 @@ def load_records(words: Iterable[str], *, metric: str | None = None) -> list[Run
             folders, table = _named(word, metric)
             others += table
             new = [folder for folder in folders if folder.resolve() not in found]
-            for record in in_order([load_record(folder) for folder in new]):
+            records = [load_record(folder) for folder in new]
+            for record in records if has_typed_order(_sweep_of(Path(word).expanduser())) else in_order(records):
                 assert record.folder is not None
                 found.setdefault(record.folder.resolve(), record)
         except ConfigError as error:
@@ -197,11 +205,14 @@ def load_record(folder: Path) -> RunRecord:
         raise ConfigError([(relative(folder), f"has a file that is damaged: {error}")], scope="this request") from None
     if lineage := meta.get("lineage"):
         values["fork.update"] = lineage["update"]
+    status = status_of(folder.absolute(), summary)
+    if status not in ("finished", RUNNING) and was_stopped_early(folder.absolute()):
+        status = STOPPED_EARLY
     return RunRecord(
         name=relative(folder.absolute()),
         values=values,
         seeds=seeds,
-        status=status_of(folder.absolute(), summary),
+        status=status,
         rows=rows,
         folder=folder.absolute(),
         run=run,
@@ -236,6 +247,11 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[prefix.rstrip(".") if key == "type" and prefix else prefix + key] = value
     return found
+
+
+def _sweep_of(path: Path) -> Path:
+    """The folder that a sweep is named by, itself or by its summary.csv."""
+    return path.parent if path.name == "summary.csv" else path
 
 
 def in_order(records: list[RunRecord]) -> list[RunRecord]:
@@ -302,6 +318,10 @@ def _of_sweep(path: Path, lines: list[dict[str, str]], word: str) -> list[Path]:
     runs = [Path(line["folder"]) for line in lines if line["folder"]]
     # A sweep that was copied names where its runs were; they lie beside it all the same.
     here = [run if (run / "config.yaml").is_file() else path.parent.parent.parent / run.name for run in runs]
+    # What was stopped early before it had begun has no run, and will have none.
+    unbegun = {line["folder"] for line in lines if line["status"].startswith(STOPPED_EARLY)}
+    begun = [(other / "config.yaml").is_file() or str(run) not in unbegun for run, other in zip(runs, here, strict=True)]
+    runs, here = ([run for run, is_begun in zip(each, begun, strict=True) if is_begun] for each in (runs, here))
     missing = [run for run, other in zip(runs, here, strict=True) if not (other / "config.yaml").is_file()]
     if missing or not here:
         which = f"{len(missing)} of its {len(runs)} runs are not there, the first is {missing[0]}" if missing else "it names no run"

@@ -118,12 +118,16 @@ def compare_arms(arms: Sequence[Arm], question: Question) -> Study:
     Raises:
         ConfigError: they cannot be compared, with every reason.
     """
+    all_early = all(run.is_finished or run.is_stopped_early for arm in arms for run in arm.runs)
     arms, left = _finished(arms, question)
     if len(arms) < 2:
         more = "name runs of another config as well, or see llama-lab noise"
         if left:
             rest = f"the arm {arms[0].label} alone" if arms else "nothing"
-            raise _refused([("--finished", f"leaves {rest} to compare; the command that started a run goes on with it")])
+            if question.finished_only and not all_early:
+                raise _refused([("--finished", f"leaves {rest} to compare; the command that started a run goes on with it")])
+            rule = f"leave {rest} to compare: the others were stopped early; --at tokens compares at what all have reached"
+            raise _refused([("the runs", rule)])
         if sum(len(arm.runs) for arm in arms) == 1:
             raise _refused([(arms[0].runs[0].name, f"is a single run; {more}")])
         raise _refused([("the runs", f"differ in their seeds alone; {more}")])
@@ -184,12 +188,15 @@ def _common_loss(curves: dict[str, list[tuple[float, float]]], target: float | N
 
 def _finished(arms: Sequence[Arm], question: Question) -> tuple[list[Arm], list[str]]:
     """The arms without runs that are not finished, and what is said of those; refused where the question does not allow them."""
-    found = unfinished_runs([run for arm in arms for run in arm.runs])
+    runs = [run for arm in arms for run in arm.runs]
+    found = unfinished_runs(runs)
     if not found or (question.at is not None and not question.finished_only):
         return list(arms), []
-    if not question.finished_only:
-        found = together(found)
-        is_training = all(run.status in ("finished", RUNNING) for arm in arms for run in arm.runs)
+    # What a sweep has stopped early nobody goes on with: it is left out, and said, without being asked for.
+    to_come = unfinished_runs([run for run in runs if not run.is_stopped_early])
+    if to_come and not question.finished_only:
+        found = together(to_come)
+        is_training = all(run.status in ("finished", RUNNING) for run in runs if not run.is_stopped_early)
         rule = "; wait for it" if is_training else "; the command that started it goes on with it"
         rule += ", --finished leaves such runs out, --at tokens compares at what all have reached"
         if any(run.folder is None for arm in arms for run in arm.runs):

@@ -160,9 +160,15 @@ class Panel:
         wanted: list[tuple[float, int]] = []
         for arm, series in curves:
             sound = series.middle[~np.isnan(series.middle)]
-            if self.labels and arm < COLOURS and sound.size:
+            if self.labels and arm < COLOURS and self._is_seen(series):
                 wanted.append((PLOT_PIXELS * (1 - min(1.0, max(0.0, self.y.at(float(sound[-1]))))), arm))
         return sorted(wanted)
+
+    def _is_seen(self, series: Series) -> bool:
+        """Whether any of a curve lies in the panel: a name beside it would else stand for a line that is not there."""
+        inside = series.within(self.x.low, self.x.high)
+        heights = self.y.place(inside.middle[~np.isnan(inside.middle)])
+        return bool(heights.size and heights.min() <= 1 and heights.max() >= 0)
 
     def _legend(self, curves: Sequence[tuple[int, Series]]) -> str:
         """The names with a piece of their lines, in the order in which the curves end: for screens without room beside them."""

@@ -183,9 +183,11 @@ def controls(drawn: Sequence[Drawn], names: Sequence[str]) -> Figure:
         f'<label><input type="radio" name="axis" id="axis-{axis}"{" checked" if axis == axes[0] else ""}> {UNITS[axis]}</label>'
         for axis in axes
     )
+    with_curves = {arm for one in drawn for curves in one.by_axis.values() for arm, _ in curves}
     boxes = "".join(
         f'<label><input type="checkbox" id="show-{number}" checked> {line_sample(number)} {escaped(name)}</label>'
         for number, name in enumerate(names[:COLOURS])
+        if number in with_curves
     )
     if len(names) > COLOURS:
         boxes += (

@@ -14,10 +14,11 @@ from llama_lab.lab.compare.arms import LOSS, TRAINING_LOSS, Arm, choose_metric, 
 from llama_lab.lab.compare.question import baseline_first
 from llama_lab.lab.compare.records import SEEDS, RunRecord, in_order, load_records
 from llama_lab.lab.compare.study import Question, Study, compare_arms, reads_higher
+from llama_lab.lab.compare.sweeps import SWEEP_FILE, has_typed_order
 from llama_lab.lab.compare.verdicts import times_to_loss
+from llama_lab.lab.sweep.space import as_meant
 from llama_lab.training.scrub import scrub_command
 
-SWEEP_FILE = "sweep.json"
 MOST_KEYS = 8
 LOST = "is finished, and its metrics.jsonl is missing; put it back from a copy, or train it anew with fresh=true"
 
@@ -29,7 +30,7 @@ class SweepPoints:
     Attributes:
         folder: the sweep's.
         keys: swept keys, seeds left out.
-        values: swept key -> value as typed, of each run, by its folder.
+        values: swept key -> value, of each run, by its folder.
         objective: the metric that ranks them.
         higher_is_better: how it is read.
         missing: (job, what became of it) where there is no run to look at.
@@ -103,10 +104,21 @@ class Material:
         return [run for arm in self.arms for run in arm.runs]
 
     def ranked(self) -> list[int]:
-        """Numbers of the arms, the best first; those that nothing was measured of last."""
+        """Numbers of the arms, the best first; then those that nothing finished of, and those that nothing was measured of last.
+
+        In their order where the metric does not mean the same for all of them.
+        """
         ends = [arm_end(arm, self.metric) for arm in self.arms]
-        sign = -1 if self.higher_is_better else 1
-        return sorted(range(len(ends)), key=lambda number: (ends[number] is None, sign * (ends[number] or 0.0), number))
+        lasts = [arm_last(arm, self.metric) for arm in self.arms]
+        sign = 0 if not self.is_comparable else -1 if self.higher_is_better else 1
+
+        def place(number: int) -> tuple[int, float, int]:
+            end, last = ends[number], lasts[number]
+            if end is not None or last is None:
+                return (2 if end is None else 0, sign * (end or 0.0), number)
+            return (1, -last[0], number)
+
+        return sorted(range(len(ends)), key=place)
 
 
 def gather(words: Sequence[str], asked: Asked, command: Sequence[str]) -> Material:
@@ -127,7 +139,9 @@ def gather(words: Sequence[str], asked: Asked, command: Sequence[str]) -> Materi
         try:
             study = compare_arms(arms, question)
         except ConfigError as error:
-            refused = error.problems
+            # Of a sweep what is not finished is left out without being asked for.
+            unasked = "--finished" if not asked.question.finished_only else ""
+            refused = [("What is finished" if subject == unasked else subject, rule) for subject, rule in error.problems]
     if any(subject.startswith("--") or subject == "cost" for subject, _ in refused):
         # What was typed is wrong, not the runs.
         raise ConfigError(refused, scope="this report")
@@ -163,10 +177,26 @@ def lost_rows(run: RunRecord) -> bool:
     return run.is_finished and run.folder is not None and not (run.folder / "metrics.jsonl").is_file()
 
 
+def counts(run: RunRecord) -> bool:
+    """Whether a run is at its end, so that what it ended with may be averaged and ranked."""
+    return run.is_finished or run.folder is None
+
+
 def arm_end(arm: Arm, metric: str) -> float | None:
-    """The mean of what an arm's runs ended with, as far as they ended with a number."""
-    values = [value for run in arm.runs if (value := last_value(run, metric)) is not None]
+    """The mean of what an arm's runs ended with, as far as they are finished and ended with a number."""
+    values = [value for run in arm.runs if counts(run) and (value := last_value(run, metric)) is not None]
     return sum(values) / len(values) if values else None
+
+
+def arm_last(arm: Arm, metric: str) -> tuple[int, float] | None:
+    """(update, value) of the last that was measured of an arm's runs, the mean of those that came furthest; None if nothing was."""
+    found = []
+    for run in arm.runs:
+        row = next((row for row in reversed(run.rows) if isinstance(row.get(metric), int | float)), None)
+        if row is not None:
+            found.append((row.get("update", 0), row[metric]))
+    furthest = [value for update, value in found if update == max(update for update, _ in found)]
+    return (max(update for update, _ in found), sum(furthest) / len(furthest)) if found else None
 
 
 def brief_labels(arms: Sequence[Arm]) -> list[str]:
@@ -220,7 +250,7 @@ def _read_sweep(words: Sequence[str]) -> SweepPoints | None:
     for job in known["jobs"]:
         run = (folder / job["folder"]).resolve()
         if (run / "config.yaml").is_file():
-            values[run] = job["values"]
+            values[run] = {key: as_meant(text) for key, text in job["values"].items()}
         else:
             said = " ".join(f"{key}={value}" for key, value in job["values"].items())
             missing.append((f"job {job['number']} ({said})", f"left no run: {_status(folder, job['number'])}"))
@@ -249,7 +279,7 @@ def _records_of(sweep: SweepPoints) -> list[RunRecord]:
     if not found:
         rule = "is a sweep without a run to look at yet"
         raise ConfigError(sweep.missing or [(str(sweep.folder), rule)], scope="this report")
-    return in_order(found)
+    return found if has_typed_order(sweep.folder) else in_order(found)
 
 
 def _question_of(sweep: SweepPoints, question: Question, records: list[RunRecord]) -> Question:

@@ -8,7 +8,7 @@ from llama_lab.config.schema import shown
 from llama_lab.lab.compare.records import SEEDS
 from llama_lab.lab.report.blocks import Figure
 from llama_lab.lab.report.chart import HEIGHT, Scale, padded, short, spanned
-from llama_lab.lab.report.material import Material, last_value
+from llama_lab.lab.report.material import Material, counts, last_value
 from llama_lab.lab.report.text import escaped
 
 LEAST_ARMS, LEAST_KEYS, MOST_KEYS = 4, 2, 8
@@ -71,7 +71,7 @@ def parallel_figure(material: Material) -> Figure | None:
     """The runs of a sweep, or of a study of many arms; None where there is nothing that lines could show."""
     points = _points(material)
     keys = _keys(material, points)
-    if len(material.arms) < LEAST_ARMS or not points or len(keys) < LEAST_KEYS:
+    if len(material.arms) < LEAST_ARMS or not points or len(keys) < LEAST_KEYS or not material.is_comparable:
         return None
     sign = -1 if material.higher_is_better else 1
     points.sort(key=lambda point: (sign * point.result, point.name))
@@ -110,7 +110,7 @@ def _points(material: Material) -> list[Point]:
     for arm in material.arms:
         for run in arm.runs:
             result = last_value(run, material.metric)
-            if result is None or (material.study is not None and run.name not in material.study.values):
+            if result is None or (not counts(run) if material.study is None else run.name not in material.study.values):
                 continue
             values = run.values if material.sweep is None else run.values | _typed(material, run.folder)
             found.append(Point(f"{arm.label} {run.seed_said}", {key: _number(value) for key, value in values.items()}, result))

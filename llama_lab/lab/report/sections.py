@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 
 from llama_lab.config.schema import Problem, shown
-from llama_lab.lab.compare.arms import Arm, unfinished_runs
+from llama_lab.lab.compare.arms import Arm, unfinished_runs, updates_done
 from llama_lab.lab.compare.diff import CONFIG, differences
 from llama_lab.lab.compare.records import SEEDS, RunRecord
 from llama_lab.lab.compare.study import BETTER, SAME, UNDECIDED, UNKNOWN, WORSE, Comparison, Study
@@ -23,7 +23,7 @@ from llama_lab.lab.compare.verdicts import (
 from llama_lab.lab.report.blocks import Block, Fold, Lines, Prose, Section, Table
 from llama_lab.lab.report.chart import COLOURS, COLUMNS
 from llama_lab.lab.report.figures import Drawn, controls, curve_figure, difference_figure, names_of, order_of_colours
-from llama_lab.lab.report.material import LOST, Material, arm_end, last_value, lost_rows
+from llama_lab.lab.report.material import LOST, Material, arm_end, arm_last, counts, last_value, lost_rows
 from llama_lab.lab.report.origin import cost_table, environment_table
 from llama_lab.lab.report.parallel import parallel_figure
 from llama_lab.lab.report.samples import sample_blocks
@@ -262,20 +262,26 @@ def _sweep(material: Material) -> list[Block]:
     keys = [key for key in material.sweep.keys if any(key in values for values in material.sweep.values.values())]
     number = _line_numbers(material)
     rows, arms = [], []
-    for place, index in enumerate(material.ranked(), start=1):
+    for index in material.ranked():
         arm = material.arms[index]
         first = next((run.folder for run in arm.runs if run.folder in material.sweep.values), None)
         typed = material.sweep.values.get(first, {}) if first is not None else {}
-        end = arm_end(arm, material.metric)
+        end, last = arm_end(arm, material.metric), arm_last(arm, material.metric)
         states = ", ".join(dict.fromkeys(run.status for run in arm.runs))
-        rows.append(
-            [str(place), *[typed.get(key, "") for key in keys], str(len(arm.runs)), "" if end is None else f"{end:.4f}", states]
-        )
+        ended = "" if end is None else f"{end:.4f}"
+        if end is None and last is not None:
+            ended, states = f"{last[1]:.4f}", f"{states}; {material.metric} after update {last[0]}"
+        place = str(len(rows) + 1) if end is not None and material.is_comparable else ""
+        done = sum(map(counts, arm.runs))
+        rows.append([place, *[typed.get(key, "") for key in keys], str(done or ""), ended, states])
         arms.append(number[arm.label])
     words = [column for column, key in enumerate(keys, start=1) if not all(_is_number(row[column]) for row in rows)]
+    caption = f"What was tried: mean {material.metric} of the runs that finished, the best first"
+    if not material.is_comparable:
+        caption = f"What was tried, in its order: values of {material.metric} rank nothing here, see the answer"
     table = Table(
-        f"What was tried, by the last {material.metric}, the best first",
-        ["rank", *keys, "runs", material.metric, "status"],
+        caption,
+        ["rank", *keys, "finished", material.metric, "status"],
         rows,
         words=(*words, len(keys) + 3),
         arms=arms,
@@ -338,9 +344,10 @@ def _runs(material: Material) -> list[Block]:
             end = (
                 f"{value:.4f}" if value is not None else "" if not any(material.metric in row for row in run.rows) else "not finite"
             )
-            counts = [f"{last[key]:,}" if isinstance(last.get(key), int) else "" for key in ("update", "tokens")]
+            tokens = f"{last['tokens']:,}" if isinstance(last.get("tokens"), int) else ""
             seconds = f"{last['seconds']:,.0f}" if isinstance(last.get("seconds"), int | float) else ""
-            rows.append([run.name, arm.label, seeds[len(rows)], run.status, *counts, end, seconds])
+            done = f"{updates_done(run):,}" if "update" in last else ""
+            rows.append([run.name, arm.label, seeds[len(rows)], run.status, done, tokens, end, seconds])
             arms.append(number[arm.label])
             if run.meta.get("command"):
                 commands.append(shlex.join(run.meta["command"]))

@@ -29,6 +29,8 @@ QUIET_SECONDS = 300.0
 DEAD, RUNNING = "dead", "running"
 STATES = ("started", RUNNING, "preempted", "failed", DEAD, "finished")
 """What a run can be in."""
+STOPPED_EARLY = "stopped early"
+"""What a sweep says, with the update behind it, of a run that it left before its end."""
 UNTOLD = ("name", "fresh", "accept_changes", "budget", "wandb")
 """Parts of a config that say nothing of what a run is."""
 

@@ -19,9 +19,10 @@ from filelock import FileLock, Timeout
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import Direction, Search
+from llama_lab.lab.runs.listing import RUNNING, STOPPED_EARLY
 from llama_lab.lab.sweep import show
 from llama_lab.lab.sweep.budget import keep_sweep_to_budget
-from llama_lab.lab.sweep.expand import STOPPED_EARLY, Job, Outcome, Sweep
+from llama_lab.lab.sweep.expand import Job, Outcome, Sweep
 from llama_lab.lab.sweep.frozen import (
     forget_first_words,
     freeze,
@@ -43,7 +44,6 @@ from llama_lab.training.run_folder import RunFolder, relative
 POLL_SECONDS = 0.5
 SAME_ERRORS = 3
 """A sweep whose first jobs all fail with one error has a mistake that the others share."""
-RUNNING = "running"
 INTERRUPTED = ("preempted", "interrupted", BEFORE_START)
 SHOWN_LINES = 12
 # A job that was asked to end and does not is ended when another exception ends the sweep.
