@@ -165,6 +165,23 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, say: Say = print, *, o
     return open_prepared(place.folder, f"{place.folder} (llama-lab cache clean {name} removes it)")
 
 
+def check_sources(data: DataConfig, tokenizer: TokenizerConfig) -> None:
+    """Refuse what `prepare` would refuse, as far as that is seen without reading a text: a path where nothing is, a prepared folder
+    that is not whole, a tokenizer that cannot be read or is not the one that the folder was made with.
+
+    Raises:
+        ConfigError: there is such a problem.
+    """
+    problems: list[Problem] = []
+    for part in _parts(data) if isinstance(data, MixtureConfig) else [data]:
+        try:
+            _check_source(part, tokenizer)
+        except ConfigError as error:
+            problems += error.problems if part is data else _named_in_mixture(error)
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)), scope="the data")
+
+
 def open_prepared(folder: Path, subject: str | None = None) -> PreparedData:
     """Open a prepared folder, its sizes and ids checked but its tokens not read.
 
@@ -203,6 +220,23 @@ def text_key(data: TextConfig, tokenizer: TokenizerConfig) -> str:
         ConfigError: there is no such text, or no such tokenizer.
     """
     return _key_of(_find_source(data), tokenizer)
+
+
+def _check_source(data: DataConfig, tokenizer: TokenizerConfig) -> None:
+    """`check_sources` of what is no mixture."""
+    if not isinstance(data, ShardsConfig):
+        # What comes through a pipe can be read once.
+        if not (isinstance(data, TextConfig) and data.path == "-"):
+            _find_source(data)
+        if isinstance(tokenizer, FileTokenizerConfig):
+            build_tokenizer(tokenizer, lambda: ())
+        return
+    folder = Path(data.path).expanduser().absolute()
+    if foreign.is_bare(folder):
+        foreign.find_tokens(folder, f"data.path={data.path}")
+        foreign.open_tokenizer(folder, tokenizer, f"data.path={data.path}")
+    else:
+        _open_own(data, tokenizer, folder)
 
 
 def _open_shards(data: ShardsConfig, config: TokenizerConfig, say: Say) -> PreparedData:
@@ -292,15 +326,11 @@ def _open_mixture(data: MixtureConfig, config: TokenizerConfig, say: Say) -> Pre
     """Several folders, each opened as `data=shards` does, with one tokenizer between them."""
     parts: list[PreparedData] = []
     problems: list[Problem] = []
-    for path in data.paths:
-        one = ShardsConfig(
-            path=path, max_seq_len=data.max_seq_len, tokens_per_update=data.tokens_per_update, window=data.window, val_fraction=None
-        )
+    for one in _parts(data):
         try:
             parts.append(_open_shards(one, config, say))
         except ConfigError as error:
-            # What was typed is a list of folders; the problem is with one of them.
-            problems += [(subject.replace("data.path=", "data.paths: "), rule) for subject, rule in error.problems]
+            problems += _named_in_mixture(error)
     for path, part in zip(data.paths, parts, strict=False):
         if not problems and part.tokenizer.hash != parts[0].tokenizer.hash:
             rule = f"has another tokenizer than {data.paths[0]}; prepare one of them again with the other's {TOKENIZER}"
@@ -315,6 +345,21 @@ def _open_mixture(data: MixtureConfig, config: TokenizerConfig, say: Say) -> Pre
     ]
     fingerprint = hashlib.sha256(json.dumps([part.fingerprint for part in parts]).encode()).hexdigest()
     return PreparedData(tokenizer=parts[0].tokenizer, sources=tuple(sources), fingerprint=fingerprint, baselines={})
+
+
+def _parts(data: MixtureConfig) -> list[ShardsConfig]:
+    """The folders of a mixture, each as `data=shards` names one."""
+    return [
+        ShardsConfig(
+            path=path, max_seq_len=data.max_seq_len, tokens_per_update=data.tokens_per_update, window=data.window, val_fraction=None
+        )
+        for path in data.paths
+    ]
+
+
+def _named_in_mixture(error: ConfigError) -> list[Problem]:
+    """Problems of one folder, for somebody who typed a list of folders."""
+    return [(subject.replace("data.path=", "data.paths: "), rule) for subject, rule in error.problems]
 
 
 def _unique_names(folders: list[Path]) -> list[str]:

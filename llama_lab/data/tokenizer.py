@@ -17,6 +17,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from llama_lab.config.disk import replace_text
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.paths import or_meant
 from llama_lab.config.schema import BPE_SPECIAL_TOKENS, BpeConfig, BytesConfig, FileTokenizerConfig, TokenizerConfig
 
 EOS_NAMES = ("<EOS>", "<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|eos|>", "[EOS]")
@@ -232,7 +233,9 @@ def load_tokenizer(path: Path, subject: str | None = None) -> Tokenizer:
         content = path.read_text(encoding="utf-8")
         tokenizer = Tokenizer(content)
     except OSError as error:
-        raise ConfigError([(subject, f"cannot be read: {error.strerror or error}")], scope="the tokenizer") from error
+        meant = or_meant(path, "")
+        rule = f"cannot be read: {error.strerror or error}" + (f"; {meant}" if meant else "")
+        raise ConfigError([(subject, rule)], scope="the tokenizer") from error
     except json.JSONDecodeError as error:
         rule = f"is no tokenizer.json: {error.msg} in line {error.lineno}"
         raise ConfigError([(subject, rule)], scope="the tokenizer") from error

@@ -7,7 +7,7 @@
     frozen.py   the sweep's folder                job.py      one run in a process of its own
     search.py   Optuna                            halving.py  which job need not end
     command.py  llama-lab sweep                   ranking.py  what jobs and points are ranked by, and which of them count
-    show.py     lines, the live table, summary.csv
+    data.py     what the jobs are trained on      show.py     lines, the live table, summary.csv
 
 Hydra's launchers are not used: the basic one runs jobs in one process, checks a job when its turn comes, shows errors at the end
 and numbers folders anew at every start. Here a run's folder follows from its config, so a sweep that is typed again skips what is

@@ -173,17 +173,17 @@ def expand(overrides: list[str], *, multirun: bool, config_dir: Path | None = No
     fixed, axes = _axes(request, config_dir)
     if not axes:
         if multirun:
-            raise _refused([("-m", "needs a key with several values, such as seed.init=0,1,2; without -m this is one run")])
+            raise refused([("-m", "needs a key with several values, such as seed.init=0,1,2; without -m this is one run")])
         return None
     if "RANK" in os.environ:
         rule = "is several runs, which torchrun or srun (RANK is set) would start in every process; type it without them"
-        raise _refused([(" ".join(f"{axis.key}={axis.text}" for axis in axes), rule)])
+        raise refused([(" ".join(f"{axis.key}={axis.text}" for axis in axes), rule)])
     settings = _settings(fixed, config_dir)
     # What starts the sweep says nothing of its runs, and alone none of them would take it.
     typed, fixed = fixed, [word for word in fixed if not word.startswith("sweep.")]
     draws = settings.search is not Search.grid
     if found := [problem for axis in axes for problem in axis_problems(axis, draws=draws)]:
-        raise _refused(found)
+        raise refused(found)
     jobs = build_jobs(fixed, _points(settings, axes), settings, config_dir)
     bases, ends = _bases(jobs[0], fixed, axes, settings, config_dir) if settings.search is Search.optuna else ([], [])
     kinds = [job.run for job in (*jobs, *bases, *ends)]
@@ -253,11 +253,9 @@ def build_jobs(
         if (earlier := first.setdefault(folder, number)) != number:
             both = f"(jobs {earlier} and {number})"
             twins.append((label(values), f"is the same run as {label(points[earlier - 1])} {both}; leave one of them out"))
-    listed = [
-        (subject, rule + (_whose(numbers, len(points)) if are_asked else "")) for (subject, rule), numbers in problems.items()
-    ]
+    listed = [(subject, rule + (whose(numbers, len(points)) if are_asked else "")) for (subject, rule), numbers in problems.items()]
     if listed or twins:
-        raise _refused(listed + twins, len(points) if are_asked else 0)
+        raise refused(listed + twins, len(points) if are_asked else 0)
     return jobs
 
 
@@ -277,7 +275,7 @@ def _points(settings: SweepConfig, axes: list[Axis]) -> list[Point]:
     if not drawn:
         subject = " ".join(f"{axis.key}={axis.text}" for axis in axes)
         rule = f"repeats runs, and leaves sweep.search={settings.search.name} nothing to choose; sweep.search=grid runs them"
-        raise _refused([(subject, rule)])
+        raise refused([(subject, rule)])
     assert settings.trials is not None
     count = settings.trials if settings.search is Search.random else min(settings.trials, STARTUP_POINTS, -(-settings.trials // 3))
     return repeated(draw_points(drawn, count, settings.seed), axes)
@@ -356,7 +354,7 @@ def _axes(request: Request, config_dir: Path | None) -> tuple[list[str], list[Ax
                 nested = [preset for preset in axis.choices if _is_sweep(preset, config_dir)]
                 problems += [(f"{PRESET}={preset}", "is a sweep itself; start it alone") for preset in nested]
     if problems:
-        raise _refused(problems)
+        raise refused(problems)
     return fixed, axes
 
 
@@ -380,16 +378,21 @@ def _refuse_settings(overrides: Iterable[str]) -> None:
     typed = [word for word in overrides if word.startswith("sweep.")]
     if typed:
         rule = "says how several runs are chosen or started, and this is one; add -m and a key with several values"
-        raise _refused([(word, rule) for word in typed])
+        raise refused([(word, rule) for word in typed])
 
 
-def _refused(problems: list[Problem], jobs: int = 0) -> ConfigError:
+def refused(problems: list[Problem], jobs: int = 0) -> ConfigError:
+    """What a sweep is refused with.
+
+    Args:
+        jobs: how many it has; 0: that is not known.
+    """
     return ConfigError(problems, scope=f"this sweep of {jobs} jobs; none was started" if jobs else "this sweep")
 
 
-def _whose(numbers: list[int], total: int) -> str:
-    """Which jobs a problem belongs to, unless it is all of them."""
-    if len(numbers) == total:
+def whose(numbers: list[int], total: int) -> str:
+    """Which jobs a problem belongs to, unless it is all of them, or none that has a number."""
+    if not numbers or len(numbers) == total:
         return ""
     few = ", ".join(map(str, numbers[:8])) + (", …" if len(numbers) > 8 else "")
     return f" (job {few})" if len(numbers) == 1 else f" (jobs {few})"

@@ -22,6 +22,7 @@ from llama_lab.config.schema import Direction, Search
 from llama_lab.lab.runs.listing import RUNNING, STOPPED_EARLY
 from llama_lab.lab.sweep import show
 from llama_lab.lab.sweep.budget import keep_sweep_to_budget
+from llama_lab.lab.sweep.data import refuse_changed_data, refuse_missing_data
 from llama_lab.lab.sweep.expand import Job, Outcome, Sweep
 from llama_lab.lab.sweep.frozen import (
     forget_first_words,
@@ -38,7 +39,6 @@ from llama_lab.lab.sweep.place import choose_place
 from llama_lab.lab.sweep.ranking import ranking_problems, said_of_ranking
 from llama_lab.training.metrics import short_time
 from llama_lab.training.processes.stop import ECHO_SECONDS, NUMBERS
-from llama_lab.training.run_data import refuse_other_data, trained_on
 from llama_lab.training.run_folder import RunFolder, relative
 
 POLL_SECONDS = 0.5
@@ -82,28 +82,18 @@ def run(sweep: Sweep) -> int:
     """Run a sweep to its end and print what came of it; returns the exit code.
 
     Raises:
-        ConfigError: it is running already, it is to stop or choose jobs by values that do not rank them, it would take more than
-            its budget, runs of it that are finished were trained on other data than there is now, or this machine lacks what it
-            needs.
+        ConfigError: it is running already, it is to stop or choose jobs by values that do not rank them, a job has nothing to
+            train on, runs of it that are finished were trained on other data than there is now, it would take more than its
+            budget, or this machine lacks what it needs.
     """
     if found := ranking_problems(sweep.settings, sweep.unranked):
         raise ConfigError(found, scope="this sweep")
-    _refuse_other_data(sweep)
+    refuse_missing_data(sweep)
+    refuse_changed_data(sweep)
     keep_sweep_to_budget(sweep)
     with hold_sweep(sweep.folder):
         freeze(sweep)
         return _Runner(sweep).run()
-
-
-def _refuse_other_data(sweep: Sweep) -> None:
-    """Refuse finished runs as results of a sweep whose data has changed since; each set of data is looked at once."""
-    seen = set()
-    for job in sweep.jobs:
-        folder = RunFolder(job.folder)
-        data = (repr(job.run.data), repr(job.run.tokenizer), trained_on(folder))
-        if folder.finished and not job.run.fresh and data not in seen:
-            seen.add(data)
-            refuse_other_data(job.run, folder, print)
 
 
 class _Runner:
