@@ -13,7 +13,9 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 
+from llama_lab.config import grammar
 from llama_lab.config.compose import Request, compose, read_request
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import is_science, joined_slug, run_folder, slug_part
@@ -30,6 +32,7 @@ from llama_lab.lab.sweep.space import Axis, Point, axis_problems, draw_points, g
 STARTUP_POINTS = 10
 # W&B refuses a longer tag.
 TAG_CHARACTERS = 64
+BEFORE_START = "stopped before its first update"
 METRICS = ("val/loss", "val/bits_per_byte", "val/perplexity", "best/val/loss", "train/loss", "train/grad_norm", "memory/peak_gib")
 METRICS += ("speed/tokens_per_second", "speed/mfu")
 """Usual objectives, to tell one that is mistyped by; others are metrics too."""
@@ -333,10 +336,17 @@ def _axes(request: Request, config_dir: Path | None) -> tuple[list[str], list[Ax
     typed = {
         override.get_key_element(): override for override in request.overrides if not override.key_or_group.startswith("hydra.")
     }
-    params = {key: parser.parse_override(f"{key}={text}") for key, text in request.sweep_params.items()}
     fixed: list[str] = []
     axes: list[Axis] = []
     problems: list[Problem] = []
+    params: dict[str, Override] = {}
+    for key, text in request.sweep_params.items():
+        try:
+            params[key] = _read_params(parser, key, text)
+        except HydraException:
+            known = any_shape().get(key)
+            kind = None if known is None or known.is_node else known.kind
+            problems.append((f"{key}={text}", grammar.unreadable(f"{key}={text}", kind)))
     for key, override in (params | typed).items():
         line = override.input_line or key
         if not override.is_sweep_override():
@@ -356,6 +366,17 @@ def _axes(request: Request, config_dir: Path | None) -> tuple[list[str], list[Ax
     if problems:
         raise refused(problems)
     return fixed, axes
+
+
+def _read_params(parser: OverridesParser, key: str, text: str) -> Override:
+    """The values of a key as a preset has them. Texts beyond ASCII, which Hydra's grammar reads in quotes alone, get theirs."""
+    try:
+        return parser.parse_override(f"{key}={text}")
+    except HydraException:
+        if text.isascii() or set(text) & set("'\"()[]{}"):
+            raise
+        parts = (part.strip() for part in text.split(","))
+        return parser.parse_override(f"{key}={','.join(part if part.isascii() else grammar.quoted(part) for part in parts)}")
 
 
 def _key_problem(key: str, override: Override) -> str | None:

@@ -21,11 +21,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import load_config, save_config
 from llama_lab.config.paths import or_meant
 from llama_lab.config.schema import Direction, Launcher, Search, SlurmConfig, SweepConfig
-from llama_lab.lab.sweep.expand import Job, Outcome, Sweep
+from llama_lab.lab.runs.listing import RUNNING
+from llama_lab.lab.sweep.expand import BEFORE_START, Job, Outcome, Sweep
 from llama_lab.lab.sweep.space import Axis
 from llama_lab.training.run_folder import RunFolder, hold_run, write_json
 from llama_lab.training.scrub import scrub_command
@@ -185,11 +188,25 @@ def known_outcome(sweep: Sweep, job: Job) -> Outcome:
         return Outcome("already finished", str(job.folder), known.get("update", 0), known.get("tokens", 0), known)
     if kept is not None and kept.stopped_early:
         return kept
-    if known:
-        # Of a process that was killed the run still says that it is running.
-        status = "interrupted" if known["status"] in ("running", "preempted", "finished") else known["status"]
+    if not job.run.fresh and (job.folder / "config.yaml").is_file():
+        status = known.get("status", RUNNING)
+        if status in (RUNNING, "preempted", "finished"):
+            # Of a process that was killed the run still says that it is running.
+            status = RUNNING if status == RUNNING and is_held(job.folder) else "interrupted" if known else BEFORE_START
         return Outcome(status, str(job.folder), known.get("update", 0), known.get("tokens", 0), known)
-    return Outcome("not started")
+    return kept if kept is not None and kept.failed else Outcome("not started")
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process has a run's folder."""
+    lock = path.parent / ".locks" / f"{path.name}.lock"
+    if not lock.is_file():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def _save_job(sweep: Sweep, job: Job) -> None:

@@ -20,14 +20,13 @@ from types import FrameType
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import load_config
-from llama_lab.lab.sweep.expand import Outcome
+from llama_lab.lab.sweep.expand import BEFORE_START, Outcome
 from llama_lab.training.errors import RunFailed
 from llama_lab.training.processes.stop import NUMBERS, ignore_signals
 from llama_lab.training.run_folder import write_json
 
 WARM = ("llama_lab.training.warm", "llama_lab.inference.observers")
 """What a process imports before a job is known, so that the job need not: with torch, seconds."""
-BEFORE_START = "stopped before its first update"
 
 
 @dataclass(frozen=True, slots=True)

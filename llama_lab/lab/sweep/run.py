@@ -11,11 +11,8 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from types import FrameType
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import Direction, Search
@@ -23,18 +20,19 @@ from llama_lab.lab.runs.listing import RUNNING, STOPPED_EARLY
 from llama_lab.lab.sweep import show
 from llama_lab.lab.sweep.budget import keep_sweep_to_budget
 from llama_lab.lab.sweep.data import refuse_changed_data, refuse_missing_data
-from llama_lab.lab.sweep.expand import Job, Outcome, Sweep
+from llama_lab.lab.sweep.expand import BEFORE_START, Job, Outcome, Sweep
 from llama_lab.lab.sweep.frozen import (
     forget_first_words,
     freeze,
     hold_sweep,
+    is_held,
     job_folder,
     keep_config,
     keep_outcome,
     known_outcome,
 )
 from llama_lab.lab.sweep.halving import Candidate, Halving
-from llama_lab.lab.sweep.job import BEFORE_START, Request
+from llama_lab.lab.sweep.job import Request
 from llama_lab.lab.sweep.place import choose_place
 from llama_lab.lab.sweep.ranking import ranking_problems, said_of_ranking
 from llama_lab.training.metrics import short_time
@@ -48,6 +46,8 @@ INTERRUPTED = ("preempted", "interrupted", BEFORE_START)
 SHOWN_LINES = 12
 # A job that was asked to end and does not is ended when another exception ends the sweep.
 PATIENCE_SECONDS = 20.0
+# A job whose sweep was killed notices, saves its state and ends, soon after another start may have begun.
+SAVING_SECONDS = 10.0
 MICRO_BATCH = "hardware.micro_batch"
 
 
@@ -116,6 +116,7 @@ class _Runner:
         # Only while nothing of the sweep has ever worked can its first jobs say that nothing will.
         self._first_errors: list[str] | None = None if any(job.outcome.finished for job in sweep.jobs) else []
         self._gives_up = self._missed = False
+        self._saving_until = time.monotonic() + SAVING_SECONDS
         self._stops_sent = 0
         self._proposer: Any = None
         if sweep.settings.search is Search.optuna:
@@ -126,7 +127,8 @@ class _Runner:
     def run(self) -> int:
         sweep, board = self._sweep, self._board
         left = [job for job in sweep.jobs if not job.outcome.decided]
-        self._waiting.extend(left)
+        # What is half done goes first, so that a sweep that is stopped often has few such jobs.
+        self._waiting.extend(sorted(left, key=lambda job: not job.outcome.updates))
         show.write_summary(sweep)
         done = len(sweep.jobs) - len(left)
         more = f" and {sweep.to_come} to come" if sweep.to_come else ""
@@ -173,10 +175,13 @@ class _Runner:
         for job in list(self._waiting):
             if not self._place.room_for(job):
                 continue
-            if _is_held(job.folder) and not self._place.has(job):
+            if is_held(job.folder) and not self._place.has(job):
                 if job.number not in self._held:
                     self._held.add(job.number)
                     self._board.tell(job, "is being trained by another process; waiting for it")
+                if job.outcome.updates and time.monotonic() < self._saving_until:
+                    # Of an earlier start, probably, and about to be let go; its room is not given away meanwhile.
+                    return
                 continue
             self._waiting.remove(job)
             if job.number in self._held and (known := known_outcome(self._sweep, job)).decided:
@@ -192,7 +197,7 @@ class _Runner:
                 # A run of that name may be there from elsewhere.
                 job.outcome = known_outcome(self._sweep, job)
             self._waiting.extend(job for job in jobs if not job.outcome.decided)
-            for job in [job for job in self._waiting if self._place.room_for(job) and not _is_held(job.folder)]:
+            for job in [job for job in self._waiting if self._place.room_for(job) and not is_held(job.folder)]:
                 if self._place.room_for(job):
                     self._waiting.remove(job)
                     self._start(job)
@@ -374,18 +379,6 @@ class _Runner:
     def _is_over(self) -> bool:
         """Whether what is left is left because the search found no further point."""
         return self._proposer is not None and self._proposer.is_over
-
-
-def _is_held(path: Path) -> bool:
-    """Whether another process has a run's folder."""
-    lock = path.parent / ".locks" / f"{path.name}.lock"
-    if not lock.is_file():
-        return False
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except Timeout:
-        return True
 
 
 def _smaller_micro_batch(job: Job, outcome: Outcome) -> int | None:
