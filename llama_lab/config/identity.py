@@ -86,14 +86,24 @@ def run_id(run: RunConfig, extra_slug: str | None = None) -> str:
         extra_slug: what a sweep adds for keys outside the science, as `joined_slug` gives it.
     """
     changed = _changed(run)
-    parts = [run.origin.label, *changed[:SLUG_VALUES]]
-    if len(changed) > SLUG_VALUES:
-        parts.append(f"{len(changed) - SLUG_VALUES}_more")
-    if run.precision is not Precision.fp32:
-        # Said from the resolved value alone, so that typing what auto finds changes nothing.
-        parts.append(run.precision.name)
-    slug = "-".join(map(_clean, parts))[:SLUG_CHARACTERS].rstrip("-._")
-    return "-".join(part for part in [slug, _shortened(_clean(extra_slug or ""), EXTRA_CHARACTERS), run_hash(run)] if part)
+    kept = changed[:SLUG_VALUES]
+    if len(_slug(run, changed, kept)) > SLUG_CHARACTERS:
+        # No value is cut, for it would then read as another one: what there is no room for is counted.
+        kept = []
+        for part in changed:
+            if len(kept) < SLUG_VALUES and len(_slug(run, changed, [*kept, part])) <= SLUG_CHARACTERS:
+                kept.append(part)
+    return _named(run, _slug(run, changed, kept), extra_slug)
+
+
+def former_run_id(run: RunConfig, extra_slug: str | None = None) -> str:
+    """The name that `run_id` gave when it cut a long slug wherever it ended; the same but for those.
+
+    Args:
+        run, extra_slug: as `run_id` takes them.
+    """
+    changed = _changed(run)
+    return _named(run, _slug(run, changed, changed[:SLUG_VALUES]), extra_slug)
 
 
 def outputs_folder() -> Path:
@@ -102,8 +112,14 @@ def outputs_folder() -> Path:
 
 
 def run_folder(run: RunConfig, extra_slug: str | None = None) -> Path:
-    """The folder of a resolved run, absolute, below $LLAMA_LAB_OUTPUTS or else `outputs` in the working directory."""
-    return outputs_folder() / run.name / run_id(run, extra_slug)
+    """The folder of a resolved run, absolute, below $LLAMA_LAB_OUTPUTS or else `outputs` in the working directory.
+
+    A run that was made under its former name keeps it.
+    """
+    study, name, former = outputs_folder() / run.name, run_id(run, extra_slug), former_run_id(run, extra_slug)
+    # Moved aside for a fresh start, it has a number behind its name, and the new one takes its place.
+    is_there = former != name and next(study.glob(f"{former}*"), None) is not None
+    return study / (former if is_there else name)
 
 
 def is_science(key: str) -> bool:
@@ -209,6 +225,22 @@ def _changed(run: RunConfig) -> list[str]:
     if len(seeds) == 1 and None not in seeds:
         changed = {"seed": seeds.pop()} | {key: value for key, value in changed.items() if not key.startswith("seed.")}
     return [slug_part(key, value) for key, value in changed.items()]
+
+
+def _slug(run: RunConfig, changed: list[str], kept: list[str]) -> str:
+    """What was chosen, those of the changed values that are kept, and how many are not."""
+    parts = [run.origin.label, *kept]
+    if len(changed) > len(kept):
+        parts.append(f"{len(changed) - len(kept)}_more")
+    if run.precision is not Precision.fp32:
+        # Said from the resolved value alone, so that typing what auto finds changes nothing.
+        parts.append(run.precision.name)
+    return "-".join(map(_clean, parts))
+
+
+def _named(run: RunConfig, slug: str, extra_slug: str | None) -> str:
+    slug = slug[:SLUG_CHARACTERS].rstrip("-._")
+    return "-".join(part for part in [slug, _shortened(_clean(extra_slug or ""), EXTRA_CHARACTERS), run_hash(run)] if part)
 
 
 def _clean(text: str) -> str:

@@ -276,7 +276,7 @@ def _sweep(material: Material) -> list[Block]:
         rows.append([place, *[typed.get(key, "") for key in keys], str(done or ""), ended, states])
         arms.append(number[arm.label])
     words = [column for column, key in enumerate(keys, start=1) if not all(_is_number(row[column]) for row in rows)]
-    caption = f"What was tried: mean {material.metric} of the runs that finished, the best first"
+    caption = f"What was tried, by the mean {material.metric} of the runs that finished, the best first"
     if not material.is_comparable:
         caption = f"What was tried, in its order: values of {material.metric} rank nothing here, see the answer"
     table = Table(

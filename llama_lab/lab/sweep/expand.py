@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from llama_lab.config import grammar
 from llama_lab.config.compose import Request, compose, read_request
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.identity import is_science, joined_slug, run_folder, slug_part
+from llama_lab.config.identity import former_run_id, is_science, joined_slug, run_folder, slug_part
 from llama_lab.config.overrides import CHOSEN, PRESET, any_shape, fields_of_node, takes_no_value, unknown_field
 from llama_lab.config.paths import option_file
 from llama_lab.config.resolve import resolve
@@ -419,15 +419,20 @@ def whose(numbers: list[int], total: int) -> str:
     return f" (job {few})" if len(numbers) == 1 else f" (jobs {few})"
 
 
+def _first_name(job: Job) -> str:
+    """What a sweep's own name is made of for a job: what its run has always been called."""
+    return former_run_id(job.run, job.slug)
+
+
 def _sweep_folder(jobs: list[Job], axes: list[Axis], settings: SweepConfig) -> Path:
     """`outputs/<name>/sweeps/<swept keys>-<hash>`: for a grid the same for the same jobs, whatever their order; for a search the
     same for the same axes, whatever the number of points."""
     keys = "-".join(re.sub(r"[^a-z0-9._]+", "_", axis.key.rpartition(".")[2].lower()) for axis in axes)[:60]
     if settings.search is Search.grid:
-        told = sorted(job.folder.name for job in jobs)
+        told = sorted(map(_first_name, jobs))
     else:
         searched = [settings.search.name, str(settings.seed)]
         searched += [settings.objective, settings.direction.name] if settings.search is Search.optuna else []
-        told = [*searched, *(f"{axis.key}={axis.text}" for axis in axes), jobs[0].folder.name]
+        told = [*searched, *(f"{axis.key}={axis.text}" for axis in axes), _first_name(jobs[0])]
     digest = hashlib.sha256("\n".join(told).encode()).hexdigest()[:8]
     return jobs[0].folder.parent / "sweeps" / f"{keys}-{digest}"

@@ -24,7 +24,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.identity import load_config, save_config
+from llama_lab.config.identity import former_run_id, load_config, run_id, save_config
 from llama_lab.config.paths import or_meant
 from llama_lab.config.schema import Direction, Launcher, Search, SlurmConfig, SweepConfig
 from llama_lab.lab.runs.listing import RUNNING
@@ -219,6 +219,9 @@ def _load_job(folder: Path, entry: dict[str, Any], since: str) -> Job:
     """A job as it was frozen, by a sweep that was last started at `since`."""
     run = load_config(folder / "jobs" / f"{entry['number']:04}" / "config.yaml")
     where = Path(os.path.normpath(folder / entry["folder"]))
+    # A sweep that was frozen when runs had other names: a run that has not begun since gets the one of today.
+    if where.name == former_run_id(run, entry["slug"]) and not where.is_dir():
+        where = where.with_name(run_id(run, entry["slug"]))
     if run.fresh and _has_begun(where, since):  # and the sweep was killed before it took note
         run.fresh = run.accept_changes = False
     return Job(entry["overrides"], entry["values"], run, entry["slug"], where, number=entry["number"], trial=entry["trial"])
