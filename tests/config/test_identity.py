@@ -197,6 +197,25 @@ def test_a_slug_is_short_and_safe_however_odd_the_request() -> None:
     assert name.endswith(run_hash(run))
 
 
+def test_no_value_is_cut_in_a_name() -> None:
+    words = ["data=text", "data.path=a_text_file_with_a_rather_long_name_indeed.txt", "training_tokens=819200", "model.n_layers=2"]
+    run = resolve(compose([*words, "optim.max_lr=0.02", "precision=bf16"]))
+    assert run_id(run) == f"llama_3m-text-training_tokens-819200-n_layers-2-max_lr-0.02-1_more-bf16-{run_hash(run)}"
+    alone = resolve(compose(["data=text", f"data.path={'a' * 90}.txt", "precision=bf16"]))
+    assert run_id(alone) == f"llama_3m-text-1_more-bf16-{run_hash(alone)}"
+
+
+def test_a_run_that_was_made_under_a_name_that_was_cut_keeps_it(outputs: Path) -> None:
+    run = resolve(compose(["data=text", f"data.path={'a' * 90}.txt", "precision=fp32", "name=frozen"]))
+    former = outputs / "frozen" / f"llama_3m-text-data.path-{'a' * 56}-{run_hash(run)}"
+    assert run_folder(run).name == f"llama_3m-text-1_more-{run_hash(run)}"
+    former.mkdir(parents=True)
+    assert run_folder(run) == former
+    # Begun anew, it is moved aside, and the new one takes its name.
+    former.rename(f"{former}.1")
+    assert run_folder(run) == former
+
+
 def test_a_key_that_a_sweep_adds_joins_the_slug() -> None:
     run = written_out()
     assert run_id(run, slug_part("hardware.micro_batch", 8)) == f"llama_3m-docs-micro_batch-8-{run_hash(run)}"

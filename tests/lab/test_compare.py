@@ -1,6 +1,7 @@
 """Comparisons of runs: which form an arm, what is refused and why, and what is said."""
 
 import csv
+import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from llama_lab.lab.compare.statistics import Design, estimate_difference
 from llama_lab.lab.compare.study import Question, Study, compare_arms, time_to_loss
 from llama_lab.lab.compare.verdicts import multiplier, sentence
 from llama_lab.model.count import flops_per_token
+from llama_lab.training.run_folder import relative
 
 from .written_runs import TOKENS, UPDATES, Make, write_run
 
@@ -560,6 +562,50 @@ def test_a_sweep_s_folder_and_its_summary_name_its_runs(make: Make, outputs: Pat
     assert len(load_records([str(moved / "tiny" / "sweeps" / "max_lr-1234")])) == 6
     (moved / "tiny" / folders[0].name).rename(tmp_path / "gone")
     assert "1 of its 6 runs are not there" in refusal(str(moved / "tiny" / "sweeps" / "max_lr-1234"))
+
+
+def write_sweep(folders: list[Path], statuses: list[str], search: str = "grid") -> Path:
+    """The folder of a sweep over runs, in their order."""
+    sweep = folders[0].parent / "sweeps" / "max_lr-1234"
+    jobs = [{"number": number, "folder": f"../../{folder.name}"} for number, folder in enumerate(folders, start=1)]
+    for job, status in zip(jobs, statuses, strict=True):
+        (sweep / "jobs" / f"{job['number']:04}").mkdir(parents=True)
+        (sweep / "jobs" / f"{job['number']:04}" / "outcome.json").write_text(json.dumps({"status": status}), encoding="utf-8")
+    (sweep / "sweep.json").write_text(json.dumps({"jobs": jobs, "settings": {"search": search}}), encoding="utf-8")
+    with (sweep / "summary.csv").open("w", newline="") as file:
+        lines = [[status, str(folder)] for status, folder in zip(statuses, folders, strict=True)]
+        csv.writer(file).writerows([["status", "folder"], *lines])
+    return sweep
+
+
+def test_what_a_sweep_stopped_early_is_left_out_and_named(make: Make, capsys: Output):
+    done = [make(seed, 2 + NOISE[seed] - 0.1 * arm, lr=1e-3 * (arm + 1)) for arm in range(2) for seed in range(3)]
+    early = make(0, 3.0, lr=5e-3, last=8)
+    unbegun = early.with_name(early.name.replace("8", "9"))
+    statuses = ["finished"] * 6 + ["stopped early after update 8", "stopped early with job 7"]
+    sweep = write_sweep([*done, early, unbegun], statuses)
+    for words in ([str(sweep)], [str(early.parent)]):
+        assert main(["compare", *words]) == 0
+        out = capsys.readouterr().out
+        assert "max_lr=0.002 is better than max_lr=0.001" in out
+        assert f"Note: left out: {relative(early)} was stopped early, after update 8 of 20" in out
+    assert "the runs leave the arm max_lr=0.001 alone to compare: the others were stopped early" in refusal(
+        str(done[0]), str(early)
+    )
+    # Trained on alone, it counts; a run that nobody stopped is refused as ever.
+    assert compare_arms(group_arms(load_records([str(done[0]), str(early)])), Question(at="tokens")).place == 8 * TOKENS
+    other = make(0, 3.0, lr=6e-3, last=8)
+    assert "is not finished (preempted, update 8 of 20); the command that started it" in refusal(str(sweep), str(other))
+    (early / "summary.json").write_text(json.dumps({"status": "finished", "update": 20}), encoding="utf-8")
+    assert load_record(early).is_finished
+
+
+def test_the_baseline_of_a_grid_is_what_was_typed_first(make: Make):
+    folders = [make(0, 2.0, lr=lr) for lr in (3e-3, 1e-3, 2e-3)]
+    sweep = write_sweep(folders, ["finished"] * 3)
+    assert [arm.label for arm in group_arms(load_records([str(sweep)]))] == ["max_lr=0.003", "max_lr=0.001", "max_lr=0.002"]
+    (sweep / "sweep.json").write_text((sweep / "sweep.json").read_text().replace("grid", "random"))
+    assert group_arms(load_records([str(sweep / "summary.csv")]))[0].label == "max_lr=0.001", "drawn points have no such order"
 
 
 def test_one_text_under_two_paths_is_one_arm(make: Make, untrained: RunConfig):

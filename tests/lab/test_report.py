@@ -17,6 +17,7 @@ import pytest
 from llama_lab.cli import main
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import RunConfig
+from llama_lab.lab.report.blocks import Table
 from llama_lab.lab.report.chart import COLOURS, Scale, short, spread
 from llama_lab.lab.report.command import report_sweep, write_report
 from llama_lab.lab.report.material import Asked, gather
@@ -242,6 +243,41 @@ def test_a_sweep_is_reported_with_what_failed(make: Make, outputs: Path):
     best = re.search(r'<th scope="row">.*?1</th><td>([^<]+)</td>', page.partition("What was tried, by")[2])
     assert best is not None and best[1] == "0.004"
     assert "maximize" not in page
+
+
+def test_points_that_were_stopped_early_are_averaged_with_nothing(make: Make, outputs: Path):
+    folder = outputs / "tiny" / "sweeps" / "lr-abc"
+    ends = ((1e-3, 0, 2.0, 20), (1e-3, 1, 2.2, 20), (2e-3, 0, 1.9, 20), (2e-3, 1, 1.0, 8), (3e-3, 0, 1.0, 8), (3e-3, 1, 1.0, 4))
+    jobs = []
+    for number, (lr, seed, end, last) in enumerate(ends, start=1):
+        run = make(seed, end, lr, last=last)
+        values = {"optim.max_lr": str(lr), "seed.init": str(seed)}
+        jobs.append({"number": number, "values": values, "folder": f"../../{run.name}"})
+        (folder / "jobs" / f"{number:04}").mkdir(parents=True)
+        status = "finished" if last == 20 else f"stopped early after update {last}"
+        (folder / "jobs" / f"{number:04}" / "outcome.json").write_text(json.dumps({"status": status}), encoding="utf-8")
+        # The state that was saved is a little further than the last row.
+        if last < 20:
+            RunFolder(run).write_summary(status="preempted", update=last + 2)
+    axes = [{"key": key, "choices": ["x"], "is_log": False} for key in ("optim.max_lr", "seed.init")]
+    settings = {"objective": "val/loss", "direction": "minimize", "search": "grid"}
+    (folder / "sweep.json").write_text(json.dumps({"jobs": jobs, "axes": axes, "settings": settings}), encoding="utf-8")
+    material = gather([str(folder)], Asked(), ["llama-lab", "report"])
+    sections, _ = write_report(material, folder)
+    table = next(block for section in sections if section.name == "sweep" for block in section.blocks if isinstance(block, Table))
+    last = f"{1.0 * (20 / 8) ** 0.2:.4f}"
+    assert table.rows == [
+        ["1", "0.002", "1", "1.9000", "finished, stopped early"],
+        ["2", "0.001", "2", "2.1000", "finished"],
+        ["", "0.003", "", last, "stopped early; val/loss after update 8"],
+    ]
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "was stopped early, after update 10 of 20" in page
+    # The later half, close up, has names of the curves that are in it alone; and what finished is not averaged with what did not.
+    late = page.partition("the later half, close up")[2].partition('<div class="along')[0]
+    assert "max_lr=0.001 2.1; max_lr=0.002 1.9.</desc>" in late
+    assert re.findall(r'class="label [^>]*>([^<]+)<', late) == ["max_lr=0.001", "max_lr=0.002"]
+    assert "max_lr=0.002: its curve is without seed 1, which was stopped early." in page
 
 
 def test_points_of_a_sweep_are_lines(untrained: RunConfig, tmp_path: Path):

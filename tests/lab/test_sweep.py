@@ -1,5 +1,8 @@
 """Sweeps before they start: what a command expands to, what is drawn, and what is refused."""
 
+import csv
+import json
+import math
 import random
 from collections import Counter
 from dataclasses import replace
@@ -12,13 +15,13 @@ from llama_lab.config.compose import compose
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import run_folder
 from llama_lab.lab import sweep as sweeps
-from llama_lab.lab.sweep import Sweep, load_sweep
+from llama_lab.lab.sweep import Sweep, describe, load_sweep
 from llama_lab.lab.sweep.expand import Outcome, place
 from llama_lab.lab.sweep.frozen import freeze
 from llama_lab.lab.sweep.halving import falls_behind, rung_updates
 from llama_lab.lab.sweep.local import choose_gpus
 from llama_lab.lab.sweep.search import changed
-from llama_lab.lab.sweep.show import print_results
+from llama_lab.lab.sweep.show import Board, print_results, write_summary
 from llama_lab.lab.sweep.space import Axis, axis_problems, draw_points, read_axis
 from llama_lab.training.run_folder import relative
 
@@ -245,6 +248,112 @@ def test_a_frozen_run_with_changed_fields_is_the_run_that_would_be_composed():
         changed(sweep.bases[1].run, point | {"optim.max_lr": "-1.0"})
 
 
+TEXTS = ["hardware=cpu", "data=text"]
+
+
+def test_tokenizers_are_ranked_by_bits_per_byte_unless_another_measure_was_typed():
+    words = ["hardware=cpu", "tokenizer.vocab_size=264,512"]
+    sweep = expand([*words, "sweep.halvings=1", "eval.every_updates=100"])
+    assert (sweep.settings.objective, sweep.unranked) == ("val/bits_per_byte", None)
+    said = "# The jobs are ranked by val/bits_per_byte: their tokenizers differ (tokenizer.vocab_size), and a nat a token is not"
+    assert said in describe(sweep)
+    (typed,) = problems(*words, "sweep.objective=val/loss")[1:]
+    assert typed == (
+        "  sweep.objective=val/loss is one a token, and the tokenizers of the jobs differ (tokenizer.vocab_size): a token is not "
+        "the same for them; sweep.objective=val/bits_per_byte can be compared"
+    )
+    assert expand([*words, "sweep.objective=val/bits_per_byte"]).folder == sweep.folder
+    # Each option with its own words, and what a search may choose later.
+    assert expand(["hardware=cpu", "tokenizer=bytes,bpe"]).settings.objective == "val/bits_per_byte"
+    drawn = ["hardware=cpu", "tokenizer.vocab_size=interval(300,400)", "sweep.search=optuna", "sweep.trials=1"]
+    assert expand(drawn).settings.objective == "val/bits_per_byte"
+    # What says nothing of tokens, and tokenizers that are one, stay as they are.
+    assert expand([*words, "sweep.objective=speed/tokens_per_second"]).settings.objective == "speed/tokens_per_second"
+    plain = expand([*TEXTS, "data.path=a.txt", "tokenizer=bytes", "data.max_seq_len=128,256"])
+    assert (plain.settings.objective, plain.unranked) == ("val/loss", None)
+    assert "# The jobs are" not in describe(plain)
+
+
+@pytest.mark.parametrize(
+    ("swept", "which"),
+    [
+        (["data.path=a.txt,b.txt"], "data.path"),
+        (["data.path=a.txt", "data.val_fraction=0.1,0.2"], "data.val_fraction"),
+        (["data.path=a.txt", "eval.max_tokens=1000,2000"], "eval.max_tokens"),
+        (
+            ["data.path=a.txt", "tokenizer.vocab_size=264,512", "eval.max_tokens=1000"],
+            "eval.max_tokens=1000 ends elsewhere for each tokenizer; eval.max_tokens=null takes all of it",
+        ),
+    ],
+)
+def test_jobs_that_are_validated_on_different_texts_are_not_ranked(swept: list[str], which: str):
+    words = [*TEXTS, *swept]
+    sweep = expand(words)
+    assert sweep.settings.objective == "val/loss"
+    assert sweep.unranked == f"they are validated on different texts ({which})"
+    assert f"# The jobs are not ranked: {sweep.unranked}; llama-lab evaluate RUN TEXT measures each on one text" in describe(sweep)
+    (stops,) = problems(*words, "sweep.halvings=1", "eval.every_updates=100")[1:]
+    assert f"sweep.halvings=1 stops jobs that are behind by val/loss, which says nothing between them: {sweep.unranked}" in stops
+    (chooses,) = problems(*words, "sweep.search=optuna", "sweep.trials=4")[1:]
+    assert "sweep.search=random ranks nothing" in chooses
+    assert expand([*words, "sweep.search=random", "sweep.trials=2"]).unranked is not None
+
+
+def test_folders_that_hold_one_validation_text_are_ranked(tmp_path: Path):
+    def folder(name: str, text: str, tokenizer: str) -> str:
+        (tmp_path / name).mkdir()
+        manifest = {"tokenizer": {"hash": tokenizer}, "splits": {"val": {"document_bytes": {"sha256": text}}}}
+        (tmp_path / name / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+        return str(tmp_path / name)
+
+    a, b, c, d = (folder(*each) for each in (("a", "v", "t"), ("b", "v", "t"), ("c", "v", "u"), ("d", "w", "t")))
+    words = ["hardware=cpu", "data=shards"]
+    assert [expand([*words, f"data.path={a},{other}"]).unranked for other in (b, c)] == [None, None]
+    assert [expand([*words, f"data.path={a},{other}"]).settings.objective for other in (b, c)] == ["val/loss", "val/bits_per_byte"]
+    assert expand([*words, f"data.path={a},{d}"]).unranked == "they are validated on different texts (data.path)"
+    mixed = ["hardware=cpu", "data=mixture", f"data.paths=[{a},{b}]", "data.weights=[1,2],[2,1]"]
+    assert expand(mixed).unranked is None, "weights choose what is trained on"
+    assert expand([*mixed, "sweep.objective=train/loss"]).unranked is None
+
+
+def test_every_whole_number_is_drawn_as_often_and_evenly_over_the_logarithm():
+    def shares(axis: Axis, count: int) -> list[float]:
+        drawn = Counter(int(axis.drawn(random.Random(f"{number}"))) for number in range(count))
+        assert min(drawn) == 1 and max(drawn) == 3
+        return [drawn[value] / count for value in (1, 2, 3)]
+
+    assert shares(Axis("model.n_layers", "", low=1, high=3, is_whole=True), 6000) == pytest.approx([1 / 3] * 3, abs=0.03)
+    assert shares(Axis("model.n_layers", "", low=0.7, high=3.4, is_whole=True), 6000) == pytest.approx([1 / 3] * 3, abs=0.03)
+    # Shares of ln(3.5 / 0.5) that lie around each number.
+    parts = [math.log((value + 0.5) / (value - 0.5)) / math.log(7) for value in (1, 2, 3)]
+    log = Axis("model.n_layers", "", low=1, high=3, is_log=True, is_whole=True)
+    assert shares(log, 6000) == pytest.approx(parts, abs=0.03)
+
+
+def test_a_preset_sweeps_over_texts_beyond_ascii(tmp_path: Path):
+    preset = tmp_path / "experiment" / "mine.yaml"
+    preset.parent.mkdir()
+
+    def write(values: str) -> None:
+        head = "# @package _global_\n# Mine?\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n"
+        preset.write_text(f"{head}      wandb.group: {values}\n", encoding="utf-8")
+
+    write("große Läufe,klein")
+    jobs = expand(["experiment=mine", "hardware=cpu"], multirun=False, config_dir=tmp_path).jobs
+    assert [job.run.wandb and job.run.wandb.group for job in jobs] == ["große Läufe", "klein"]
+    write('"[größe,klein"')
+    assert "wandb.group=[größe,klein cannot be read" in problems("experiment=mine", multirun=False, config_dir=tmp_path)[1]
+
+
+def test_tables_show_values_without_the_quotes_of_the_grammar(capsys):
+    sweep = expand(["hardware=cpu", "wandb.group='a, b',c"])
+    write_summary(sweep)
+    with (sweep.folder / "summary.csv").open(encoding="utf-8", newline="") as file:
+        assert [line["wandb.group"] for line in csv.DictReader(file)] == ["a, b", "c"]
+    print_results(sweep)
+    assert "'" not in capsys.readouterr().out.replace(str(sweep.folder), "")
+
+
 def test_gpus_are_packed_by_how_many_jobs_they_have():
     gpus = ["0", "1", "2", "3"]
     assert choose_gpus(gpus, Counter(), wanted=2, shared_by=1) == ["0", "1"]
@@ -310,3 +419,17 @@ def test_the_last_table_says_in_which_order_it_is_and_what_compares_its_points(c
     assert [line.split()[2] for line in some[2:5]] == ["2.2000", "2.3000", "2.2000"]
     assert shown(*[("preempted", 2.2)] * 4)[0] == "4 jobs, none of them finished"
     assert shown(*[("finished", None)] * 4)[0] == "4 jobs, in their order"
+
+
+def test_the_last_table_ranks_nothing_where_nothing_is_ranked(capsys):
+    sweep = expand([*TEXTS, "data.path=a.txt,b.txt", "seed.init=0,1"])
+    for job, loss in zip(sweep.jobs, (2.3, 2.1, 2.2, 2.4), strict=True):
+        job.outcome = Outcome("finished", str(job.folder), tokens=1, summary={"val/loss": loss})
+    print_results(sweep)
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "4 jobs, not ranked: they are validated on different texts (data.path)"
+    assert [line.split()[2] for line in out[2:6]] == ["2.3000", "2.1000", "2.2000", "2.4000"]
+    assert "val loss over the seeds, not ranked" in out
+    assert [line.split()[0] for line in out[-3:-1]] == ["a.txt", "b.txt"]
+    assert out[-1] == "Nothing of this ranks the jobs; llama-lab evaluate RUN TEXT measures each on one text"
+    assert "best" not in Board(sweep)._standing()

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import json
 import multiprocessing
 import os
 import re
@@ -23,15 +24,18 @@ from rich.console import Console
 from llama_lab import train
 from llama_lab.config.compose import compose
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.identity import load_config
+from llama_lab.config.identity import load_config, save_config
 from llama_lab.lab import sweep as sweeps
 from llama_lab.lab.runs import track
 from llama_lab.lab.sweep import Sweep, load_sweep, run, run_sweep, slurm
 from llama_lab.lab.sweep.command import run_sweep_command
-from llama_lab.lab.sweep.frozen import freeze, hold_sweep, keep_config
+from llama_lab.lab.sweep.data import refuse_missing_data
+from llama_lab.lab.sweep.expand import Outcome
+from llama_lab.lab.sweep.frozen import freeze, hold_sweep, keep_config, keep_outcome, known_outcome
 from llama_lab.lab.sweep.local import Local
-from llama_lab.lab.sweep.search import mean_objective
-from llama_lab.lab.sweep.show import Board
+from llama_lab.lab.sweep.ranking import point_result
+from llama_lab.lab.sweep.search import Proposer
+from llama_lab.lab.sweep.show import Board, print_results
 from llama_lab.training.run_folder import RunFolder, hold_run, relative
 
 from ..training.conftest import tiny_overrides
@@ -119,13 +123,36 @@ def test_a_failed_job_stops_no_other_and_is_tried_again_from_frozen_configs(make
     assert load_config(blocked / "config.yaml").guard.spike_deviations == 5.0, "as when the sweep began"
 
 
-def test_a_sweep_ends_when_its_first_jobs_fail_alike(make: Make, capsys):
-    sweep = make("data.path=/nowhere.jsonl", "seed.init=range(6)", "sweep.at_once=1")
+def test_a_sweep_ends_when_its_first_jobs_fail_alike(make: Make, tmp_path: Path, capsys):
+    blank = tmp_path / "blank.txt"
+    blank.write_text(" \n", encoding="utf-8")
+    sweep = make(f"data.path={blank}", "seed.init=range(6)", "sweep.at_once=1")
     assert run_sweep(sweep) == 1
     assert statuses(sweep) == ["failed (ConfigError)"] * 3 + ["not started"] * 3
     said = capsys.readouterr().out
     assert "The first 3 jobs failed with the same error" in said
-    assert "/nowhere.jsonl" in said
+    assert "blank.txt" in said
+    # What failed before it had a run is still said to have failed.
+    assert known_outcome(sweep, sweep.jobs[0]).status == "failed (ConfigError)"
+
+
+def test_nothing_is_started_where_a_job_has_nothing_to_train_on(make: Make, text: Path, tmp_path: Path):
+    near = tmp_path / "corpus.jsonl"
+    shutil.copy(text, near)
+    sweep = make(f"data.path={near},{tmp_path / 'corpsu.jsonl'}", "seed.init=0,1")
+    with pytest.raises(ConfigError) as caught:
+        run_sweep(sweep)
+    heading, said = str(caught.value).splitlines()
+    assert heading == "1 problem in this sweep of 4 jobs; none was started"
+    assert said.endswith(f"; did you mean {near}? (jobs 3, 4)")
+    assert not sweep.folder.exists()
+    # A run that is finished needs its text no more.
+    for job in (done := make(f"data.path={near}", "seed.init=0,1")).jobs:
+        train(job.run)
+    near.unlink()
+    with pytest.raises(ConfigError, match="does not exist"):
+        run_sweep(make(f"data.path={near}", "seed.init=0,2"))
+    refuse_missing_data(done)
 
 
 def test_a_sweep_that_is_interrupted_saves_its_jobs_and_goes_on(make: Make, capsys):
@@ -216,7 +243,10 @@ def test_a_job_that_falls_behind_is_stopped_for_good(make: Make, monkeypatch: py
     good, bad, *second = statuses(sweep)
     assert good == "finished"
     assert bad.startswith("stopped early after update ")
-    assert "falls behind and is stopped: val/loss " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    bound = re.search(r"falls behind and is stopped: val/loss (\S+) after update \d+, where it took (\S+) or lower to go on", said)
+    assert bound is not None and float(bound[1]) > float(bound[2])
+    assert "The report: " in said, "also where one arm alone is left"
     # The second seed of the point that fell behind is not begun.
     assert second == ["finished", "stopped early with job 3"]
 
@@ -230,7 +260,6 @@ def test_a_search_goes_on_where_it_was_with_more_trials(make: Make):
     done = optuna.trial.TrialState.COMPLETE
     assert [trial.state for trial in study.trials] == [done] * 2
     assert [trial.value for trial in study.trials] == [RunFolder(job.folder).summary()["val/loss"] for job in first.jobs]
-    assert mean_objective(first.jobs, first.settings) == pytest.approx(sum(trial.value for trial in study.trials) / 2)
     # A kill between a proposal and its jobs leaves the one without the other; the next start tries 3 points all the same.
     study.ask()
     more = make(*words, "sweep.trials=3")
@@ -240,6 +269,78 @@ def test_a_search_goes_on_where_it_was_with_more_trials(make: Make):
     failed = optuna.trial.TrialState.FAIL
     assert [trial.state for trial in study.get_trials()] == [done] * 2 + [failed] + [done]
     assert len({job.folder for job in more.jobs if job.folder.is_dir()}) == 3
+
+
+def test_what_is_half_done_goes_on_first_and_its_room_is_kept_while_it_is_saved(
+    make: Make, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    monkeypatch.setattr(run, "SAVING_SECONDS", 170.0)
+    sweep = make("seed.init=0,1,2", "sweep.at_once=1", "training_tokens=5120")
+    freeze(sweep)
+    # As a sweep leaves it that was killed while it trained the last.
+    half = RunFolder(sweep.jobs[2].folder)
+    half.path.mkdir(parents=True)
+    save_config(sweep.jobs[2].run, half.path / "config.yaml")
+    is_held, seen = threading.Event(), []
+
+    def save() -> None:
+        with hold_run(half.path):
+            half.write_summary(status="running", update=4)
+            is_held.set()
+            wait_for(lambda: "waiting for it" in capsys.readouterr().out)
+            seen.extend(statuses(sweep))
+            shutil.rmtree(half.path)
+
+    with meanwhile(save):
+        is_held.wait()
+        assert known_outcome(sweep, sweep.jobs[2]).status == "running"
+        assert run_sweep(load_sweep(sweep.folder)) == 0
+    assert seen == ["not started", "not started", "running"], "what had not begun left it the room"
+    started = re.findall(r"seed.init=(\d): started", capsys.readouterr().out)
+    assert started == ["2", "0", "1"]
+
+
+def test_the_summary_says_running_of_what_runs(make: Make, monkeypatch: pytest.MonkeyPatch):
+    sweep, seen = make("seed.init=0,1", "sweep.at_once=1"), []
+    wait = Local.wait
+
+    def look(place: Local, seconds: float) -> None:
+        seen.append(statuses(sweep))
+        wait(place, seconds)
+
+    monkeypatch.setattr(Local, "wait", look)
+    assert run_sweep(sweep) == 0
+    assert seen[0] == ["running", "not started"]
+
+
+def test_a_search_counts_what_finished_and_prunes_what_did_not(make: Make, capsys):
+    words = ("optim.max_lr=tag(log,interval(1e-3,1e-1))", "seed.init=0,1", "sweep.search=optuna", "sweep.trials=9")
+    sweep = make(*words)
+    freeze(sweep)
+    points = [sweep.jobs[at : at + 2] for at in (0, 2, 4)]
+    early = "stopped early after update 5"
+    outcomes = [("finished", 2.0), ("finished", 3.0), ("finished", 2.5), (early, 9.0), (early, 8.0), (early, 6.0)]
+    for job, (status, loss) in zip(sweep.jobs, outcomes, strict=True):
+        job.folder.mkdir(parents=True)
+        update = 4 if loss == 6.0 else 2
+        rows = [{"update": update, "val/loss": loss}, {"update": 5, "train/loss": 7.0}]
+        (job.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        job.outcome = Outcome(status, str(job.folder), 5, 5, {"val/loss": loss})
+        keep_outcome(sweep, job)
+    proposer = Proposer(sweep)
+    proposer.tell()
+    told = [(trial.state.name, trial.value) for trial in proposer._study.trials]
+    assert told == [("COMPLETE", 2.5), ("COMPLETE", 2.5), ("PRUNED", 6.0)]
+    assert proposer._study.trials[2].intermediate_values == {4: 6.0}
+    results = [point_result(jobs, sweep.settings) for jobs in points]
+    assert [(one.mean, one.stopped, one.last) for one in results] == [(2.5, 0, None), (2.5, 1, None), (None, 2, (4, 6.0))]
+    print_results(sweep)
+    table = capsys.readouterr().out.partition("over the seeds")[2].splitlines()
+    assert [line.split()[1:] for line in table[2:5]] == [
+        ["2", "2.5000", "0.7071"],
+        ["1", "2.5000", "1"],
+        ["0", "2,", "last", "6.0000", "after", "update", "4"],
+    ]
 
 
 def test_a_run_that_somebody_else_trains_is_waited_for(make: Make, capsys):

@@ -98,8 +98,9 @@ class Panel:
             names: of all arms.
         """
         said = f"{self.metric} over {self.unit}, {self.title}"
-        ends = "; ".join(f"{names[arm]} {_end(series)}" for arm, series in sorted(curves, key=lambda curve: curve[0])[:COLOURS])
-        more = f"; and {len(curves) - COLOURS} more" if len(curves) > COLOURS else ""
+        seen = sorted(((arm, series) for arm, series in curves if self._is_seen(series)), key=lambda curve: curve[0])
+        ends = "; ".join(f"{names[arm]} {_end(series)}" for arm, series in seen[:COLOURS])
+        more = f"; and {len(seen) - COLOURS} more" if len(seen) > COLOURS else ""
         described = f"Horizontal from {short(self.x.low)} to {short(self.x.high)} {self.unit}"
         described += f"{', logarithmic' if self.x.is_log else ''}; vertical from {short(self.y.low)} to {short(self.y.high)}"
         described += f"{', logarithmic' if self.y.is_log else ''}. Last values: {ends}{more}."

@@ -11,7 +11,7 @@ from llama_lab.lab.compare.study import BETTER, WORSE, Study
 from llama_lab.lab.compare.verdicts import AXIS_UNITS
 from llama_lab.lab.report.blocks import Figure
 from llama_lab.lab.report.chart import COLOURS, COLUMNS, SMALL_COLUMNS, Panel, Scale, line_sample, padded, spanned
-from llama_lab.lab.report.material import Material, brief_labels
+from llama_lab.lab.report.material import Material, brief_labels, is_drawn
 from llama_lab.lab.report.series import Series, arm_series, points_of
 from llama_lab.lab.report.text import escaped
 
@@ -61,7 +61,7 @@ def drawn_metrics(material: Material) -> list[Drawn]:
     for metric in dict.fromkeys((material.metric, "train/loss", *SMALL)):
         by_axis: dict[str, Curves] = {}
         # A table of runs has last values, which are no curve.
-        points = [[None if run.folder is None else points_of(run, metric) for run in arm.runs] for arm in material.arms]
+        points = [[points_of(run, metric) if is_drawn(run, arm) else None for run in arm.runs] for arm in material.arms]
         for axis in known_axes(material):
             arms = enumerate(zip(material.arms, points, strict=True))
             curves = [(place[number], arm_series(arm.runs, found, axis, price)) for number, (arm, found) in arms]

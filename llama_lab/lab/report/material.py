@@ -182,6 +182,11 @@ def counts(run: RunRecord) -> bool:
     return run.is_finished or run.folder is None
 
 
+def is_drawn(run: RunRecord, arm: Arm) -> bool:
+    """Whether a run is part of its arm's curve: one that was stopped early is not where others of the arm are at their end."""
+    return run.folder is not None and not (run.is_stopped_early and any(map(counts, arm.runs)))
+
+
 def arm_end(arm: Arm, metric: str) -> float | None:
     """The mean of what an arm's runs ended with, as far as they are finished and ended with a number."""
     values = [value for run in arm.runs if counts(run) and (value := last_value(run, metric)) is not None]

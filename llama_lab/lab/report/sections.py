@@ -23,7 +23,7 @@ from llama_lab.lab.compare.verdicts import (
 from llama_lab.lab.report.blocks import Block, Fold, Lines, Prose, Section, Table
 from llama_lab.lab.report.chart import COLOURS, COLUMNS
 from llama_lab.lab.report.figures import Drawn, controls, curve_figure, difference_figure, names_of, order_of_colours
-from llama_lab.lab.report.material import LOST, Material, arm_end, arm_last, counts, last_value, lost_rows
+from llama_lab.lab.report.material import LOST, Material, arm_end, arm_last, counts, is_drawn, last_value, lost_rows
 from llama_lab.lab.report.origin import cost_table, environment_table
 from llama_lab.lab.report.parallel import parallel_figure
 from llama_lab.lab.report.samples import sample_blocks
@@ -226,7 +226,12 @@ def _short_seeds(material: Material) -> list[str]:
         f"{run.name}: has no metrics yet, and so no curve." for run in material.runs if run.folder is not None and not run.rows
     ]
     for arm in material.arms:
-        ends = {max((row["tokens"] for row in run.rows if "tokens" in row), default=0) for run in arm.runs if run.rows}
+        there = [run for run in arm.runs if run.rows]
+        drawn = [run for run in there if run.folder is None or is_drawn(run, arm)]
+        if len(drawn) < len(there):
+            seeds = ", ".join(run.seed_said for run in there if run not in drawn)
+            found.append(f"{arm.label}: its curve is without seed {seeds}, which was stopped early.")
+        ends = {max((row["tokens"] for row in run.rows if "tokens" in row), default=0) for run in drawn}
         if len(ends) > 1:
             found.append(
                 f"{arm.label}: its seeds have come to {min(ends):,} to {max(ends):,} tokens; its curve ends with the shortest."
