@@ -20,7 +20,7 @@ from llama_lab.lab.sweep.expand import Outcome, place
 from llama_lab.lab.sweep.frozen import freeze
 from llama_lab.lab.sweep.halving import falls_behind, rung_updates
 from llama_lab.lab.sweep.local import choose_gpus
-from llama_lab.lab.sweep.search import changed
+from llama_lab.lab.sweep.search import base_of, changed
 from llama_lab.lab.sweep.show import Board, print_results, write_summary
 from llama_lab.lab.sweep.space import Axis, axis_problems, draw_points, read_axis
 from llama_lab.training.run_folder import relative
@@ -352,6 +352,24 @@ def test_tables_show_values_without_the_quotes_of_the_grammar(capsys):
         assert [line["wandb.group"] for line in csv.DictReader(file)] == ["a, b", "c"]
     print_results(sweep)
     assert "'" not in capsys.readouterr().out.replace(str(sweep.folder), "")
+
+
+def test_a_search_follows_seeds_that_follow_each_other_and_refuses_other_values_that_do():
+    words = [*SMOKE, "optim.max_lr=interval(1e-3,2e-3)", "seed.init=0,1", "sweep.search=optuna", "sweep.trials=4"]
+    sweep = expand([*words, "seed.data=${seed.init}", "optim=muon,adamw"])
+    assert [(base.values["optim"], base.run.seed.init, base.run.seed.data) for base in sweep.bases] == [
+        (optim, seed, seed) for seed in (0, 1) for optim in ("muon", "adamw")
+    ]
+    point = sweep.jobs[0].values | {"optim.max_lr": "0.0015", "seed.init": "1"}
+    assert changed(base_of(sweep.bases, point), point).seed.data == 1
+    (line,) = problems(*words, "optim.adamw_max_lr=${optim.max_lr}")[1:]
+    assert line.startswith("  optim.adamw_max_lr takes its value from optim.max_lr, which sweep.search=optuna does not follow;")
+
+
+@pytest.mark.parametrize("preset", ["lr_sweep", "lr_search", "adamw_vs_muon", "schedule_shapes"])
+def test_repeats_of_the_presets_are_independent(preset: str):
+    jobs = expand([f"experiment={preset}", "hardware=cpu", "seed.init=0,1"], multirun=False).jobs
+    assert {(job.run.seed.init, job.run.seed.data) for job in jobs} == {(0, 0), (1, 1)}
 
 
 def test_gpus_are_packed_by_how_many_jobs_they_have():

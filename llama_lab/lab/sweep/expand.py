@@ -18,7 +18,8 @@ from hydra.errors import HydraException
 from llama_lab.config import grammar
 from llama_lab.config.compose import Request, compose, read_request
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.identity import former_run_id, is_science, joined_slug, run_folder, slug_part
+from llama_lab.config.identity import former_run_id, is_science, joined_slug, run_folder, science, slug_part
+from llama_lab.config.identity import values as by_key
 from llama_lab.config.overrides import CHOSEN, PRESET, any_shape, fields_of_node, takes_no_value, unknown_field
 from llama_lab.config.paths import option_file
 from llama_lab.config.resolve import resolve
@@ -125,7 +126,7 @@ class Sweep:
         settings: how they are chosen and started.
         axes: what is swept.
         fixed: overrides that every job has.
-        bases: for a search, a job for each combination of options, from which later ones are made.
+        bases: for a search, a job for each combination of options and seeds, from which later ones are made.
         command: what was typed.
         budget: what all jobs together may take; no job has one of its own.
     """
@@ -287,11 +288,17 @@ def _points(settings: SweepConfig, axes: list[Axis]) -> list[Point]:
 def _bases(
     first: Job, fixed: list[str], axes: list[Axis], settings: SweepConfig, config_dir: Path | None
 ) -> tuple[list[Job], list[Job]]:
-    """A job for each combination of options, with the first drawn values for the rest; and one for each further value or end of
-    an axis, which has to be sound too."""
+    """A job for each combination of options and seeds, with the first drawn values for the rest; and one for each further value or
+    end of an axis, which has to be sound too.
+
+    Raises:
+        ConfigError: one is not; or a field takes its value from one that is drawn, which the search would not follow.
+    """
+    from llama_lab.lab.sweep.search import base_of, changed
+
     chosen = [axis for axis in axes if "." not in axis.key and not axis.is_seed]
     rest = {key: value for key, value in first.values.items() if key not in {axis.key for axis in chosen}}
-    points = [rest | choice for choice in grid(chosen)]
+    points = [rest | seeds | choice for seeds in repeated([{}], axes) for choice in grid(chosen)]
     ends = [
         first.values | {axis.key: value}
         for axis in axes
@@ -300,7 +307,16 @@ def _bases(
     ]
     further = [*points, *(end for end in ends if end not in points)]
     jobs = build_jobs(fixed, further, settings, config_dir, are_asked=False)
-    return jobs[: len(points)], jobs[len(points) :]
+    bases, others = jobs[: len(points)], jobs[len(points) :]
+    found: list[Problem] = []
+    for job in others:
+        made, meant = (by_key(science(run)) for run in (changed(base_of(bases, job.values), job.values), job.run))
+        key = next(key for key in job.values if job.values[key] != first.values[key])
+        rule = f"takes its value from {key}, which sweep.search=optuna does not follow; sweep.search=random does"
+        found += [(other, rule) for other in meant if made.get(other) != meant[other]]
+    if found:
+        raise refused(list(dict.fromkeys(found)))
+    return bases, others
 
 
 def _resolved(run: RunConfig, settings: SweepConfig) -> RunConfig:

@@ -3,7 +3,7 @@
     outputs/<name>/sweeps/<swept keys>-<hash>/
       sweep.json           what was typed, the settings, the jobs, and every start
       jobs/0001/           config.yaml (frozen), outcome.json, output.log (what the job printed)
-      bases/0001.yaml      for a search: a frozen config for each combination of options
+      bases/0001.yaml      for a search: a frozen config for each combination of options and seeds
       search.db            for a search: Optuna's study
       summary.csv          a line a job
 

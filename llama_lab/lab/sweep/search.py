@@ -6,6 +6,7 @@ that a kill between the two costs nothing. What a point counts with is said in r
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -126,19 +127,13 @@ class Proposer:
         jobs = []
         for point in repeated([values], self._sweep.axes):
             try:
-                run = changed(self._base(point), point)
+                run = changed(base_of(self._sweep.bases, point), point)
             except ConfigError:
                 return []
             slug, folder = place(run, point)
             words = self._sweep.fixed + [f"{key}={value}" for key, value in point.items()]
             jobs.append(Job(words, point, run, slug, folder, trial=trial))
         return [] if any(job.folder in known for job in jobs) else jobs
-
-    def _base(self, point: Point) -> RunConfig:
-        """The frozen run with a point's options."""
-        return next(
-            base.run for base in self._sweep.bases if all(base.values[key] == point[key] for key in base.values if "." not in key)
-        )
 
     def _distribution(self, axis: Axis) -> Any:
         distributions = self._optuna.distributions
@@ -150,6 +145,13 @@ class Proposer:
 
     def _parameter(self, axis: Axis, text: str) -> Any:
         return text if axis.choices else int(text) if axis.is_whole else float(text)
+
+
+def base_of(bases: Sequence[Job], point: Point) -> RunConfig:
+    """The frozen run with a point's options and seeds; with its options alone in a sweep that was frozen without the others."""
+    options = [base for base in bases if all(base.values[key] == point[key] for key in base.values if "." not in key)]
+    seeds = [base for base in options if all(base.values[key] == point[key] for key in point if key.startswith("seed."))]
+    return (seeds or options)[0].run
 
 
 def changed(run: RunConfig, point: Point) -> RunConfig:
