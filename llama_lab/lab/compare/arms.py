@@ -120,8 +120,8 @@ def unfinished_runs(runs: Sequence[RunRecord]) -> list[Problem]:
         if not run.is_finished:
             done, of = updates_done(run), f" of {run.run.updates}" if run.run is not None else ""
             far = "" if done is None else f"update {done}{of}"
-            early = f"was stopped early, after {far}"
-            found.append((run.name, early if run.is_stopped_early else f"is not finished ({', '.join(filter(None, (run.status, far)))})"))
+            said = f"is not finished ({', '.join(filter(None, (run.status, far)))})"
+            found.append((run.name, f"was stopped early, after {far}" if run.is_stopped_early else said))
     return found
 
 

@@ -112,11 +112,11 @@ class Material:
         lasts = [arm_last(arm, self.metric) for arm in self.arms]
         sign = 0 if not self.is_comparable else -1 if self.higher_is_better else 1
 
-        def place(number: int) -> tuple[int, float, int]:
+        def place(number: int) -> tuple[int, int, float, int]:
             end, last = ends[number], lasts[number]
             if end is not None or last is None:
-                return (2 if end is None else 0, sign * (end or 0.0), number)
-            return (1, -last[0], number)
+                return (2 if end is None else 0, 0, sign * (end or 0.0), number)
+            return (1, -last[0], sign * last[1], number)
 
         return sorted(range(len(ends)), key=place)
 

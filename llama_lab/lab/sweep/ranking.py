@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 LOSS, BITS = "val/loss", "val/bits_per_byte"
 VALIDATED, TRAINED = ("val/", "best/val/"), ("train/loss", "train/perplexity")
-ON_ONE_TEXT = "llama-lab evaluate RUN TEXT measures each on one text"
+PART = "eval.max_tokens"
+"""What makes different texts out of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +156,21 @@ def unranked(runs: Sequence[RunConfig], metric: str) -> str | None:
 def said_of_ranking(settings: SweepConfig, runs: Sequence[RunConfig]) -> str | None:
     """What is to be known of a ranking before it is read; None where it is as one expects."""
     if (reason := unranked(runs, settings.objective)) is not None:
-        return f"The jobs are not ranked: {reason}; {ON_ONE_TEXT}"
+        return f"The jobs are not ranked: {reason}; {measured_alike(reason)}"
     if settings.objective == BITS and (keys := _other_tokenizers(runs)):
         return f"The jobs are ranked by {BITS}: their tokenizers differ ({keys}), and a nat a token is not the same for them"
     return None
+
+
+def measured_alike(reason: str) -> str:
+    """What gives jobs values that do rank them.
+
+    Args:
+        reason: why those that they have do not, as `unranked` says it.
+    """
+    if f"({PART}" in reason:
+        return "llama-lab evaluate RUN measures each on all of its text"
+    return "llama-lab evaluate RUN TEXT measures each on one text"
 
 
 def _sign(settings: SweepConfig) -> int:
@@ -184,15 +196,16 @@ def _other_tokenizers(runs: Sequence[RunConfig]) -> str:
 def _other_texts(runs: Sequence[RunConfig], metric: str) -> str:
     """Keys that have runs validated, or trained, on different texts; empty where it is one text."""
     is_validation = metric.startswith(VALIDATED)
+    if len({repr(run.data) for run in runs}) > 1:
+        texts = {(is_validation and _known(run, "text")) or json.dumps(_chosen(run), sort_keys=True) for run in runs}
+        if len(texts) > 1:
+            return _differing(runs, ("data",))
     asked = {run.eval.max_tokens if run.eval is not None and is_validation else None for run in runs}
     if len(asked) > 1:
-        return "eval.max_tokens"
+        return PART
     if asked != {None} and _other_tokenizers(runs):
-        return f"eval.max_tokens={asked.pop()} ends elsewhere for each tokenizer; eval.max_tokens=null takes all of it"
-    if len({repr(run.data) for run in runs}) == 1:
-        return ""
-    texts = {(is_validation and _known(run, "text")) or json.dumps(_chosen(run), sort_keys=True) for run in runs}
-    return "" if len(texts) == 1 else _differing(runs, ("data",))
+        return f"{PART}={asked.pop()} ends elsewhere for each tokenizer; {PART}=null takes all of it"
+    return ""
 
 
 def _chosen(run: RunConfig) -> dict[str, Any]:

@@ -245,6 +245,7 @@ class _Runner:
     def _settle(self, job: Job, outcome: Outcome, seconds: float = 0.0) -> None:
         """Say what became of a job, and decide what follows from it."""
         if self._tries_again(job, outcome):
+            job.outcome = replace(outcome, status="interrupted" if outcome.updates else "not started")
             return
         job.outcome = outcome
         keep_outcome(self._sweep, job)

@@ -19,7 +19,7 @@ from rich.text import Text
 from llama_lab.config.errors import ConfigError
 from llama_lab.lab.labels import short_keys
 from llama_lab.lab.sweep.expand import Job, Sweep
-from llama_lab.lab.sweep.ranking import LOSS, ON_ONE_TEXT, objective, ranked, ranked_points
+from llama_lab.lab.sweep.ranking import LOSS, measured_alike, objective, ranked, ranked_points
 from llama_lab.lab.sweep.space import as_meant
 from llama_lab.lab.table import counted, print_list, print_table
 from llama_lab.training.metrics import short_time
@@ -170,7 +170,7 @@ def print_results(sweep: Sweep) -> None:
     if points and sweep.unranked is None:
         print(f"Whether such a difference is more than chance: llama-lab compare {shlex.quote(relative(sweep.folder))}")
     elif sweep.unranked is not None and any(job.outcome.tokens for job in jobs):
-        print(f"Nothing of this ranks the jobs; {ON_ONE_TEXT}")
+        print(f"Nothing of this ranks the jobs; {measured_alike(sweep.unranked)}")
 
 
 def _order_said(sweep: Sweep, best: Sequence[Job]) -> str:
