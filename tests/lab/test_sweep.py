@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from llama_lab.config.compose import compose
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.identity import run_folder
+from llama_lab.config.identity import former_run_id, run_folder
 from llama_lab.lab import sweep as sweeps
 from llama_lab.lab.sweep import Sweep, describe, load_sweep
 from llama_lab.lab.sweep.expand import Outcome, place
@@ -26,6 +26,7 @@ from llama_lab.lab.sweep.space import Axis, axis_problems, draw_points, read_axi
 from llama_lab.training.run_folder import relative
 
 SMOKE = ["experiment=smoke", "wandb=null", "hardware=cpu"]
+TEXTS = ["hardware=cpu", "data=text"]
 
 
 def expand(overrides: list[str], *, multirun: bool = True, config_dir: Path | None = None) -> Sweep:
@@ -220,6 +221,25 @@ def test_a_sweep_typed_twice_has_its_jobs_once_however_the_outputs_are_named(tmp
     assert first.folder.is_relative_to(tmp_path / "out2")
 
 
+def test_a_sweep_that_was_frozen_when_runs_had_other_names_goes_on():
+    words = [*TEXTS, f"data.path={'a' * 90}.txt", "seed.init=0,1,2"]
+    sweep = expand(words)
+    freeze(sweep)
+    former = [former_run_id(job.run, job.slug) for job in sweep.jobs]
+    path = sweep.folder / "sweep.json"
+    known = json.loads(path.read_text(encoding="utf-8"))
+    for entry, name in zip(known["jobs"], former, strict=True):
+        entry["folder"] = f"../../{name}"
+    path.write_text(json.dumps(known), encoding="utf-8")
+    study = sweep.folder.parents[1]
+    (study / former[0]).mkdir()
+    # What has begun keeps its name, what has not gets the one under which it will be trained.
+    meant = [study / former[0], *(job.folder for job in sweep.jobs[1:])]
+    assert [job.folder for job in load_sweep(sweep.folder).jobs] == meant
+    again = expand(words)
+    assert (again.folder, [job.folder for job in again.jobs]) == (sweep.folder, meant)
+
+
 def test_a_long_value_outside_the_science_makes_a_folder_that_can_be_made():
     groups = ",".join(f"'{'Größe ' * 60}{end}'" for end in "ab")
     sweep = expand(["hardware=cpu", f"wandb.group={groups}", "hardware.micro_batch=1,2"])
@@ -246,9 +266,6 @@ def test_a_frozen_run_with_changed_fields_is_the_run_that_would_be_composed():
     assert made.sample == sweep.bases[1].run.sample
     with pytest.raises(ConfigError, match="is not above 0"):
         changed(sweep.bases[1].run, point | {"optim.max_lr": "-1.0"})
-
-
-TEXTS = ["hardware=cpu", "data=text"]
 
 
 def test_tokenizers_are_ranked_by_bits_per_byte_unless_another_measure_was_typed():
