@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from llama_lab.arguments import UsageError
-from llama_lab.vocabulary import Meaning, headers, nodes, options_of_kind
+from llama_lab.config.paths import options_of_kind
+from llama_lab.vocabulary import Meaning, headers, nodes
 
 ALL = "all"
 WIDEST = 120

@@ -91,13 +91,6 @@ def headers(group: str, config_dir: Path | None = None) -> dict[str, str]:
     return {option: _question(file) for option, file in files.items() if file is not None}
 
 
-def options_of_kind(group: str, kind: str, config_dir: Path | None = None) -> list[str]:
-    """Options of a group that have one kind's fields."""
-    files = {option: option_file(group, option, config_dir) for option in options(group, config_dir)}
-    mark = f"/schema/{group}/{kind}@"
-    return [option for option, file in files.items() if file is not None and mark in file.read_text(encoding="utf-8")]
-
-
 OWN = "run"
 """Where the fields stand that belong to no part."""
 

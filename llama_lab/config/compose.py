@@ -36,6 +36,7 @@ from llama_lab.config.overrides import (
     PRESET,
     Typed,
     any_shape,
+    common_fields,
     keys_of,
     missing_values,
     no_option,
@@ -82,7 +83,7 @@ def compose(overrides: list[str], *, config_dir: Path | None = None, nodes: Coll
     typed = sort_overrides(list(overrides), config_dir)
     found = typed.problems
     swaps = swap_problems(typed, config_dir)
-    found += swaps.values()
+    found += [problem for problems in swaps.values() for problem in problems]
     typed.unclear |= set(swaps)
     config = _compose_choices(typed, config_dir)
     choices = _choices(config)
@@ -149,8 +150,7 @@ def _inherit(config: DictConfig, name: str, value: Any, *, swapped: bool) -> Non
     if not swapped:
         config[name] = OmegaConf.structured(literal(value)) if is_dataclass(value) else value
     elif name in SHAPES:
-        shapes = [{item.name for item in fields(shape)} for shape in SHAPES[name].values()]
-        for common in set.intersection(*shapes):
+        for common in common_fields(name):
             config[name][common] = literal(getattr(value, common))
 
 

@@ -8,7 +8,7 @@ import functools
 import re
 import types
 import typing
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from decimal import Decimal
 from enum import Enum
 from pathlib import Path
@@ -125,6 +125,11 @@ def known_fields(shapes: dict[str, type]) -> dict[str, Known]:
     return _fields_below(RunConfig, "", tuple(sorted(shapes.items())))
 
 
+def common_fields(group: str) -> set[str]:
+    """Names of the fields that every option of a group has, where its options differ in shape."""
+    return set.intersection(*({item.name for item in fields(shape)} for shape in SHAPES[group].values()))
+
+
 def any_shape() -> dict[str, Known]:
     """Every key path that a run could have, over all shapes of all groups."""
     each = (known_fields({group: shape}) for group, shapes in SHAPES.items() for shape in shapes.values())
@@ -168,9 +173,14 @@ def missing_values(config: DictConfig, unclear: set[str], said: list[Problem]) -
         for item in fields(node_type(config[group])):
             key = f"{group}.{item.name}"
             if OmegaConf.is_missing(config[group], item.name) and key not in named:
-                example = item.metadata.get(EXAMPLE, "…")
-                found.append((f"{key}=???", f"has no value yet; type one, e.g. {key}={example}"))
+                found.append(no_value(group, item))
     return found
+
+
+def no_value(group: str, item: Field[Any]) -> Problem:
+    """What to say of a field that has no value and was not typed."""
+    key = f"{group}.{item.name}"
+    return f"{key}=???", f"has no value yet; type one, e.g. {key}={item.metadata.get(EXAMPLE, '…')}"
 
 
 def unknown_field(key: str, known: dict[str, Known], choices: dict[str, str]) -> str:
@@ -178,10 +188,11 @@ def unknown_field(key: str, known: dict[str, Known], choices: dict[str, str]) ->
     node, _, name = key.rpartition(".")
     name = name.lower().replace("-", "_")
     owners = [
-        f"{group}={shape}"
+        f"{group}={option}"
         for group, shapes in SHAPES.items()
         for shape, kind in shapes.items()
         if key in known_fields({group: kind})
+        for option in paths.options_of_kind(group, shape)
     ]
     group = key.partition(".")[0]
     if owners:

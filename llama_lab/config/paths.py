@@ -50,6 +50,13 @@ def option_file(group: str, option: str, config_dir: Path | None = None) -> Path
     return next((file for file in files if file.is_file()), None)
 
 
+def options_of_kind(group: str, kind: str, config_dir: Path | None = None) -> list[str]:
+    """Options of a group that have one kind's fields."""
+    files = {option: option_file(group, option, config_dir) for option in options(group, config_dir)}
+    mark = f"/schema/{group}/{kind}@"
+    return [option for option, file in files.items() if file is not None and mark in file.read_text(encoding="utf-8")]
+
+
 def or_meant(path: Path, otherwise: str) -> str:
     """What to say of a path that a user typed and that is not there: which near it was probably meant.
 

@@ -2,22 +2,22 @@
 
 import functools
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from yaml import YAMLError
 
 from llama_lab.config import paths
 from llama_lab.config.grammar import word
-from llama_lab.config.overrides import PRESET, Typed, known_fields
+from llama_lab.config.overrides import PRESET, Typed, common_fields, known_fields, no_value
 from llama_lab.config.schema import GROUPS, SHAPES, Problem, shown
 
 LABELLED = ("model", "data", "tokenizer", "optim", "schedule")
 """Groups whose options appear in a run's name, in this order."""
-OF_ANY_DATA = ("data.max_seq_len", "data.tokens_per_update")
-"""Fields whose values go with a preset's budget, not with its kind of data."""
+ALIKE = ("data", "schedule")
+"""Groups whose common fields go with a preset's budget and not with its option: what is read at once, warm-up."""
 
 
 @dataclass
@@ -79,10 +79,10 @@ def label(choices: dict[str, str], config_dir: Path | None = None) -> str:
     return "-".join(words + [choices[group] for group in LABELLED if group not in said and choices[group] != usual[group]])
 
 
-def swap_problems(typed: Typed, config_dir: Path | None = None) -> dict[str, Problem]:
+def swap_problems(typed: Typed, config_dir: Path | None = None) -> dict[str, list[Problem]]:
     """Group -> why its option cannot be swapped: the preset's values were made for another option and would stay silently.
 
-    How much is read at once was made for the preset's budget, and stays whatever is read.
+    What the option has no value for is said as well, so that one answer holds all that is to be typed.
     """
     name = typed.choices.get(PRESET)
     if name is None:
@@ -90,16 +90,23 @@ def swap_problems(typed: Typed, config_dir: Path | None = None) -> dict[str, Pro
     preset = read_preset(name, config_dir)
     own = {override.key_or_group for override in typed.values}
     usual = default_choices() | preset.choices
-    found: dict[str, Problem] = {}
+    found: dict[str, list[Problem]] = {}
     for group in GROUPS:
         option = typed.choices.get(group, usual[group])
-        left = {
-            key: value for key, value in preset.values.items() if key.startswith(f"{group}.") and key not in {*own, *OF_ANY_DATA}
-        }
+        alike = {f"{group}.{name}" for name in common_fields(group)} if group in ALIKE else set()
+        left = {key: value for key, value in preset.values.items() if key.startswith(f"{group}.") and key not in own | alike}
         if option != usual[group] and left:
             rule = f"would keep what {PRESET}={name} sets for {group}={usual[group]}: {_typed(left)}; "
-            found[group] = (f"{group}={option}", rule + _instead(group, option, left, config_dir))
+            lacking = _lacking(group, option, own | left.keys(), config_dir)
+            found[group] = [(f"{group}={option}", rule + _instead(group, option, left, config_dir)), *lacking]
     return found
+
+
+def _lacking(group: str, option: str, there: set[str], config_dir: Path | None) -> list[Problem]:
+    """Fields of an option that neither it nor anything else has a value for."""
+    shape, own = _option(group, option, config_dir)
+    items = fields(SHAPES[group][shape]) if shape in SHAPES.get(group, {}) else ()
+    return [no_value(group, item) for item in items if item.default == MISSING and f"{group}.{item.name}" not in own.keys() | there]
 
 
 def _instead(group: str, option: str, left: dict[str, Any], config_dir: Path | None) -> str:

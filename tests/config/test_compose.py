@@ -151,3 +151,8 @@ def test_a_preset_reads_other_data_in_windows_of_its_own() -> None:
     assert isinstance(run.data, TextConfig)
     assert (run.data.max_seq_len, run.data.tokens_per_update, run.training_tokens) == (128, 2048, 40960)
     assert compose(["experiment=smoke", "data=text", "data.path=a", "data.max_seq_len=64"]).data.max_seq_len == 64
+
+
+def test_a_preset_warms_up_as_long_under_another_schedule() -> None:
+    assert compose(["experiment=smoke", "schedule=cosine"]).schedule.warmup_updates == 2
+    assert compose(["schedule=cosine"]).schedule.warmup_updates > 2

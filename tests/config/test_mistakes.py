@@ -96,6 +96,10 @@ ONE_LINE = {
         ["optim=adamw", "optim.momentum=0.9"],
         "optim.momentum=0.9 is no field of optim=adamw; optim=muon has it",
     ),
+    "field of another data set": (
+        ["data.dataset=a/b"],
+        "data.dataset=a/b is no field of data=docs; data=fineweb_edu and data=tinystories have it",
+    ),
     "option": (["optim=muno"], "optim=muno is no option; did you mean optim=muon? there are adamw, muon"),
     "added option": (["+experiment=smoke"], "+experiment=smoke exists already; type experiment=smoke without the +"),
     "removed option": (["~optim"], "~optim cannot be left out; there are adamw, muon"),
@@ -294,6 +298,11 @@ def test_a_swap_under_a_preset_is_told_values_to_copy(tmp_path: Path) -> None:
     assert line.startswith(
         "optim=muon would keep what experiment=seed_1b_fineweb sets for optim=adamw: optim.max_lr=0.0001; type that"
     )
+    assert problems(["experiment=tiny_shakespeare", "data=shards"]) == [
+        "data=shards would keep what experiment=tiny_shakespeare sets for data=text: data.val_fraction=0.1; "
+        "type that as well to keep it, or data.val_fraction=null as data=shards has it, or start without the preset",
+        "data.path=??? has no value yet; type one, e.g. data.path=shards/fineweb",
+    ]
     (tmp_path / "experiment").mkdir()
     (tmp_path / "optim").mkdir()
     preset = "# @package _global_\noptim:\n  momentum: 0.9\n  max_lr: 0.01\n"
