@@ -15,6 +15,11 @@ SWEEP = re.compile(r"(choice|range|interval|glob)\s*\(")
 FUNCTION = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag|extend_list|int|float|str|bool|json_str)\s*\(")
 CURLY = "“”„‟«»‘’‚‹›"
 """Quotes that word processors and some keyboards make of straight ones."""
+QUOTES = ("'", '"')
+_PART = r"""\s*(?:"(?:\\.|[^"\\])*"\s*|'(?:\\.|[^'\\])*'\s*|[^\s,\[\]'"][^,\[\]]*)"""
+PART = re.compile(_PART)
+LIST = re.compile(rf"\[({_PART}(?:,{_PART})*)\]")
+"""A list of texts, some of them in quotes; a quote inside a text that begins with none belongs to it."""
 THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}([,.'’ \u00a0\u202f])\d{3}(?:\1\d{3})*")
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+(?:[eE][+-]?\d+)?")
 NUMBERS = {int: ("a whole number", "64"), float: ("a number", "1e-3")}
@@ -43,6 +48,22 @@ def as_text(line: str) -> str | None:
     if not equals or "," in value or is_open or FUNCTION.match(value) or _has_curly_quotes(value):
         return None
     return f"{key}={quoted(value)}"
+
+
+def as_texts(line: str) -> str | None:
+    """An override whose value is a list of texts, each put in quotes that has none.
+
+    Returns:
+        Nothing where it is no such list, or where quotes or brackets went wrong.
+    """
+    key, equals, value = line.partition("=")
+    inside = LIST.fullmatch(value.strip(" \t"))
+    if not equals or inside is None:
+        return None
+    texts = [part.strip() for part in PART.findall(inside[1])]
+    if any(not text or _has_curly_quotes(text) for text in texts):
+        return None
+    return f"{key}=[{','.join(text if text[0] in QUOTES else quoted(text) for text in texts)}]"
 
 
 def one_number(text: str, kind: Any) -> str | None:
@@ -109,7 +130,7 @@ def several(key: str, value: str, kind: Any) -> str:
     if kind is str:
         return f"{rule}type {shlex.quote(f'{key}={quoted(value)}')} for one text"
     if typing.get_origin(kind) is list:
-        return f"{rule}type {key}=[{value}] for one list, or give one value"
+        return f"{rule}type {shlex.quote(f'{key}=[{value}]')} for one list, or give one value"
     return f"{rule}give one value"
 
 

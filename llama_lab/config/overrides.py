@@ -6,6 +6,7 @@ Hydra's grammar parses. What a key means, whether its value fits, and what was p
 import difflib
 import functools
 import re
+import shlex
 import types
 import typing
 from dataclasses import Field, dataclass, field, fields, is_dataclass
@@ -292,6 +293,8 @@ def _set(config: DictConfig, key: str, value: Any, known: dict[str, Known]) -> l
             return [(subject, f"need not be typed; only {key}=null leaves it out" if is_on else null)]
         counts = fields_of_node(key, known)
         return [(subject, "holds several values; type " + " ".join(f"{name}={shown(value)}" for name in counts))]
+    if isinstance(value, list) and any(isinstance(item, list | dict) for item in value):
+        return [(subject, "holds a list or a mapping where each item is one value")]
     if field_type.words and value not in (None, *field_type.words) and type(value) is not int:
         return [(subject, _wrong_type(key, value, known, config))]
     try:
@@ -329,7 +332,7 @@ def _wrong_type(key: str, value: Any, known: dict[str, Known], config: DictConfi
     if isinstance(value, str) and (meant := grammar.one_number(value, field_type.kind)) is not None:
         return f"is not written as a number; type {key}={meant}"
     if typing.get_origin(field_type.kind) is list:
-        return f"is no list; e.g. {key}=[{shown(value)}]"
+        return f"is no list; e.g. {shlex.quote(f'{key}=[{shown(value)}]')}"
     kinds = {int: ("a whole number", 1), float: ("a number", 0.1), bool: ("true or false", True), str: ("a text", "name")}
     words, example = kinds[field_type.kind]
     kinds_of_value = [words, *field_type.words, *(["null"] if field_type.optional else [])]
@@ -344,7 +347,8 @@ def _parsed(parser: OverridesParser, line: str) -> Override | None:
         override = parser.parse_override(line)
     except HydraException:
         known = any_shape().get(key)
-        as_text = grammar.as_text(line) if known is not None and known.kind is str else None
+        kind = None if known is None else known.kind
+        as_text = grammar.as_text(line) if kind is str else grammar.as_texts(line) if kind == list[str] else None
         if as_text is None:
             return None
         override = parser.parse_override(as_text)

@@ -81,6 +81,22 @@ def test_a_path_is_what_was_typed_whatever_is_in_it(name: str, tmp_path: Path) -
     assert [override.input_line for override in request.overrides][1] == f"data.path={name}"
 
 
+LISTS = {
+    "[a,b c,ü]": ["a", "b c", "ü"],
+    '[a,"b c",ü]': ["a", "b c", "ü"],
+    "[ü, 'b, c' ,it's ü]": ["ü", "b, c", "it's ü"],
+    '["say \\"ü\\"",C:\\Bü\\,ü]': ['say "ü"', "C:\\Bü\\", "ü"],
+}
+
+
+@pytest.mark.parametrize("typed", LISTS)
+def test_a_list_of_texts_is_what_was_typed_whatever_is_in_them(typed: str) -> None:
+    run = compose([f"wandb.tags={typed}"])
+    assert run.wandb is not None and run.wandb.tags == LISTS[typed]
+    request = read_request([f"wandb.tags={typed}", "seed.init=0,1"])
+    assert request.overrides[0].input_line == f"wandb.tags={typed}"
+
+
 @pytest.mark.parametrize("name", ["[a]", "null", "a,b", "'a'", "'a", "“a”", "choice(1)", " a"])
 def test_a_text_that_would_be_read_otherwise_is_put_in_quotes(name: str) -> None:
     data = compose(["data=text", *shlex.split(word("data.path", name))]).data

@@ -112,7 +112,8 @@ ONE_LINE = {
     "number": (["model.dropout=none"], "model.dropout=none is not a number; e.g. model.dropout=0.0"),
     "truth": (["model.tie_embeddings=5.5"], "model.tie_embeddings=5.5 is not true or false; e.g. model.tie_embeddings=true"),
     "choice": (["precision=fp16"], "precision=fp16 is none of auto, fp32, bf16, fp8; e.g. precision=auto"),
-    "list": (["wandb.tags=first"], "wandb.tags=first is no list; e.g. wandb.tags=[first]"),
+    "list": (["wandb.tags=first try"], "wandb.tags=first try is no list; e.g. 'wandb.tags=[first try]'"),
+    "list of lists": (["wandb.tags=[a,[b]]"], "wandb.tags=[a,[b]] holds a list or a mapping where each item is one value"),
     "null": (["checkpoint=null"], "checkpoint=null cannot be left out"),
     "field of a node that is off": (
         ["eval=null", "eval.every_updates=5"],
@@ -229,7 +230,7 @@ COMMAS = {
     "optim.max_lr=range(1,3)": "give one value",
     "training_tokens=10,000,000": "type training_tokens=10000000 for one number",
     "optim.max_lr=0,004": "type optim.max_lr=0.004 for one number",
-    "wandb.tags=a,b": "type wandb.tags=[a,b] for one list, or give one value",
+    "wandb.tags=a,b c": "type 'wandb.tags=[a,b c]' for one list, or give one value",
     "data.path=../a,b.txt": "type 'data.path=\"../a,b.txt\"' for one text",
 }
 

@@ -88,10 +88,42 @@ def test_it_ends_with_the_last_run_and_says_which_are_dead(trainer, make: Make, 
     assert f"{failed.name} failed: Diverged: loss is nan\n" in rest
 
 
+# Where a shell without job control has put the tests into the background, what they start would ignore SIGINT.
+HEARS_SIGINT = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+
+WATCH = HEARS_SIGINT + "import sys; from llama_lab.cli import main; sys.exit(main(['watch', '--every', '30']))"
+
+# What another thread takes does not wake this one, just as what comes in the moment before a sleep begins.
+SIGNAL_WITHOUT_WAKING = (
+    HEARS_SIGINT
+    + """
+import threading, time
+from llama_lab.lab.runs.watch import wait
+
+def send():
+    time.sleep(0.5)
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+threading.Thread(target=send).start()
+try:
+    wait(600)
+    print("nothing came")
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to a thread")
+def test_ctrl_c_just_before_a_sleep_is_not_lost():
+    words = [sys.executable, "-c", SIGNAL_WITHOUT_WAKING]
+    assert subprocess.run(words, stdout=subprocess.PIPE, text=True, timeout=120, check=True).stdout == "interrupted\n"
+
+
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to a process")
 def test_ctrl_c_ends_it_without_a_traceback(trainer):
     _, process = trainer
-    words = [sys.executable, "-m", "llama_lab", "watch", "--every", "30"]
+    words = [sys.executable, "-c", WATCH]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
         assert watching.stdout is not None and watching.stderr is not None
         assert watching.stdout.readline() == "1 of 1 run training\n"

@@ -33,6 +33,7 @@ DROPPED = ("", "last rows", "written", "study")
 EVERY_SECONDS = 2.0
 # Without a terminal a table is printed now and then, not drawn over.
 PRINTED_SECONDS = 60.0
+PIECE_SECONDS = 0.25
 TAIL_BYTES = 65_536
 SPARK = "▁▂▃▄▅▆▇█"
 SPARK_WIDTH, BAR_WIDTH = 16, 12
@@ -194,10 +195,20 @@ def _draw(watcher: _Watcher, seen: list[Seen], every: float) -> list[Seen]:
             table, _ = fitted(headings, rows, console.width, drop=DROPPED, words=["differs"])
             table.title, table.title_justify, table.title_style = title, "left", "bold"
             live.update(table, refresh=True)
-            time.sleep(every)
+            wait(every)
             seen = watcher.look()
     _show(seen)
     return seen
+
+
+def wait(seconds: float) -> None:
+    """Sleep in pieces.
+
+    A Ctrl-C that comes in the moment before a sleep begins does not interrupt it: it is seen when the sleep is over.
+    """
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, PIECE_SECONDS))
 
 
 def _show(seen: Sequence[Seen]) -> None:
@@ -211,7 +222,7 @@ def _print(watcher: _Watcher, seen: list[Seen], every: float) -> list[Seen]:
     print_table(*_table(seen))
     sys.stdout.flush()
     while watcher.goes_on(seen):
-        time.sleep(every)
+        wait(every)
         seen = watcher.look()
         print_table(*_table(seen))
         sys.stdout.flush()
