@@ -146,6 +146,11 @@ def read_items(
             yield item
 
 
+def with_unix_line_ends(text: str) -> str:
+    """A text in which each line ends with a line feed, as Python's own text files are read."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def text_of(value: dict[str, Any], field: str) -> tuple[str, str | None]:
     """The text of a JSON object or of a row, and what is wrong with it, if something is."""
     if field not in value:

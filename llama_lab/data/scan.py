@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_lab.config.schema import CorpusConfig, Dedup, Length, OnError, Problem
+from llama_lab.config.schema import CorpusConfig, Dedup, Length, OnError, Problem, TextConfig
 from llama_lab.data.corpus import words_digest
 from llama_lab.data.near import HASHES, Signer
-from llama_lab.data.reading import Item, Progress, TextFile, read_items
+from llama_lab.data.reading import Item, Progress, TextFile, read_items, with_unix_line_ends
 
 MAX_PROBLEMS = 10
 BUFFERED_ITEMS = 4096
@@ -47,8 +47,9 @@ class Rules:
     """What decides on the state of an item by itself, out of a config.
 
     Attributes:
-        stop: whether anything that cannot be read ends the preparation.
         near: whether signatures are taken.
+        stop: whether anything that cannot be read ends the preparation.
+        unix_line_ends: whether texts get them before anything else is known of them.
     """
 
     field: str
@@ -57,12 +58,19 @@ class Rules:
     length: Length | None
     near: bool
     stop: bool
+    unix_line_ends: bool
 
     @classmethod
-    def of(cls, config: CorpusConfig, separator: str | None = None) -> "Rules":
+    def of(cls, config: CorpusConfig) -> "Rules":
         """The rules of a config."""
         near, stop = config.dedup is Dedup.near, config.on_error is OnError.stop
-        return cls(config.text_field, separator, config.ascii_only, config.length, near, stop)
+        separator, unix = (config.separator, config.unix_line_ends) if isinstance(config, TextConfig) else (None, False)
+        return cls(config.text_field, separator, config.ascii_only, config.length, near, stop, unix)
+
+    def items(self, file: TextFile, wanted: np.ndarray | None = None, progress: Progress = lambda done: None) -> Iterator[Item]:
+        """Items of a file as they are judged, and later trained on; arguments as those of `read_items`."""
+        for item in read_items(file, self.field, self.separator, wanted, progress):
+            yield item._replace(text=with_unix_line_ends(item.text)) if self.unix_line_ends else item
 
     def judge(self, text: str) -> State:
         """What becomes of a text; `train` if it passes."""
@@ -191,7 +199,7 @@ def scan_job(job: Job, progress: Progress) -> Found:
     with _Results(job.stem) as results:
         for file, size in zip(job.files, job.sizes, strict=True):
             items.append(0)
-            for item in read_items(file, job.rules.field, job.rules.separator, progress=after(before, progress)):
+            for item in job.rules.items(file, progress=after(before, progress)):
                 row, words = _record(item, job.rules)
                 if item.problem is not None:
                     problems = [*problems, (sum(items), item.problem)][:MAX_PROBLEMS]

@@ -17,7 +17,7 @@ from llama_lab.config.schema import CorpusConfig, Dedup
 from llama_lab.data.clock import Clock
 from llama_lab.data.corpus import Document, Say, Side
 from llama_lab.data.near import BANDS, BUCKET_ITEMS, Signatures, bucket_of, near_duplicates
-from llama_lab.data.reading import TextFile, read_items
+from llama_lab.data.reading import TextFile
 from llama_lab.data.scan import Rules, Scan, State
 
 # Below it a document is too large a share to be held out by chance.
@@ -129,7 +129,7 @@ def _documents(
     wanted = states <= State.val
     wanted[np.flatnonzero(wanted)[:first]] = False
     missing = int(wanted.sum())
-    for item in read_items(file, rules.field, rules.separator, wanted[: len(wanted) - int(np.argmax(wanted[::-1]))]):
+    for item in rules.items(file, wanted[: len(wanted) - int(np.argmax(wanted[::-1]))]):
         if item.problem is not None:
             check(file.path)  # the likely reason why a second reading differs from the first
             raise ConfigError([item.problem], scope="the data")

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import secrets
-import shlex
 import shutil
 import sys
 import time
@@ -74,7 +73,8 @@ class TextSource:
 
     def fingerprint(self) -> str:
         """Hash of the files' contents, of their names below the path, which decide on their order, and of what chooses."""
-        found = hashlib.sha256(json.dumps([FORMAT, *chosen_by(self._config), self._config.separator]).encode())
+        read_as = [self._config.separator, *(["unix_line_ends"] if self._config.unix_line_ends else [])]
+        found = hashlib.sha256(json.dumps([FORMAT, *chosen_by(self._config), *read_as]).encode())
         single = len(self._files) == 1 and "/" not in self._files[0].name
         for file in self._files:
             name = "".join(file.path.suffixes[-2:]).lower() if single else file.name
@@ -96,7 +96,7 @@ class TextSource:
         Raises:
             ConfigError: broken lines, a wrong encoding, or no text for one of the sides.
         """
-        rules = Rules.of(self._config, self._config.separator)
+        rules = Rules.of(self._config)
         _going_on.update(self._stats)
         try:
             return read_corpus(
@@ -191,10 +191,10 @@ def read_corpus(
     dropped = _left_out(totals)
     summary = f"Read {_summary(totals, selection.text_bytes)} in {time.perf_counter() - start:.1f} s"
     say(f"{summary}, dropped {dropped}" if dropped else summary)
-    if windows := [file.path for file in files[:LOOKED_AT_FILES] if has_windows_line_ends(file)]:
+    looked_at = [] if rules.unix_line_ends else files[:LOOKED_AT_FILES]
+    if windows := [file.path for file in looked_at if has_windows_line_ends(file)]:
         which = str(windows[0]) + (" and others end their" if len(windows) > 1 else " ends its")
-        without = f"tr -d '\\r' < {shlex.quote(str(windows[0]))} > NEW"
-        say(f"{which} lines with \\r\\n, as Windows does, and the model learns that; {without}")
+        say(f"{which} lines with \\r\\n, as Windows does, and the model learns that; data.unix_line_ends=true reads \\n instead")
     documents = selected_documents([file for file, _ in scan.files], selection, rules, scans, check)
     if selection.kept < MIN_DOCUMENTS:
         return _cut(documents, config.val_fraction, selection, totals)

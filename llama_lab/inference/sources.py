@@ -1,7 +1,8 @@
 """Texts that a trained model is measured on: what a run held out, prepared sets, and files of text. Torch-free."""
 
+import filecmp
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -11,12 +12,12 @@ import numpy as np
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import load_config
 from llama_lab.config.schema import RunConfig, TextConfig
-from llama_lab.data.prepare import open_prepared
-from llama_lab.data.reading import TextFile, read_items
+from llama_lab.data.prepare import open_prepared, text_key
+from llama_lab.data.reading import TextFile, read_items, with_unix_line_ends
 from llama_lab.data.shards import MANIFEST, Split
 from llama_lab.data.text import find_files
 from llama_lab.data.tokenizer import Tokenizer
-from llama_lab.training.run_data import open_data, trained_on
+from llama_lab.training.run_data import MADE_BY, at_home, open_data, trained_on
 from llama_lab.training.run_folder import RunFolder, named_run
 
 SCOPE = "this request"
@@ -57,6 +58,7 @@ def find_sources(
     split: str = "val",
     field: str = "text",
     separator: str | None = None,
+    unix_line_ends: bool = False,
 ) -> list[Source]:
     """What a path stands for.
 
@@ -66,6 +68,7 @@ def find_sources(
         split: of a run or a prepared set, `val` or `train`.
         field: key or column that holds the text in .jsonl and .parquet files.
         separator: line between two documents in .txt and .md files.
+        unix_line_ends: whether text is read so, as it should be where the run's was.
 
     Raises:
         ConfigError: there is nothing, or it was made with another tokenizer.
@@ -79,19 +82,26 @@ def find_sources(
         files = find_files(typed)
     except ConfigError as error:
         raise ConfigError([(typed, rule) for _, rule in error.problems], scope=SCOPE) from None
-    return [Source(typed, lambda: _of_files(files, typed, tokenizer, field, separator))]
+    return [Source(typed, lambda: _of_files(files, typed, tokenizer, _Reading(field, separator, unix_line_ends)))]
 
 
-def is_own_text(run: RunConfig, typed: str) -> bool:
-    """Whether a path stands for files that the run was trained on, as far as their places say so."""
-    path = Path(typed).expanduser()
-    if not isinstance(run.data, TextConfig) or "-" in (typed, run.data.path) or any((path / name).is_file() for name in RUN_OR_SET):
+def holds_own_text(run: RunConfig, folder: RunFolder, typed: str) -> bool:
+    """Whether a path holds text that the run was trained on: all of it, wherever it lies now, or one of its files or a copy."""
+    own, path = at_home(run, folder), Path(typed).expanduser()
+    data = own.data
+    if not isinstance(data, TextConfig) or "-" in (typed, data.path) or any((path / name).is_file() for name in RUN_OR_SET):
         return False
     try:
-        own, theirs = ({file.path.resolve() for file in find_files(place)} for place in (run.data.path, typed))
-    except ConfigError:  # the run's text is no longer there
+        theirs = find_files(typed)
+        if text_key(replace(data, path=typed), own.tokenizer) == folder.meta().get(MADE_BY):
+            return True
+        by_size: dict[int, list[Path]] = {}
+        for file in find_files(data.path):
+            by_size.setdefault(file.path.stat().st_size, []).append(file.path)
+        pairs = ((file.path, other) for file in theirs if (size := file.path.stat().st_size) for other in by_size.get(size, ()))
+        return any(one.samefile(other) or filecmp.cmp(one, other, shallow=False) for one, other in pairs)
+    except (ConfigError, OSError):  # the run's text is no longer there
         return False
-    return bool(own & theirs)
 
 
 def _of_run(folder: Path, typed: str, tokenizer: Tokenizer, say: Callable[[str], None], split: str) -> list[Source]:
@@ -147,18 +157,27 @@ def _with_flags(rule: str) -> str:
     return rule.replace("data.text_field=", "--text-field ")
 
 
-def _of_files(files: list[TextFile], typed: str, tokenizer: Tokenizer, field: str, separator: str | None) -> Iterator[Document]:
+class _Reading(NamedTuple):
+    """How files of text are read; see `find_sources`."""
+
+    field: str
+    separator: str | None
+    unix_line_ends: bool
+
+
+def _of_files(files: list[TextFile], typed: str, tokenizer: Tokenizer, reading: _Reading) -> Iterator[Document]:
     sizes: list[int] = []
 
     def texts() -> Iterator[str]:
         for file in files:
-            for item in read_items(file, field, separator):
+            for item in read_items(file, reading.field, reading.separator):
                 if item.problem is not None:
                     subject, rule = item.problem
                     raise ConfigError([(subject, _with_flags(rule))], scope=SCOPE)
-                if item.text.strip():
-                    sizes.append(len(item.text.encode()))
-                    yield item.text
+                text = with_unix_line_ends(item.text) if reading.unix_line_ends else item.text
+                if text.strip():
+                    sizes.append(len(text.encode()))
+                    yield text
 
     number = 0
     for number, ids in enumerate(tokenizer.encode_stream(texts()), 1):

@@ -79,11 +79,22 @@ def test_windows_line_ends_are_said(tmp_path: Path) -> None:
     assert read_all() == ""
     (folder / "b.txt").write_bytes(b"eins\r\nzwei\r\n" * 100)
     path = folder / "b.txt"
-    assert read_all() == (
-        rf"{path} ends its lines with \r\n, as Windows does, and the model learns that; tr -d '\r' < {path} > NEW"
-    )
+    rule = r"and the model learns that; data.unix_line_ends=true reads \n instead"
+    assert read_all() == rf"{path} ends its lines with \r\n, as Windows does, {rule}"
     (folder / "c.md").write_bytes(b"drei\r\nvier\r\n" * 100)
     assert read_all().startswith(rf"{path} and others end their lines with \r\n")
+
+
+def test_unix_line_ends_are_what_is_trained_on_and_known_by(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one\r\ntwo\rthree\n\r\n" * 20)
+    write_lines(tmp_path / "b.jsonl", [{"text": "four\r\nfive"}])
+    said: list[str] = []
+    unix = TextSource(TextConfig(path=str(tmp_path), val_fraction=0.1, unix_line_ends=True), ContentHashes())
+    assert unix.fingerprint() != source(tmp_path).fingerprint()
+    corpus = unix.corpus(said.append, Path(tempfile.mkdtemp(dir=tmp_path)))
+    assert "".join(document.text for _, document in corpus.documents(0)) == "one\ntwo\nthree\n\n" * 20 + "four\nfive"
+    assert corpus.text_bytes == 15 * 20 + 9
+    assert "Windows" not in " ".join(said)
 
 
 def test_from_twenty_documents_on_they_are_held_out_by_hash(tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ import io
 import json
 import math
 import sys
+from pathlib import Path
 
 import pytest
 
 from llama_lab import compose, load, train
 from llama_lab.cli import main
 from llama_lab.training.metrics import read_rows
+from llama_lab.training.run_folder import relative
 
 from .conftest import tiny_overrides
 
@@ -152,13 +154,49 @@ def test_any_text_and_any_task_can_be_measured(run_folder, text_file, tmp_path, 
     assert "Tasks under" in said and "accuracy norm" in said
 
 
-def test_text_that_a_run_was_trained_on_is_said_to_be_that(run_folder, text_file, tmp_path, capsys):
-    other = tmp_path / "other.jsonl"
-    other.write_bytes(text_file.read_bytes())
-    for typed, is_own in ((text_file, True), (text_file.parent, True), (other, False), (run_folder, False)):
-        assert main(["evaluate", str(run_folder), str(typed)]) == 0
-        said = f"{typed} is text that this run was trained on; without it, what was held out is measured"
-        assert (said in capsys.readouterr().err) == is_own
+def test_text_that_a_run_was_trained_on_is_said_to_be_that(run_folder, text_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def is_said(typed: Path) -> bool:
+        assert main(["evaluate", str(run_folder), str(typed), "--device", "cpu", "--max-tokens", "100"]) == 0
+        said = (
+            f"{typed} holds text that this run was trained on; llama-lab evaluate {relative(run_folder)} measures what it held out"
+        )
+        return said in capsys.readouterr().err
+
+    copies, text = tmp_path / "copies", text_file.read_bytes()
+    copies.mkdir()
+    (copies / "copy.jsonl").write_bytes(text)
+    (copies / "more.txt").write_text("a text of its own", encoding="utf-8")
+    other = tmp_path / text_file.name
+    other.write_bytes(text.replace(b"a", b"o"))
+    assert all(map(is_said, (text_file, text_file.parent, copies, copies / "copy.jsonl")))
+    assert not any(map(is_said, (other, copies / "more.txt", run_folder)))
+    away = text_file.rename(text_file.with_name("away"))
+    try:
+        assert is_said(copies / "copy.jsonl")
+    finally:
+        away.rename(text_file)
+
+
+def test_text_is_read_with_the_line_ends_that_the_run_was_trained_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lines = [f"line {number} of a text with many lines" for number in range(400)]
+    (tmp_path / "win.txt").write_bytes("\r\n".join(lines).encode())
+    (tmp_path / "unix.txt").write_bytes("\n".join(lines).encode())
+    words = [
+        "experiment=smoke",
+        "data=text",
+        "data.path=win.txt",
+        "data.unix_line_ends=true",
+        "training_tokens=2048",
+        "sample=null",
+    ]
+    folder = train(compose([*words, "schedule.warmup_updates=0"])).folder
+    paths = ["win.txt", "unix.txt"]
+    assert main(["evaluate", str(folder), *paths, "--max-tokens", "500", "--out", "out.json", "--device", "cpu"]) == 0
+    found = json.loads((tmp_path / "out.json").read_text())["texts"]
+    assert found["win.txt"] == found["unix.txt"]
 
 
 def test_sources_of_one_name_are_told_apart_by_what_was_typed(run_folder, text_file, tmp_path, capsys, monkeypatch):

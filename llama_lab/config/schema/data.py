@@ -115,6 +115,8 @@ class TextConfig(CorpusConfig):
     """File, folder searched recursively, or a pattern such as 'data/*.jsonl.gz'; - is standard input."""
     separator: str | None = later(None)
     """A line that stands between two documents in .txt and .md files, such as <|endoftext|>. null: a file is one document."""
+    unix_line_ends: bool = later(False)
+    r"""Whether line ends of Windows and of old Macs, \r\n and \r, are read as \n. false: the text stays as it is, byte for byte."""
 
     def problems(self, at: str) -> list[Problem]:
         """What is wrong with this node alone; `at` is its key path."""

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.flags import Parser
+from llama_lab.config.schema import TextConfig
 from llama_lab.inference.tasks import Task, load_tasks
 from llama_lab.lab.ask.calibration_picture import draw_calibration
 from llama_lab.lab.ask.generate import add_checkpoint_arguments, open_checkpoint
 from llama_lab.lab.table import print_table
 from llama_lab.training.plots import PICTURES
-from llama_lab.training.run_folder import named_run, relative
+from llama_lab.training.run_folder import find_run, named_run, relative
 
 if TYPE_CHECKING:
     from llama_lab.inference.documents import Calibration, Interval, Measured
@@ -93,15 +94,20 @@ def _parser() -> argparse.ArgumentParser:
 def _measure_all(run: "LoadedRun", asked: argparse.Namespace) -> dict[str, "Measured"]:
     """Every source that was typed, and all of them together where they are several."""
     from llama_lab.inference.documents import measure, together
-    from llama_lab.inference.sources import find_sources, is_own_text
+    from llama_lab.inference.sources import find_sources, holds_own_text
 
+    folder = find_run(asked.run)
     for typed in asked.paths:
-        if is_own_text(run.run, typed):
-            _say(f"{typed} is text that this run was trained on; without it, what was held out is measured")
+        if holds_own_text(run.run, folder, typed):
+            _say(
+                f"{typed} holds text that this run was trained on; llama-lab evaluate {relative(folder.path)} measures what it held out"
+            )
+    options = {"split": asked.split, "field": asked.text_field, "separator": asked.separator}
+    unix = isinstance(run.run.data, TextConfig) and run.run.data.unix_line_ends
     sources = [
         (typed, source)
         for typed in dict.fromkeys(asked.paths or [str(asked.run)])
-        for source in find_sources(typed, run.tokenizer, _say, split=asked.split, field=asked.text_field, separator=asked.separator)
+        for source in find_sources(typed, run.tokenizer, _say, **options, unix_line_ends=unix)
     ]
     found: dict[str, Measured] = {}
     for name, source in _named(sources).items():
