@@ -334,6 +334,9 @@ def _decoded(raw: bytes, offset: int = 0) -> tuple[str, str | None]:
     try:
         return raw.decode("utf-8" if offset else "utf-8-sig"), None
     except UnicodeDecodeError as error:
+        if error.reason == "unexpected end of data" and not raw[: error.start].isascii():
+            end = f"ends in the middle of a character, at offset {offset + error.start}"
+            return "", f"{end}; copy all of it, or cut it behind a line"
         form = "UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "LATIN1"
         if form == "LATIN1" and _is_binary(raw):
             # As LATIN1 anything at all can be converted, and be trained on as noise.

@@ -329,6 +329,14 @@ def test_what_is_no_text_is_not_to_be_converted(tmp_path: Path) -> None:
     assert "iconv -f LATIN1 -t UTF-8" in refusal(path)
 
 
+def test_a_text_that_was_cut_off_is_not_to_be_converted(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("Grüße, schön".encode()[:-2])
+    assert f"{path} ends in the middle of a character, at offset 12; copy all of it" in refusal(path)
+    path.write_bytes("a café".encode("latin1"))
+    assert "iconv -f LATIN1 -t UTF-8" in refusal(path)
+
+
 def test_another_encoding_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes("Grüße".encode("utf-16"))

@@ -159,10 +159,8 @@ def test_text_that_a_run_was_trained_on_is_said_to_be_that(run_folder, text_file
 
     def is_said(typed: Path) -> bool:
         assert main(["evaluate", str(run_folder), str(typed), "--device", "cpu", "--max-tokens", "100"]) == 0
-        said = (
-            f"{typed} holds text that this run was trained on; llama-lab evaluate {relative(run_folder)} measures what it held out"
-        )
-        return said in capsys.readouterr().err
+        held_out = f"llama-lab evaluate {relative(run_folder)} measures what it held out"
+        return f"{typed} holds text that this run was trained on; {held_out}" in capsys.readouterr().err
 
     copies, text = tmp_path / "copies", text_file.read_bytes()
     copies.mkdir()
@@ -184,15 +182,8 @@ def test_text_is_read_with_the_line_ends_that_the_run_was_trained_on(tmp_path, m
     lines = [f"line {number} of a text with many lines" for number in range(400)]
     (tmp_path / "win.txt").write_bytes("\r\n".join(lines).encode())
     (tmp_path / "unix.txt").write_bytes("\n".join(lines).encode())
-    words = [
-        "experiment=smoke",
-        "data=text",
-        "data.path=win.txt",
-        "data.unix_line_ends=true",
-        "training_tokens=2048",
-        "sample=null",
-    ]
-    folder = train(compose([*words, "schedule.warmup_updates=0"])).folder
+    words = ["experiment=smoke", "data=text", "data.path=win.txt", "data.unix_line_ends=true", "sample=null"]
+    folder = train(compose([*words, "training_tokens=2048", "schedule.warmup_updates=0"])).folder
     paths = ["win.txt", "unix.txt"]
     assert main(["evaluate", str(folder), *paths, "--max-tokens", "500", "--out", "out.json", "--device", "cpu"]) == 0
     found = json.loads((tmp_path / "out.json").read_text())["texts"]

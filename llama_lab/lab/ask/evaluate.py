@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -99,9 +100,8 @@ def _measure_all(run: "LoadedRun", asked: argparse.Namespace) -> dict[str, "Meas
     folder = find_run(asked.run)
     for typed in asked.paths:
         if holds_own_text(run.run, folder, typed):
-            _say(
-                f"{typed} holds text that this run was trained on; llama-lab evaluate {relative(folder.path)} measures what it held out"
-            )
+            held_out = f"llama-lab evaluate {shlex.quote(relative(folder.path))} measures what it held out"
+            _say(f"{typed} holds text that this run was trained on; {held_out}")
     options = {"split": asked.split, "field": asked.text_field, "separator": asked.separator}
     unix = isinstance(run.run.data, TextConfig) and run.run.data.unix_line_ends
     sources = [
