@@ -1,4 +1,4 @@
-"""`llama-lab train --help PART`: fields of a config with their meanings, as the schema's docstrings have them."""
+"""`llama-lab train --help WORD`: what a word stands for in a config, as the schema's docstrings and the YAML files have it."""
 
 import difflib
 import shutil
@@ -7,51 +7,77 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from llama_lab.arguments import UsageError
-from llama_lab.config.paths import options_of_kind
-from llama_lab.vocabulary import Meaning, headers, nodes
+from llama_lab.config.guesses import MEANT
+from llama_lab.config.paths import option_file, options_of_kind
+from llama_lab.vocabulary import Meaning, groups, headers, nodes
 
 ALL = "all"
+PRESET = "experiment"
 WIDEST = 120
 INDENT = " " * 6
 
 
 def field_help(topics: Sequence[str], config_dir: Path | None = None) -> str:
-    """What is to be known of parts and fields.
+    """What is to be known of parts, fields, options and presets.
 
     Args:
-        topics: parts (`optim`), `run` for the fields that belong to none, fields (`optim.max_lr`, `max_lr`), or `all`.
+        topics: parts (`optim`), `run` for the fields that belong to none, `all`, fields (`optim.max_lr`, `max_lr`), `experiment`,
+            options and presets (`adamw`, `smoke`), or what fields are called elsewhere (`learning_rate`).
         config_dir: a folder of further options.
 
     Raises:
         UsageError: a topic is none of these.
     """
-    found = nodes()
     said = []
     for topic in dict.fromkeys(topics):
-        parts = list(found) if topic == ALL else [topic] if topic in found else []
-        fields = [field for node in found.values() for field in node.fields if _is_meant(field, topic)]
-        if parts:
-            said += [_part(part, config_dir) for part in parts]
-        elif fields:
-            said += ["\n".join(_field(field, config_dir)) for field in fields]
-        else:
+        about = _about(topic, config_dir)
+        if not about:
             raise UsageError(_unknown(topic))
+        said += about
     return "\n\n".join(said)
 
 
-def _is_meant(field: Meaning, topic: str) -> bool:
-    return topic in (field.path, field.path.rpartition(".")[2])
+def _about(topic: str, config_dir: Path | None) -> list[str]:
+    """Paragraphs about a topic; none where it is not known."""
+    found = nodes()
+    if topic == ALL:
+        return [_part(part, config_dir) for part in found]
+    if topic in found:
+        return [_part(topic, config_dir)]
+    if topic == PRESET:
+        return ["\n".join(["experiment, presets to start from:", *_options(PRESET, config_dir)])]
+    fields = [field for node in found.values() for field in node.fields]
+    if named := [field for field in fields if topic in (field.path, _name(field))]:
+        return ["\n".join(_field(field, config_dir)) for field in named]
+    chosen = [(group, file) for group in (*groups(config_dir), PRESET) if (file := option_file(group, topic, config_dir))]
+    if chosen:
+        return [f"{group}={topic}, as {file} has it:\n\n{file.read_text(encoding='utf-8').strip()}" for group, file in chosen]
+    if topic in MEANT:
+        keys, note = MEANT[topic]
+        here = f"{topic} is called {' or '.join(keys)} here" + (f": {note}" if note else "")
+        return [here, *(paragraph for key in keys for paragraph in _about(key, config_dir))]
+    return ["\n".join(_field(field, config_dir)) for field in fields if topic in _name(field).split("_")]
+
+
+def _name(field: Meaning) -> str:
+    return field.path.rpartition(".")[2]
 
 
 def _part(part: str, config_dir: Path | None) -> str:
-    node, options = nodes()[part], headers(part, config_dir)
+    node, options = nodes()[part], _options(part, config_dir)
     lines = [f"{part}: {node.text}" if node.text else "Fields of a run that belong to no part:"]
     if options:
-        width = max(map(len, options))
-        lines = [f"{part}, a group with options:", *(f"  {part}={option:<{width}}  {said}" for option, said in options.items())]
+        lines = [f"{part}, a group with options:", *options]
     for field in node.fields:
         lines += ["", *_field(field, config_dir)]
     return "\n".join(lines)
+
+
+def _options(group: str, config_dir: Path | None) -> list[str]:
+    """A line for each option of a group; none of a part that is no group."""
+    options = headers(group, config_dir)
+    width = max(map(len, options), default=0)
+    return [f"  {group}={option:<{width}}  {said}".rstrip() for option, said in options.items()]
 
 
 def _field(field: Meaning, config_dir: Path | None) -> Iterator[str]:
@@ -70,8 +96,8 @@ def _wrapped(text: str, indent: str) -> list[str]:
 
 def _unknown(topic: str) -> str:
     found = nodes()
-    fields = [field.path for node in found.values() for field in node.fields]
-    known = ([ALL, *found], fields, [path.rpartition(".")[2] for path in fields])
+    fields = [field for node in found.values() for field in node.fields]
+    known = ([ALL, PRESET, *found], [field.path for field in fields], list(map(_name, fields)), list(MEANT))
     close = [match for names in known for match in difflib.get_close_matches(topic, names, n=1)]
-    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(found)}, {ALL}, and the name of any field"
-    return f"llama-lab train --help {topic}: there is no such part or field; {hint}"
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(found)}, {PRESET}, {ALL}, and any field or option"
+    return f"llama-lab train --help {topic}: there is no such part, field or option; {hint}"

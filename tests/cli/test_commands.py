@@ -13,6 +13,7 @@ from llama_lab.arguments import UsageError, parse
 from llama_lab.cli import main
 from llama_lab.commands import COMMANDS
 from llama_lab.config.compose import compose
+from llama_lab.config.paths import config_folder
 from llama_lab.vocabulary import groups, presets
 
 Output = pytest.CaptureFixture[str]
@@ -168,9 +169,23 @@ def test_train_help_says_what_fields_mean(capsys: Output, monkeypatch: pytest.Mo
     assert main(["train", "--help", "window", "optim.beta1", "optim.max_lr=1"]) == 0
     shown = capsys.readouterr().out
     assert "contiguous | document | packed" in shown and "optim.beta1   number" in shown and "max_lr" not in shown
-    for topic, hint in (("optin", "did you mean optim?"), ("optim.max_rl", "did you mean optim.max_lr?"), ("xyz", "there are run")):
+    assert main(["train", "--help", "learning_rate", "lr"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("learning_rate is called optim.max_lr here\n\n  optim.max_lr   number\n")
+    assert all(f"\n  {path}   number" in shown for path in ("optim.adamw_max_lr", "schedule.min_lr"))
+    hints = {"optin": "did you mean optim?", "optim.max_rl": "mean optim.max_lr?", "lerning_rate": "mean learning_rate?"}
+    for topic, hint in (hints | {"xyz": "there are run"}).items():
         assert main(["train", "--help", topic]) == 2
         assert hint in capsys.readouterr().err
+
+
+def test_train_help_shows_what_options_and_presets_set(capsys: Output):
+    assert main(["train", "--help", "adamw", "smoke", "experiment"]) == 0
+    shown = capsys.readouterr().out
+    for file in (config_folder("conf") / "optim" / "adamw.yaml", config_folder("experiments") / "experiment" / "smoke.yaml"):
+        assert f"={file.stem}, as {file} has it:\n\n{file.read_text(encoding='utf-8').strip()}" in shown
+    for preset, question in vocabulary.presets().items():
+        assert re.search(rf"^  experiment={preset} +{re.escape(question)}$", shown, flags=re.MULTILINE)
 
 
 def test_train_help_knows_every_field_that_a_run_has(capsys: Output):
