@@ -1,6 +1,7 @@
 """What stands after a command that takes overrides: flags, sorted from them."""
 
 import difflib
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,7 +49,8 @@ def parse(words: list[str], command: str) -> Arguments:
         if not word.startswith("-"):
             arguments.overrides.append(word)
         elif flag not in FLAGS[command]:
-            raise UsageError(_unknown_flag(word, command))
+            after = next(rest, "")
+            raise UsageError(_unknown_flag(word, "" if after.startswith("-") or "=" in after else after, command))
         elif flag == "--config-dir":
             value = value or next(rest, "")
             folder = _at_home(value)
@@ -90,29 +92,32 @@ def _at_home(value: str) -> Path:
 def _field_for(key: str) -> str | None:
     """The question whether another field was meant, if one is near; None if there is none, or this is one itself."""
     from llama_lab.config.overrides import any_shape, unknown_field
-    from llama_lab.config.schema import GROUPS
 
-    known = any_shape()
-    if key in known or key in GROUPS:
-        return None
-    _, asked, rest = unknown_field(key, known, {}).partition("did you mean ")
+    _, asked, rest = unknown_field(key, any_shape(), {}).partition("did you mean ")
     return asked + rest if asked else None
 
 
-def _unknown_flag(word: str, command: str) -> str:
-    bare = word.lstrip("-")
-    key = bare.partition("=")[0]
-    known = FLAGS[command] + [short for short, flag in SHORT.items() if flag in FLAGS[command]]
-    if "=" in bare:
-        known = [flag for flag in known if flag in WITH_VALUE]
-    close = difflib.get_close_matches(word.partition("=")[0], known, n=1)
-    meant = _field_for(key) if "=" in bare and not close else None
-    if meant is not None:
-        hint = f"a field is typed without dashes: {meant}"
-    elif "." in key or ("=" in bare and not close):
-        hint = f"fields are set without dashes: {bare if '=' in bare else key + '=VALUE'}"
+def _is_field(key: str) -> bool:
+    """Whether something can be set under a key."""
+    from llama_lab.config.overrides import CHOSEN, any_shape
+
+    return key in CHOSEN or key in any_shape()
+
+
+def _unknown_flag(word: str, after: str, command: str) -> str:
+    """What to say of a flag that a command lacks; `after` is the word behind it that may be its value."""
+    flag, equals, value = word.partition("=")
+    key = flag.lstrip("-").replace("-", "_")
+    names = [name.lstrip("-") for name in FLAGS[command] if name in WITH_VALUE or not equals]
+    close = difflib.get_close_matches(flag.lstrip("-"), names, n=1)
+    if _is_field(key):
+        hint = f"fields are set without dashes: {shlex.quote(f'{key}={value or after}') if value or after else f'{key}=VALUE'}"
     elif close:
-        hint = f"did you mean {close[0]}?"
+        hint = f"did you mean --{close[0]}?"
+    elif (meant := _field_for(key)) is not None:
+        hint = f"a field is typed without dashes: {meant}"
+    elif equals or "." in key:
+        hint = f"fields are set without dashes: {key}={value or 'VALUE'}"
     else:
         hint = f"it takes {', '.join(FLAGS[command])}, and fields as key=value without dashes"
     return f"llama-lab {command} has no flag {word.partition('=')[0]}; {hint}"

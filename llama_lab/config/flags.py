@@ -3,7 +3,10 @@
 import argparse
 import difflib
 import re
-from typing import NoReturn
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 WRONG_TYPE = re.compile(r"argument (\S+): invalid (int|float) value: '(.*)'", re.DOTALL)
 NO_VALUE = re.compile(r"argument (\S+): expected (?:one|at least one) argument")
@@ -13,6 +16,13 @@ KINDS = {"int": ("a whole number", "1"), "float": ("a number", "0.5")}
 
 class Parser(argparse.ArgumentParser):
     """argparse's, which says in one line what is wrong and what to type instead."""
+
+    _words: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's; what was typed is kept for `error`."""
+        self._words = self._words or list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and exit with code 2."""
@@ -37,6 +47,8 @@ class Parser(argparse.ArgumentParser):
             return f"{self.prog}: {flag} {match[3]} is not {kind}; try {flag} {example}"
         if (match := NO_VALUE.fullmatch(message)) is not None:
             flag, action = match[1].rpartition("/")[2], self._action(match[1])
+            if (value := self._behind(flag)) is not None:
+                return f"{self.prog}: {flag} needs a value; where {value} is it, type {shlex.quote(f'{flag}={value}')}"
             return f"{self.prog}: {flag} needs a value; type {flag if action is None else self._typed(action)}"
         message = CHOICE.sub(r"\1 is none of \2", message).removeprefix("argument ").replace(": ", " ", 1)
         return f"{self.prog}: {message}" + ("" if "; try " in message else f"; {self.prog} --help says more")
@@ -49,6 +61,11 @@ class Parser(argparse.ArgumentParser):
         explained = "; ".join(f"{self._typed(action)} is {action.help}" for action in lacking if not action.option_strings)
         example = " ".join([self.prog, *map(self._typed, needed)])
         return f"{self.prog} lacks {said}; type {example}" + (f" ({explained})" if explained else "")
+
+    def _behind(self, flag: str) -> str | None:
+        """The word behind a flag that looks like one itself and is none."""
+        pairs = zip(self._words, self._words[1:], strict=False)
+        return next((after for word, after in pairs if word == flag and after not in self._option_string_actions), None)
 
     def _action(self, name: str) -> argparse.Action | None:
         """The argument that argparse names so."""

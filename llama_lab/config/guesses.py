@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 BUDGET = "it counts tokens"
 BATCH = "the first counts the tokens of an update, the second the windows that a device takes at once"
 TEXT = "it goes with data=text"
+AGAIN = "the same command goes on with a run by itself; fresh=true starts it anew"
 
 _NAMES: tuple[tuple[str, str, str], ...] = (
     # (names elsewhere, fields here, what to add)
@@ -40,6 +41,7 @@ _NAMES: tuple[tuple[str, str, str], ...] = (
     ("save_every save_interval save_steps checkpoint_every", "checkpoint.every_tokens", ""),
     ("project_name run_name exp_name output_dir out_dir output out", "name", ""),
     ("preset config", "experiment", ""),
+    ("resume continue restart auto_resume resume_from resume_from_checkpoint overwrite", "fresh", AGAIN),
     ("use_wandb no_wandb wandb_mode tracker report_to", "wandb", "wandb=null leaves it out"),
 )
 

@@ -30,6 +30,8 @@ COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmbgt])", re.IGNORECASE)
 UNITS = {"k": 3, "m": 6, "b": 9, "g": 9, "t": 12}
 """How people write large numbers: 5M, 1.5B."""
 CHOSEN = (*GROUPS, PRESET)
+OF_A_PATH = {"data": "text", "tokenizer": "file"}
+"""Options that read what the user names by a path."""
 
 
 @dataclass
@@ -224,8 +226,10 @@ def unknown_field(key: str, known: dict[str, Known], choices: dict[str, str]) ->
 def no_option(group: str, option: str, config_dir: Path | None) -> str:
     """What to say of an option that does not exist."""
     there = paths.options(group, config_dir)
-    close = difflib.get_close_matches(option, there, n=1)
+    close = difflib.get_close_matches(option, there, n=1) or [name for name in there if name.startswith(option)][:1]
     hint = f"did you mean {group}={close[0]}? " if close else ""
+    if group in OF_A_PATH and Path(option).expanduser().exists():
+        hint = f"to use what lies there, type {group}={OF_A_PATH[group]} {grammar.word(f'{group}.path', option)}; "
     kind = "preset" if group == PRESET else "option"
     return f"is no {kind}; {hint}there are {', '.join(there)}"
 

@@ -287,6 +287,19 @@ def test_what_cannot_be_read_is_told_how_to_type_it(typed: str) -> None:
     ]
 
 
+def test_a_path_in_place_of_an_option_is_told_where_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my book.txt").touch()
+    Path("t.json").touch()
+    for typed, works in {
+        "data=my book.txt": "data=text 'data.path=my book.txt'",
+        "tokenizer=t.json": "tokenizer=file tokenizer.path=t.json",
+    }.items():
+        assert problems([typed])[0].startswith(f"{typed} is no option; to use what lies there, type {works}; there are ")
+        compose(shlex.split(works))
+    assert "did you mean experiment=tiny_shakespeare?" in problems(["experiment=tiny"])[0]
+
+
 def test_a_value_that_is_wrong_is_not_missing_as_well() -> None:
     assert len(problems(["data=text", "data.path=a,b"])) == 1
     assert len(problems(["data=text", "data.path", "=", "a"])) == 1
