@@ -80,7 +80,7 @@ def say_results(run: RunConfig, folder: RunFolder, data: PreparedData, status: s
 def suggestions(run: RunConfig, data: PreparedData, folder: RunFolder) -> list[tuple[str, str]]:
     """(command, what it does): sensible next steps after this run."""
     typed = folder.meta().get("command") or []  # of a run started from Python, for which there is nothing to type
-    found = []
+    found = [(f"llama-lab generate {shlex.quote(relative(folder.path))} -i", "how it goes on with what you type")]
     if run.hardware.device is Device.cuda and parameters(run.model, data.tokenizer.vocab_size) < SMALL_MODEL:
         found.append(("llama-lab train model=llama_97m training_tokens=50_000_000", "a model that is worth this GPU"))
     if (longer := extending_command(run, folder.path, 2 * run.training_tokens)) is not None:

@@ -144,14 +144,19 @@ def constants(code: str) -> set[Any]:
 
 def test_what_is_typed_next_knows_paths_with_spaces(shaped_runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "it's my model"
-    assert main(["export", str(shaped_runs["mha"]), "--to", "hf", "--out", str(out)]) == 0
+    run = Path(shutil.copytree(shaped_runs["mha"], tmp_path / "run"))
+    prompt = 'it\'s "Über" uns'
+    config = replace(load_config(run / "config.yaml"), sample=replace(compose([]).sample, prompts=[f"{prompt}\nand so on"]))
+    save_config(config, run / "config.yaml")
+    assert main(["export", str(run), "--to", "hf", "--out", str(out)]) == 0
     words = shlex.split(capsys.readouterr().out.partition("Try it: ")[2])
     assert words[:2] == ["python", "-c"] and len(words) == 3
-    assert {"text-generation", str(out), "The"} == constants(words[2])
+    assert {"text-generation", str(out), prompt} == constants(words[2])
     pytest.importorskip("gguf")
     out = tmp_path / "another model"
-    assert main(["export", str(shaped_runs["mha"]), "--to", "gguf", "--out", str(out)]) == 0
-    assert shlex.split(capsys.readouterr().out.partition("Try it: ")[2])[:3] == ["llama-cli", "-m", f"{out}/model.gguf"]
+    assert main(["export", str(run), "--to", "gguf", "--out", str(out)]) == 0
+    words = shlex.split(capsys.readouterr().out.partition("Try it: ")[2])
+    assert words == ["llama-cli", "-m", f"{out}/model.gguf", "-p", prompt]
 
 
 def test_another_checkpoint_and_another_dtype(shaped_runs, tmp_path: Path):

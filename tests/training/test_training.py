@@ -20,7 +20,7 @@ from llama_lab.data.prepare import prepare
 from llama_lab.training.errors import Diverged
 from llama_lab.training.metrics import read_rows
 from llama_lab.training.processes.worker import Place, join
-from llama_lab.training.run_folder import RunFolder
+from llama_lab.training.run_folder import RunFolder, relative
 from llama_lab.training.saving.manifest import list_checkpoints
 
 from .conftest import assert_same_run, final_weights, steady, tiny_overrides
@@ -273,8 +273,9 @@ def test_a_deterministic_run_leaves_the_environment_as_it_was(tiny, monkeypatch)
 
 
 def test_a_sweep_is_suggested_of_what_was_typed_alone(tiny, capsys):
-    train(tiny("training_tokens=2048", "sample=null"))
+    folder = train(tiny("training_tokens=2048", "sample=null")).folder
     said = capsys.readouterr().out
+    assert f"    llama-lab generate {relative(folder)} -i " in said
     assert "# twice the budget, from a checkpoint of this run" in said
     assert "# a sweep" not in said
     train(tiny("training_tokens=2048", "sample=null", "name=typed"), command=["llama-lab", "train", "name=typed"])

@@ -59,7 +59,7 @@ def model_card(
     """
     rows = read_rows(folder.path / "metrics.jsonl")
     summary, meta = folder.summary(), folder.meta()
-    prompt = _prompt(run, folder)
+    prompt = prompt_for(run, folder)
     use = _use(target, out_name, prompt)
     size = parameters(run.model, tokenizer.vocab_size)
     tokens = update * run.data.tokens_per_update
@@ -87,7 +87,7 @@ A Llama{shape} of {size:,} parameters, trained by llama_lab on {tokens:,} tokens
     return heading + "".join(f"\n\n## {title}\n\n{text}" for title, text in sections.items() if text) + "\n"
 
 
-def _prompt(run: RunConfig, folder: RunFolder) -> str:
+def prompt_for(run: RunConfig, folder: RunFolder) -> str:
     """A text that the run was asked to continue while it trained."""
     if run.sample is not None and run.sample.prompts:
         return run.sample.prompts[0]

@@ -17,7 +17,7 @@ from llama_lab.config.identity import load_config
 from llama_lab.config.schema import RunConfig
 from llama_lab.data.tokenizer import Tokenizer, load_tokenizer
 from llama_lab.lab.patterns import RUN_HELP
-from llama_lab.lab.transfer.card import model_card
+from llama_lab.lab.transfer.card import model_card, prompt_for
 from llama_lab.training.run_folder import RunFolder, find_run, relative
 from llama_lab.training.saving.choice import chosen_checkpoint, damaged
 from llama_lab.training.saving.manifest import WEIGHTS, Checkpoint, DamagedCheckpoint
@@ -45,7 +45,9 @@ def run_export_command(words: list[str]) -> int:
     files = export(asked.run, asked.out, target=asked.to, update=asked.update, dtype=asked.dtype)
     here = relative(asked.out.absolute())
     print(f"Wrote {here}: " + ", ".join(f"{file.name} ({short_bytes(file.stat().st_size)})" for file in files))
-    print(f"Try it: {_next(asked.to, here)}")
+    run = find_run(asked.run)
+    prompt = prompt_for(load_config(run.path / "config.yaml"), run).strip().partition("\n")[0]
+    print(f"Try it: {_next(asked.to, here, prompt)}")
     return 0
 
 
@@ -89,12 +91,13 @@ def export(run_folder: Path, out: Path, *, target: str, update: str | None = Non
     return sorted(out.iterdir())
 
 
-def _next(target: str, out: str) -> str:
-    """What to type to hear the export speak, whatever its path holds."""
+def _next(target: str, out: str, prompt: str) -> str:
+    """What to type to hear the export speak, whatever its path and the prompt hold."""
     if target == "gguf":
         file = shlex.quote(f"{out}/{GGUF_FILE}")
-        return f'llama-cli -m {file} -p "The"'
-    made = f'pipeline("text-generation", {json.dumps(out, ensure_ascii=False)})("The")'
+        return f"llama-cli -m {file} -p {shlex.quote(prompt)}"
+    model, text = (json.dumps(word, ensure_ascii=False) for word in (out, prompt))
+    made = f'pipeline("text-generation", {model})({text})'
     return "python -c " + shlex.quote(f"from transformers import pipeline; print({made})")
 
 
