@@ -9,6 +9,7 @@ space follows it.
 from pathlib import Path
 
 from llama_lab import vocabulary
+from llama_lab.field_help import topics
 
 BASH = """\
 # llama-lab completion for bash. To use it: eval "$(llama-lab completion bash)", for good in ~/.bashrc
@@ -61,6 +62,8 @@ def complete(line: str, commands: dict[str, list[str]]) -> list[str]:
     if not words:
         return _starting_with(current, list(commands))
     command = words[0]
+    if command == "train" and {"-h", "--help"} & set(words) and not current.startswith("-"):
+        return _starting_with(current, topics(_config_dir(words), fields="." in current))
     if command in TAKES_OVERRIDES and not current.startswith("-"):
         found = _override(current, _config_dir(words))
         # Of a config, preparing reads two nodes.

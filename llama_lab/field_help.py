@@ -37,6 +37,15 @@ def field_help(topics: Sequence[str], config_dir: Path | None = None) -> str:
     return "\n\n".join(said)
 
 
+def topics(config_dir: Path | None = None, *, fields: bool = False) -> list[str]:
+    """Parts, options and presets that `field_help` knows, or the paths of all fields."""
+    found = nodes()
+    if fields:
+        return [field.path for node in found.values() for field in node.fields]
+    known = [option for group in (*groups(config_dir), PRESET) for option in headers(group, config_dir)]
+    return [*found, ALL, PRESET, *known]
+
+
 def _about(topic: str, config_dir: Path | None) -> list[str]:
     """Paragraphs about a topic; none where it is not known."""
     found = nodes()

@@ -44,6 +44,9 @@ def answers(line: str) -> list[str]:
         ("llama-lab data inspect shards --ver", ["--verify"]),
         ("llama-lab completion z", ["zsh"]),
         ("llama-lab train data.path=", []),
+        ("llama-lab train --help op", ["optim"]),
+        ("llama-lab train --help optim.max", ["optim.max_lr", "optim.max_grad_norm"]),
+        ("llama-lab train -h smo", ["smoke"]),
         ("llama-lab unknown x", []),
     ],
 )
