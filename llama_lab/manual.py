@@ -30,13 +30,15 @@ run of a sweep and of all together. Text is prepared and cached on the way, so t
   -m, --multirun    a sweep, as llama-lab train -m would start it
   --config-dir DIR  further options and presets
 
-budget.gpu_hour_price=2.5 says a price; budget.gpu_hours=8 lets nothing start that is foreseen to take more (docs/planning.md)."""
+budget.gpu_hour_price=2.5 says a price; budget.gpu_hours=8 lets nothing start that is foreseen to take more (docs/planning.md).
+llama-lab train --help WORD says what a part, a field or an option means."""
 
 PREPARE_HELP = """\
 usage: llama-lab prepare [overrides...] [--out DIR] [--config-dir DIR]
 
 Text becomes tokens in files that runs read: once, on all cores, with little memory. Stopped or killed, the same command goes on
-where it was and ends with the same bytes. Of the config only data and tokenizer count.
+where it was and ends with the same bytes. Of the config only data and tokenizer count: llama-lab train --help data tokenizer says
+what their fields mean.
 
   --out DIR         make this folder; copy it wherever you train. Without it, tokens go to the cache, where train finds them
   --config-dir DIR  further options and presets
@@ -72,7 +74,8 @@ llama-lab fork FORK, with the fork's own folder and nothing else. RUN is a run's
   --cfg             print the fork's config, checked and resolved, and start nothing
   --config-dir DIR  further options
 
-Model shape, vocabulary, optimizer, data.max_seq_len and data.tokens_per_update stay RUN's.
+Model shape, vocabulary, optimizer, data.max_seq_len and data.tokens_per_update stay RUN's. llama-lab train --help WORD says what a
+field means.
 
 Examples, one trunk and two cool-downs:
   llama-lab train schedule=constant checkpoint.keep_every_tokens=1_000_000
@@ -84,7 +87,7 @@ usage: llama-lab import FOLDER [overrides...] [--no-training] [--cfg] [--config-
 
 A run that begins with the weights of a Hugging Face folder of the Llama architecture (also Qwen3's): grouped heads, rope scaling,
 tied embeddings, any tokenizer.json. Shape and tokenizer are the folder's; data, optimizer, schedule and budget are typed as for
-train, and have its defaults. The same command again goes on with it.
+train, and have its defaults; llama-lab train --help WORD says what a field means. The same command again goes on with it.
 
   --no-training     make the run's folder alone: generate, evaluate, serve and export take it
   --cfg             print the run's config, checked and resolved, and start nothing

@@ -341,7 +341,7 @@ def _decoded(raw: bytes, offset: int = 0) -> tuple[str, str | None]:
         if form == "LATIN1" and _is_binary(raw):
             # As LATIN1 anything at all can be converted, and be trained on as noise.
             return "", "does not look like text: it holds bytes that no text has; leave it out, or convert it with what made it"
-        hint = f"convert it, for example with iconv -f {form} -t UTF-8"
+        hint = f"convert it, for example with iconv -f {form} -t UTF-8 OLD > NEW"
         return "", f"is not UTF-8: byte 0x{raw[error.start]:02x} at offset {offset + error.start}; {hint}"
 
 
