@@ -38,6 +38,20 @@ class Document(NamedTuple):
     text_bytes: int
 
 
+class Reading(NamedTuple):
+    """How files of text are read, where it matters as the run's own were.
+
+    Attributes:
+        field: key or column that holds the text in .jsonl and .parquet files.
+        separator: line between two documents in .txt and .md files; None: a file is one.
+        unix_line_ends: whether all line ends become line feeds.
+    """
+
+    field: str = "text"
+    separator: str | None = None
+    unix_line_ends: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """Documents under a name.
@@ -56,9 +70,7 @@ def find_sources(
     say: Callable[[str], None],
     *,
     split: str = "val",
-    field: str = "text",
-    separator: str | None = None,
-    unix_line_ends: bool = False,
+    reading: Reading | None = None,
 ) -> list[Source]:
     """What a path stands for.
 
@@ -66,9 +78,7 @@ def find_sources(
         typed: a run, for what it validates on; a folder that `llama-lab prepare` made; or text: a file, folder or pattern.
         tokenizer: of the model, which texts are encoded with, and which sets must have been prepared with.
         split: of a run or a prepared set, `val` or `train`.
-        field: key or column that holds the text in .jsonl and .parquet files.
-        separator: line between two documents in .txt and .md files.
-        unix_line_ends: whether text is read so, as it should be where the run's was.
+        reading: how text is read.
 
     Raises:
         ConfigError: there is nothing, or it was made with another tokenizer.
@@ -82,7 +92,7 @@ def find_sources(
         files = find_files(typed)
     except ConfigError as error:
         raise ConfigError([(typed, rule) for _, rule in error.problems], scope=SCOPE) from None
-    return [Source(typed, lambda: _of_files(files, typed, tokenizer, _Reading(field, separator, unix_line_ends)))]
+    return [Source(typed, lambda: _of_files(files, typed, tokenizer, reading or Reading()))]
 
 
 def holds_own_text(run: RunConfig, folder: RunFolder, typed: str) -> bool:
@@ -157,15 +167,7 @@ def _with_flags(rule: str) -> str:
     return rule.replace("data.text_field=", "--text-field ")
 
 
-class _Reading(NamedTuple):
-    """How files of text are read; see `find_sources`."""
-
-    field: str
-    separator: str | None
-    unix_line_ends: bool
-
-
-def _of_files(files: list[TextFile], typed: str, tokenizer: Tokenizer, reading: _Reading) -> Iterator[Document]:
+def _of_files(files: list[TextFile], typed: str, tokenizer: Tokenizer, reading: Reading) -> Iterator[Document]:
     sizes: list[int] = []
 
     def texts() -> Iterator[str]:

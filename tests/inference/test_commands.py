@@ -177,17 +177,21 @@ def test_text_that_a_run_was_trained_on_is_said_to_be_that(run_folder, text_file
         away.rename(text_file)
 
 
-def test_text_is_read_with_the_line_ends_that_the_run_was_trained_on(tmp_path, monkeypatch, capsys):
+def test_text_is_read_as_the_run_s_was(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     lines = [f"line {number} of a text with many lines" for number in range(400)]
-    (tmp_path / "win.txt").write_bytes("\r\n".join(lines).encode())
-    (tmp_path / "unix.txt").write_bytes("\n".join(lines).encode())
-    words = ["experiment=smoke", "data=text", "data.path=win.txt", "data.unix_line_ends=true", "sample=null"]
-    folder = train(compose([*words, "training_tokens=2048", "schedule.warmup_updates=0"])).folder
-    paths = ["win.txt", "unix.txt"]
+    (tmp_path / "win.txt").write_bytes("\r\n===\r\n".join(lines).encode())
+    (tmp_path / "unix.txt").write_bytes("\n===\n".join(lines).encode())
+    (tmp_path / "lines.jsonl").write_text("".join(json.dumps({"line": f"{line}\r\n"}) + "\n" for line in lines[:-1]))
+    words = ["experiment=smoke", "data=text", "data.path=win.txt", "data.unix_line_ends=true", "data.separator='==='"]
+    words += ["data.text_field=line", "sample=null", "training_tokens=2048", "schedule.warmup_updates=0"]
+    folder = train(compose(words)).folder
+    paths = ["win.txt", "unix.txt", "lines.jsonl"]
     assert main(["evaluate", str(folder), *paths, "--max-tokens", "500", "--out", "out.json", "--device", "cpu"]) == 0
     found = json.loads((tmp_path / "out.json").read_text())["texts"]
-    assert found["win.txt"] == found["unix.txt"]
+    assert found["win.txt"] == found["unix.txt"] == found["lines.jsonl"]
+    assert main(["evaluate", str(folder), "unix.txt", "--separator=no", "--out", "out.json", "--device", "cpu"]) == 0
+    assert json.loads((tmp_path / "out.json").read_text())["texts"]["unix.txt"]["documents"] == 1
 
 
 def test_sources_of_one_name_are_told_apart_by_what_was_typed(run_folder, text_file, tmp_path, capsys, monkeypatch):

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.flags import Parser
-from llama_lab.config.schema import TextConfig
+from llama_lab.config.schema import CorpusConfig, DataConfig, TextConfig
+from llama_lab.inference.sources import Reading
 from llama_lab.inference.tasks import Task, load_tasks
 from llama_lab.lab.ask.calibration_picture import draw_calibration
 from llama_lab.lab.ask.generate import add_checkpoint_arguments, open_checkpoint
@@ -82,10 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--task", action="append", default=[], metavar="FILE", help=shapes)
     parser.add_argument("--split", choices=("val", "train"), default="val", help="of a run or a prepared folder (default: val)")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="predict so many tokens of each text at most")
-    parser.add_argument("--text-field", default="text", metavar="NAME", help="key or column with the text (default: text)")
-    parser.add_argument(
-        "--separator", metavar="LINE", help="line between two documents of .txt and .md files; --separator=--- for dashes"
-    )
+    parser.add_argument("--text-field", metavar="NAME", help="key or column with the text (default: that of RUN's data, or text)")
+    line = "line between two documents of .txt and .md files (default: that of RUN's data); --separator=--- for dashes"
+    parser.add_argument("--separator", metavar="LINE", help=line)
     parser.add_argument("--calibration", action="store_true", help="show how often the model is right at each confidence")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw that into a .png, .pdf or .svg")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write all figures as JSON")
@@ -102,18 +102,23 @@ def _measure_all(run: "LoadedRun", asked: argparse.Namespace) -> dict[str, "Meas
         if holds_own_text(run.run, folder, typed):
             held_out = f"llama-lab evaluate {shlex.quote(relative(folder.path))} measures what it held out"
             _say(f"{typed} holds text that this run was trained on; {held_out}")
-    options = {"split": asked.split, "field": asked.text_field, "separator": asked.separator}
-    unix = isinstance(run.run.data, TextConfig) and run.run.data.unix_line_ends
     sources = [
         (typed, source)
         for typed in dict.fromkeys(asked.paths or [str(asked.run)])
-        for source in find_sources(typed, run.tokenizer, _say, **options, unix_line_ends=unix)
+        for source in find_sources(typed, run.tokenizer, _say, split=asked.split, reading=_reading(run.run.data, asked))
     ]
     found: dict[str, Measured] = {}
     for name, source in _named(sources).items():
         documents = source.documents()
         found[name] = measure(run.model, documents, eos_id=run.tokenizer.eos_id, max_tokens=asked.max_tokens)
     return found | ({TOTAL: together(found.values())} if len(found) > 1 else {})
+
+
+def _reading(data: DataConfig, asked: argparse.Namespace) -> Reading:
+    """How text is read: as the run's was, but for what was typed."""
+    field = data.text_field if isinstance(data, CorpusConfig) else "text"
+    separator, unix = (data.separator, data.unix_line_ends) if isinstance(data, TextConfig) else (None, False)
+    return Reading(asked.text_field or field, separator if asked.separator is None else asked.separator, unix)
 
 
 def _named(sources: list[tuple[str, "Source"]]) -> dict[str, "Source"]:
