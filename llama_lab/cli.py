@@ -79,6 +79,9 @@ def _reader_left() -> bool:
 
 def _dispatch(words: list[str]) -> int:
     name = words[0] if words else "--help"
+    if name == "help" and words[1:]:
+        # Of a command what it says itself; of any other word what it stands for in a config.
+        return _dispatch([words[1], "--help"] if words[1] in COMMANDS else ["train", "--help", *words[1:]])
     if name in ("-h", "--help", "help"):
         print(_overview())
         return DONE

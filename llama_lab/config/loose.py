@@ -58,6 +58,8 @@ def _belong_together(rest: list[str], kinds: Callable[[], Mapping[str, Any]]) ->
 
 def _meant(word: str, kinds: Mapping[str, Any], config_dir: Path | None) -> str:
     """What to type in place of a word without `=`."""
+    if word == "help":
+        return "is typed with dashes: --help"
     if word in (*GROUPS, PRESET):
         return f"has no option; type {word}=OPTION, one of {', '.join(paths.options(word, config_dir))}"
     if word in kinds:

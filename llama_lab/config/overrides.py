@@ -30,6 +30,7 @@ COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmbgt])", re.IGNORECASE)
 UNITS = {"k": 3, "m": 6, "b": 9, "g": 9, "t": 12}
 """How people write large numbers: 5M, 1.5B."""
 CHOSEN = (*GROUPS, PRESET)
+SEVERAL_FILES = "several files are named as their folder, or by a pattern such as data.path='books/*.txt'"
 OF_A_PATH = {"data": "text", "tokenizer": "file"}
 """Options that read what the user names by a path."""
 
@@ -335,6 +336,8 @@ def _wrong_type(key: str, value: Any, known: dict[str, Known], config: DictConfi
         return f"is none of {', '.join(names)}; {works or f'e.g. {key}={shown(now)}'}"
     if isinstance(value, str) and (meant := grammar.one_number(value, field_type.kind)) is not None:
         return f"is not written as a number; type {key}={meant}"
+    if isinstance(value, list) and field_type.kind is str:
+        return f"is a list; {SEVERAL_FILES if key == 'data.path' else 'give one text'}"
     if typing.get_origin(field_type.kind) is list:
         return f"is no list; e.g. {shlex.quote(f'{key}=[{shown(value)}]')}"
     kinds = {int: ("a whole number", 1), float: ("a number", 0.1), bool: ("true or false", True), str: ("a text", "name")}
@@ -379,7 +382,8 @@ def _several(override: Override) -> str:
         return f"stands for several runs, and {key} holds several values; type -m {fields_of_node(key, known)[0]}={value}"
     if re.fullmatch(r"\w[\w.]*", key) and key not in known and key not in CHOSEN and not key.startswith("hydra."):
         return unknown_field(key, known, {})
-    return grammar.several(key, value, known[key].kind if key in known else None)
+    said = grammar.several(key, value, known[key].kind if key in known else None)
+    return f"{said}; {SEVERAL_FILES}" if key == "data.path" else said
 
 
 @functools.cache

@@ -22,9 +22,11 @@ from typing import Any
 import numpy as np
 
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.grammar import word
 from llama_lab.config.paths import or_meant
 from llama_lab.config.schema import Problem
 from llama_lab.data.cache import ContentHashes
+from llama_lab.data.reading import form_of
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
@@ -244,7 +246,11 @@ def _load_manifest(folder: Path, refuse: Callable[[str], ConfigError]) -> dict[s
         version = manifest["format_version"]
     except FileNotFoundError as error:
         what = "holds no manifest.json, so nothing was prepared here to the end" if folder.is_dir() else "is no folder"
-        raise refuse(f"{what}; {or_meant(folder, 'prepared sets are listed by llama-lab cache')}") from error
+        instead = "prepared sets are listed by llama-lab cache"
+        files = list(folder.iterdir()) if folder.is_dir() else []
+        if any(map(form_of, files)) and all(file.suffix != ".bin" for file in files):
+            instead = f"to use the text in it, type data=text {word('data.path', str(folder))}"
+        raise refuse(f"{what}; {or_meant(folder, instead)}") from error
     except OSError as error:
         raise refuse(f"cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError) as error:

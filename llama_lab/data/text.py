@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -33,6 +34,7 @@ from llama_lab.data.selection import MIN_DOCUMENTS, Selection, select, selected_
 # Raised when the same files give other documents or another split.
 FORMAT = 2
 SAID_PROBLEMS = 3
+ADDRESS = re.compile(r"[a-z][a-z0-9+]+://", re.IGNORECASE)
 LOOKED_AT_FILES = 20
 BLOCK_BYTES = 1 << 20
 _going_on: set[Path] = set()
@@ -289,6 +291,9 @@ def find_files(typed: str) -> list[TextFile]:
     def refuse(rule: str) -> ConfigError:
         return ConfigError([(f"data.path={typed}", rule)], scope="the data")
 
+    if ADDRESS.match(typed):
+        rule = "is an address; fetch it, for example with curl -LO, and name the file"
+        raise refuse(f"{rule} (sets of the Hugging Face hub are streamed: data=fineweb_edu data.dataset=NAME)")
     if typed == "-":
         path = _standard_input()
         return [TextFile(path, path.name)]

@@ -187,6 +187,15 @@ def test_train_help_says_what_fields_mean(capsys: Output, monkeypatch: pytest.Mo
         assert hint in capsys.readouterr().err
 
 
+def test_help_before_a_word_is_help_behind_it(capsys: Output):
+    for asked, same in (["help", "plan"], ["plan", "--help"]), (["help", "smoke", "lr"], ["train", "--help", "smoke", "lr"]):
+        assert main(asked) == main(same) == 0
+        shown = capsys.readouterr().out
+        assert len(shown) % 2 == 0 and shown[: len(shown) // 2] == shown[len(shown) // 2 :]
+    assert main(["help", "trian"]) == 2
+    assert "train --help trian: there is no such part" in capsys.readouterr().err
+
+
 def test_train_help_shows_what_options_and_presets_set(capsys: Output):
     assert main(["train", "--help", "adamw", "smoke", "experiment"]) == 0
     shown = capsys.readouterr().out

@@ -231,7 +231,8 @@ COMMAS = {
     "training_tokens=10,000,000": "type training_tokens=10000000 for one number",
     "optim.max_lr=0,004": "type optim.max_lr=0.004 for one number",
     "wandb.tags=a,b c": "type 'wandb.tags=[a,b c]' for one list, or give one value",
-    "data.path=../a,b.txt": "type 'data.path=\"../a,b.txt\"' for one text",
+    "data.path=../a,b.txt": "type 'data.path=\"../a,b.txt\"' for one text; "
+    "several files are named as their folder, or by a pattern such as data.path='books/*.txt'",
 }
 
 
@@ -285,6 +286,13 @@ def test_what_cannot_be_read_is_told_how_to_type_it(typed: str) -> None:
     assert problems(["data=text", *([] if typed.startswith("data.path") else ["data.path=x"]), typed]) == [
         f"{typed} {UNREADABLE[typed]}"
     ]
+
+
+def test_several_files_are_told_how_they_are_named() -> None:
+    assert problems(["data=text", "data.path=[a.txt,b]"]) == [
+        "data.path=[a.txt,b] is a list; several files are named as their folder, or by a pattern such as data.path='books/*.txt'"
+    ]
+    assert problems(["wandb.group=[a,b]"]) == ["wandb.group=[a,b] is a list; give one text"]
 
 
 def test_a_path_in_place_of_an_option_is_told_where_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

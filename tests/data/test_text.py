@@ -337,6 +337,11 @@ def test_a_text_that_was_cut_off_is_not_to_be_converted(tmp_path: Path) -> None:
     assert "iconv -f LATIN1 -t UTF-8" in refusal(path)
 
 
+def test_an_address_is_no_path() -> None:
+    with pytest.raises(ConfigError, match="is an address; fetch it, for example with curl"):
+        find_files("https://a.org/b.txt")
+
+
 def test_another_encoding_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes("Grüße".encode("utf-16"))

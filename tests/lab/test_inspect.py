@@ -146,8 +146,12 @@ def test_what_is_no_folder_of_tokens(prepared: PreparedData, bare: Path, capsys:
     assert f"is a file; name a folder of tokens, or make one: llama-lab prepare data=text data.path={text}" in refused(capsys, text)
     (tmp_path / "empty").mkdir()
     assert "holds no manifest.json" in refused(capsys, tmp_path / "empty")
+    (tmp_path / "empty" / "a.txt").touch()
+    told = f"to use the text in it, type data=text data.path={tmp_path / 'empty'}"
+    assert told in refused(capsys, tmp_path / "empty") and "data=text" not in refused(capsys, prepared.folder / "missing")
     (prepared.folder / "manifest.json").unlink()
-    assert "holds no manifest.json, so nothing was prepared here to the end" in refused(capsys, prepared.folder)
+    said = refused(capsys, prepared.folder)
+    assert "holds no manifest.json, so nothing was prepared here to the end" in said and "data=text" not in said
     assert "--plot mill.txt has no ending of a picture; try mill.png" in refused(capsys, bare, "--plot", "mill.txt")
     assert "which is no folder" in refused(capsys, bare, "--plot", tmp_path / "missing" / "a.png")
     assert "'-1' is no number of documents" in refused(capsys, bare, "--samples=-1")
