@@ -50,7 +50,7 @@ class Sampling:
                 "is not above 0; try 1.2",
             ),
             ("temperature", 0 <= self.temperature < math.inf, "is below 0; 0 takes the most likely token"),
-            ("top_k", self.top_k is None or self.top_k >= 1, "is below 1; leave it out to draw among all tokens"),
+            ("top_k", self.top_k is None or self.top_k >= 1, "is below 1; try 50"),
             ("top_p", self.top_p is None or 0 < self.top_p <= 1, "is outside (0, 1]; try 0.9"),
             ("min_p", self.min_p is None or 0 <= self.min_p <= 1, "is outside [0, 1]; try 0.05"),
         ]

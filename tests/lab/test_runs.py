@@ -69,6 +69,11 @@ def test_a_run_without_a_number_stands_last_whichever_way_and_lists_are_shown(st
         rows = listed(capsys, f"--sort={key}", "--columns", "run,val/loss,sample.prompt_sets,model.dim")
         assert Path(str(rows[-1]["run"])).name == nameless.name
     assert [row["sample.prompt_sets"] for row in rows] == ["[]"] * 5 + ["[summary,spelling]"]
+    for typed, count in ("spelling", 1), ("[summary,spelling]", 1), ("[]", 5), ("s*", 1):
+        assert len(listed(capsys, f"sample.prompt_sets={typed}")) == count
+    assert len(listed(capsys, "sample.prompt_sets!=summary")) == 5
+    assert main(["runs", "sample.prompt_sets=speling"]) == 0
+    assert capsys.readouterr().out.endswith("; sample.prompt_sets: [], [summary,spelling]\n")
 
 
 def test_what_tells_runs_of_a_study_apart_is_said(study: Path, make: Make, capsys: Output):

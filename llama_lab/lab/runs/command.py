@@ -27,6 +27,7 @@ DROPPED = ("model", "tokens", "speed", "study", "age", "done")
 """Columns that a narrow terminal does without, the least important first."""
 SHORT = {"speed": "speed/tokens_per_second", "name": "study", "loss": "val/loss"}
 """Words for keys that are long or have another name inside."""
+SHOWN_VALUES = 6
 OPERATORS = ("!=", "<=", ">=", "=", "<", ">")
 
 
@@ -45,15 +46,21 @@ class Filter:
     value: str
 
     def holds(self, value: Any) -> bool:
-        """Whether a run's value fulfils it; nothing is fulfilled by a run without one, but for `!=`."""
+        """Whether a run's value fulfils it, of a list one of its items; nothing is by a run without one, but for `!=`."""
         if self.operator in ("=", "!="):
             patterns = self.value.split(",")
-            is_equal = any(_is_same(value, pattern) for pattern in patterns)
+            is_equal = value == self.value or any(_is_same(item, one) for item in _items(value) for one in patterns)
             return is_equal == (self.operator == "=")
         left, right = _number(value), _number(self.value)
         if left is None or right is None:
             return False
         return {"<": left < right, ">": left > right, "<=": left <= right, ">=": left >= right}[self.operator]
+
+
+def _items(value: Any) -> list[Any]:
+    """A value, and where it is a list its items."""
+    is_list = isinstance(value, str) and value.startswith("[") and value.endswith("]")
+    return [value, *value[1:-1].split(",")] if is_list else [value]
 
 
 def run_runs_command(words: list[str]) -> int:
@@ -102,12 +109,25 @@ def run_runs_command(words: list[str]) -> int:
     elif runs:
         states = Counter(str(value_of(run, "status", now)) for run in runs)
         there = ", ".join(f"{state} {count}" for state, count in sorted(states.items()))
-        print(f"None of {counted(len(runs), 'run')} fits; by status: {there}")
+        others = "".join(f"; {one.key}: {_values(runs, one.key, now)}" for one in filters if _fits_none(one, runs, now))
+        print(f"None of {counted(len(runs), 'run')} fits; by status: {there}{others}")
     elif not broken:
         print(f"There is no run in {outputs_folder()}; llama-lab train makes one")
     for subject, rule in broken:
         print(f"Not listed: {subject} {rule}", file=sys.stderr)
     return 1 if broken else 0
+
+
+def _fits_none(one: Filter, runs: Sequence[Glance], now: float) -> bool:
+    """Whether a condition on a name, other than the status, is fulfilled by no run at all."""
+    is_name = one.operator == "=" and one.key != "status" and _number(one.value) is None
+    return is_name and not any(one.holds(value_of(run, one.key, now)) for run in runs)
+
+
+def _values(runs: Sequence[Glance], key: str, now: float) -> str:
+    """The first of the values that runs have under a key."""
+    found = sorted({str(value) for run in runs if (value := value_of(run, key, now)) is not None})
+    return ", ".join([*found[:SHOWN_VALUES], *(["…"] if len(found) > SHOWN_VALUES else [])])
 
 
 def _print(runs: Sequence[Glance], title: str, columns: Sequence[str], asked: str | None, now: float) -> None:
