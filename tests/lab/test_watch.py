@@ -104,8 +104,8 @@ def send():
     time.sleep(0.5)
     signal.pthread_kill(threading.get_ident(), signal.SIGINT)
 
-threading.Thread(target=send).start()
 try:
+    threading.Thread(target=send, daemon=True).start()
     wait(600)
     print("nothing came")
 except KeyboardInterrupt:
