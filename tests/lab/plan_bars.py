@@ -48,6 +48,8 @@ MEMORY = {
     "fp8": f"{SHALLOW} hardware.micro_batch=16 precision=fp8 optim=adamw",
     "packed, norms of queries": f"{SHALLOW} data.window=packed model.qk_norm=true hardware.micro_batch=8 optim=adamw",
 }
+LEAST_UPDATES = 20
+"""Of a timed run: the schedules' warm-up and decay need room beside each other."""
 GPU_TIME = {
     "llama_97m": "model=llama_97m hardware.micro_batch=16 optim=adamw eval.every_updates=40 checkpoint.every_tokens=5000000",
     "small, muon, shared keys": f"{SHALLOW} model.n_kv_heads=4 data.max_seq_len=1024 hardware.micro_batch=32 optim=muon",
@@ -111,11 +113,11 @@ def _time(folder: Path, configs: dict[str, str], seconds: float, *, is_gpu: bool
         print(f"{name}:", flush=True)
         known = probe(run, data, lambda said: print(f"  {said}", flush=True))
         # As many updates as bring the whole near the seconds that were asked for, with all that happens beside them.
-        updates = max(10, int((seconds - known.start) / known.update))
+        updates = max(LEAST_UPDATES, int((seconds - known.start) / known.update))
         tokens = run.data.tokens_per_update
         for _ in range(4):
             foreseen = foresee(compose_with(words, updates * tokens), data).seconds or seconds
-            updates = max(10, int(updates * (seconds - known.start) / max(foreseen - known.start, 1e-9)))
+            updates = max(LEAST_UPDATES, int(updates * (seconds - known.start) / max(foreseen - known.start, 1e-9)))
         found[name] = _trained(folder, name, [*words, f"training_tokens={updates * tokens}"])
     print(f"\nseconds, from a probe                   {'foreseen':>10}{'true':>10}{'off by':>9}   bar {bar:.0%}")
     return [name for name, run in found.items() if not _line(name, run, "seconds", bar)]

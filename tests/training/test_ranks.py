@@ -142,6 +142,7 @@ def test_a_rank_that_stands_still_is_named_with_its_place(tmp_path: Path, text: 
     log = (folder_of(outputs, "hang") / "train.log").read_text()
     assert "faulty.py" in log
     assert "in hangs" in log
+    assert all(f"rank {rank}: Python stacks\n" in log for rank in range(processes))
     assert status_of(outputs, "hang") == "failed"
 
 

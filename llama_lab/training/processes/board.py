@@ -108,6 +108,14 @@ class Board:
         """Where the processes are, by rank, as far as they have said so."""
         return {int(name): Whereabouts(**content) for name, content in self._read("at-").items()}
 
+    def ask_for_stacks(self) -> None:
+        """Ask every process that still answers to write down where it stands."""
+        self._write("stacks", {})
+
+    def are_stacks_asked_for(self) -> bool:
+        """Whether one has asked."""
+        return (self._folder / "stacks.json").is_file()
+
     def report(self, failure: Failure) -> None:
         """Say why a process ends. The first word of a process counts."""
         if failure.rank not in {known.rank for known in self.failures()}:

@@ -1,7 +1,8 @@
 """Ends a process that makes no progress, and says which process of the run stands where.
 
-A thread looks whether the loop has moved. Where it has not for too long, the thread writes every Python stack into train.log, says
-who is behind, and ends the process: a run that stands still costs more than one that fails and is started again.
+A thread looks whether the loop has moved. Where it has not for too long, the thread writes every Python stack into train.log, has the
+threads of the other processes do so too, says who is behind, and ends the process: a run that stands still costs more than one that
+fails and is started again.
 """
 
 import faulthandler
@@ -56,6 +57,7 @@ class Watchdog:
         self._limit = None if seconds is None else max(seconds, START_SECONDS)
         self._interval = min(LONGEST_BEAT, max(SHORTEST_BEAT, (seconds or START_SECONDS) / BEATS))
         self._stage, self._steps, self._updates, self._beat, self.place = 0, 0, 0, 0, "the start"
+        self._has_written_stacks = False
         self._watched = threading.get_ident()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -104,6 +106,8 @@ class Watchdog:
         self._beat += 1
         if self._board is not None:
             self._board.show(self._rank, self._here())
+            if self._board.are_stacks_asked_for():
+                self._write_stacks("another process of this run has made no progress for too long")
 
     def _here(self) -> Whereabouts:
         place, waits = self._where()
@@ -125,30 +129,47 @@ class Watchdog:
         behind = self._behind(idle)
         if self._steps != seen or self._ended.is_set():
             return
-        if self._board is not None and self._board.failures():
-            os._exit(1)  # another process has said it all, and waiting for it is why this one stands still
         message = f"{behind} (hardware.timeout_seconds={self._seconds:g}); train.log has the Python stacks"
-        try:
-            with self._log.open("a", encoding="utf-8") as log:
-                log.write(f"{message}\nrank {self._rank}: Python stacks\n")
-                log.flush()
-                faulthandler.dump_traceback(log)
-        except OSError as error:
+        if (error := self._write_stacks(message)) is not None:
             message += f", or would if it could be written ({error})"
         if self._board is not None:
+            if self._board.failures():
+                os._exit(1)  # another process has said it all, and waiting for it is why this one stands still
+            # The stacks that tell most are those of the process that is behind, which is ended soon after this one has reported.
+            self._board.ask_for_stacks()
+            self._wait_for_others()
+            if self._board.failures():
+                os._exit(1)
             self._board.report(Failure(self._rank, "", message))
         self._failed(message)
         os.write(2, f"{message}\n".encode(errors="replace"))
         os._exit(1)
 
+    def _wait_for_others(self) -> None:
+        """Give the others time to answer; so does this process, which another one may be asking about just now."""
+        for _ in range(ASKED):
+            time.sleep(self._interval)
+            self._show()
+
+    def _write_stacks(self, why: str) -> OSError | None:
+        """Append every Python stack of this process to train.log, once. Returns why it could not."""
+        if self._has_written_stacks:
+            return None
+        try:
+            with self._log.open("a", encoding="utf-8") as log:
+                log.write(f"{why}\nrank {self._rank}: Python stacks\n")
+                log.flush()
+                faulthandler.dump_traceback(log)
+        except OSError as error:
+            return error
+        self._has_written_stacks = True
+        return None
+
     def _behind(self, idle: float) -> str:
         """Which process holds the others up."""
         known = {} if self._board is None else self._board.everybody()
         if self._board is not None:
-            # Whoever is alive shows it in the meantime; so does this process, which another one may be asking about just now.
-            for _ in range(ASKED):
-                time.sleep(self._interval)
-                self._show()
+            self._wait_for_others()
             now = self._board.everybody()
             silent = [rank for rank, was in sorted(now.items()) if rank != self._rank and was == known.get(rank)]
             if silent:
