@@ -1,4 +1,5 @@
-"""What a run leaves to the machine made concrete: device, processes, micro-batch, compile, precision. Torch-free."""
+"""What a run leaves open made concrete: device, processes, micro-batch, compile and precision by the machine, the spacing of
+checkpoints by its validations. Torch-free."""
 
 import os
 import sys
@@ -17,12 +18,15 @@ GPU_NUMBERS_PER_BYTE = 3 * 2**28 / 80e9
 """Tokens x channels x blocks at once for each byte of a GPU's memory, in bf16. At 80 GB that leaves room for the weights and states
 of 1.3 billion parameters: 16,384 tokens of seed_1b took 48 GiB in all, 65,536 of llama_97m 18 GiB."""
 
+LEAST_UPDATES_BETWEEN_SAVES = 100
+"""What is written grows with the model, and so does the time of an update: a number of updates costs all models about alike."""
+
 # Positions of a float8 product; widths that do not fit stay in bfloat16 (`model.products`).
 FP8_MULTIPLE = 16
 
 
 def resolve(run: RunConfig) -> RunConfig:
-    """The same run with every `auto` and derived null of `hardware` and `precision` replaced by what this machine makes of it.
+    """The same run with every `auto` and derived null replaced: in `hardware` and `precision` by what this machine makes of it.
 
     One is left, because finding it takes minutes on the device: `hardware.micro_batch=auto` on CUDA, which the start of the run
     replaces (`training.foresight.memory`).
@@ -54,8 +58,9 @@ def resolve(run: RunConfig) -> RunConfig:
         micro_batch=micro_batch,
         compile=Compile.always if compiles else Compile.never,
     )
+    checkpoint = replace(run.checkpoint, every_tokens=_every_tokens(run))
     # How a sweep starts its runs says nothing about one of them.
-    return replace(run, precision=precision, hardware=hardware, sweep=None)
+    return replace(run, precision=precision, hardware=hardware, checkpoint=checkpoint, sweep=None)
 
 
 def _device(run: RunConfig, cuda: devices.Cuda) -> tuple[Device, list[Problem]]:
@@ -124,6 +129,15 @@ def _micro_batch(run: RunConfig, processes: int, tokens: int | None) -> int | st
     limit = max(1, tokens // run.data.max_seq_len)
     passes = -(-share // limit)
     return -(-share // passes)
+
+
+def _every_tokens(run: RunConfig) -> int | None:
+    """Tokens between two checkpoints: as typed, else those of the fewest whole validation intervals of enough updates."""
+    asked = run.checkpoint.every_tokens
+    if asked != AUTO:
+        return asked
+    interval = (None if run.eval is None else run.eval.every_updates) or LEAST_UPDATES_BETWEEN_SAVES
+    return -(-LEAST_UPDATES_BETWEEN_SAVES // interval) * interval * run.data.tokens_per_update
 
 
 def tokens_at_once(run: RunConfig, device: Device, cuda: devices.Cuda, precision: Precision) -> int | None:

@@ -80,13 +80,15 @@ def probe(run: RunConfig, data: PreparedData, say: Callable[[str], None], *, thr
     return found
 
 
-def measured(probed: RunConfig, table: Timetable, folder: Path, wall_seconds: float, *, validation_scale: float = 1.0) -> Probe:
+def measured(
+    probed: RunConfig, table: Timetable, folder: Path, summary: dict[str, Any], *, validation_scale: float = 1.0
+) -> Probe:
     """What the files of a probe say.
 
     Args:
         probed: its config.
         folder: of the run that it was.
-        wall_seconds: what it took in all.
+        summary: what it has summed up at its end.
         validation_scale: how many times as long as its validations those of the run are.
     """
     rows, samples = read_rows(folder / "metrics.jsonl"), read_rows(folder / "samples.jsonl")
@@ -102,17 +104,21 @@ def measured(probed: RunConfig, table: Timetable, folder: Path, wall_seconds: fl
     steady = [lap for update, lap in laps.items() if update % table.row == 0 and update > table.row]
     update = sum(training(*lap) for lap in steady) * tokens / sum(now["tokens"] - before["tokens"] for before, now in steady)
     saved = laps.get((table.save // table.row + 1) * table.row)
-    times = {"save": 0.0, "validation": 0.0, "score": 0.0, "sample": 0.0}
+    times = {"save": 0.0, "write": summary.get("save_seconds", 0.0), "validation": 0.0, "score": 0.0, "sample": 0.0}
+    wait = 0.0
     if probed.checkpoint.every_tokens is not None and saved is not None:
         before, now = saved
         times["save"] = max(0.0, now["seconds"] - before["seconds"] - training(before, now))
-    at = logged[-1]["seconds"] + (times["save"] if probed.checkpoint.at_end else 0.0)
+        if probed.checkpoint.at_end:  # so soon after the first save that it may wait until that one is written
+            wait = max(0.0, times["write"] - (table.updates - table.save) * update)
+    at = logged[-1]["seconds"] + (times["save"] + wait if probed.checkpoint.at_end else 0.0)
     last = [row for row in [*rows, *samples] if row["update"] == table.updates]
     for name, mark in (("validation", "val/loss"), ("score", "task/"), ("sample", "text")):
         if ends := [row["seconds"] for row in last if any(key.startswith(mark) for key in row)]:
             times[name], at = max(0.0, max(ends) - at), max(ends)
     found = Probe(start=0.0, update=update, peak_gib=logged[-1]["memory/peak_gib"], updates=table.updates, **times)
-    start = max(0.0, wall_seconds - found.seconds(occasions(probed, 0)))
+    beside = replace(found, write=0.0).seconds(occasions(probed, 0)) + wait
+    start = max(0.0, summary["wall_seconds"] - beside)
     return replace(found, start=start, validation=found.validation * validation_scale)
 
 
@@ -148,8 +154,7 @@ def _measured(run: RunConfig, data: PreparedData, updates: int, threads: int | N
         outcome = _trained(probed, Path(name), threads)
         if outcome.folder is None or outcome.status != "finished":
             raise ConfigError([("--probe", f"could not train {updates} updates: {outcome.message or outcome.status}")])
-        wall_seconds = outcome.summary["wall_seconds"]
-        return measured(probed, table, Path(outcome.folder), wall_seconds, validation_scale=scale)
+        return measured(probed, table, Path(outcome.folder), outcome.summary, validation_scale=scale)
 
 
 def _trained(run: RunConfig, folder: Path, threads: int | None) -> Outcome:

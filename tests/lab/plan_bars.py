@@ -53,6 +53,8 @@ LEAST_UPDATES = 20
 GPU_TIME = {
     "llama_97m": "model=llama_97m hardware.micro_batch=16 optim=adamw eval.every_updates=40 checkpoint.every_tokens=5000000",
     "small, muon, shared keys": f"{SHALLOW} model.n_kv_heads=4 data.max_seq_len=1024 hardware.micro_batch=32 optim=muon",
+    "saved without a pause": f"{SHALLOW} model.n_kv_heads=4 data.max_seq_len=1024 hardware.micro_batch=32 optim=muon "
+    "checkpoint.every_tokens=400000",
 }
 CPU = "hardware=cpu wandb=null precision=fp32"
 CPU_TIME = {
@@ -70,7 +72,7 @@ def main() -> int:
     parser.add_argument("--only", choices=["memory", "time"], help="one of the two bars (both)")
     parser.add_argument("--at-once", type=int, default=3, help="configs whose memory is measured side by side (3)")
     parser.add_argument("--seconds", type=float, default=60.0, help="that each timed run takes, about (60)")
-    parser.add_argument("--configs", type=int, help="only so many of each bar's (all)")
+    parser.add_argument("--configs", nargs="+", metavar="NAME", help="only these, in words as the tables have them (all)")
     asked = parser.parse_args()
     cuda = probe_cuda()
     print(f"On {cuda.name or 'a CPU'}", flush=True)
@@ -80,12 +82,17 @@ def main() -> int:
         _write_text(folder / "text.jsonl")
         missed = []
         if cuda.devices and asked.only != "time":
-            missed += _memory(folder, dict(list(MEMORY.items())[: asked.configs]), asked.at_once)
+            missed += _memory(folder, _chosen(MEMORY, asked.configs), asked.at_once)
         if asked.only != "memory":
             configs = GPU_TIME if cuda.devices else CPU_TIME
-            missed += _time(folder, dict(list(configs.items())[: asked.configs]), asked.seconds, is_gpu=bool(cuda.devices))
+            missed += _time(folder, _chosen(configs, asked.configs), asked.seconds, is_gpu=bool(cuda.devices))
     print("missed: " + ", ".join(missed) if missed else "every bar is kept")
     return 1 if missed else 0
+
+
+def _chosen(configs: dict[str, str], names: list[str] | None) -> dict[str, str]:
+    """Those of some names."""
+    return configs if names is None else {name: text for name, text in configs.items() if name in names}
 
 
 def _memory(folder: Path, configs: dict[str, str], at_once: int) -> list[str]:

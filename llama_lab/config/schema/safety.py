@@ -1,18 +1,21 @@
 """What keeps a run from being lost: checkpoints, and guards against updates that go wrong."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
-from llama_lab.config.schema.fields import Problem, broken, later, positive
+from llama_lab.config.schema.fields import AUTO, WORDS, Problem, broken, later, positive
 
 
 @dataclass(kw_only=True, slots=True)
 class CheckpointConfig:
     """When the run's state is saved."""
 
-    every_tokens: int | None = MISSING
-    """Training tokens between two checkpoints. At least 1; null: only the last update."""
+    # A whole number, `auto` or null; OmegaConf fails to merge a node with a union of types in it.
+    every_tokens: Any = field(default=MISSING, metadata={WORDS: (AUTO,)})
+    """Training tokens between two checkpoints. auto: a checkpoint with every validation, or every few of them, so that at least 100
+    updates lie between. At least 1; null: only the last update."""
     at_end: bool = later(True)
     """Whether the last update is saved. Without it only a stop is: of a run that ends nothing stays but what it measured."""
     keep: int = MISSING
@@ -29,7 +32,16 @@ class CheckpointConfig:
         return broken(
             at,
             self,
-            ("every_tokens", self.every_tokens is None or self.every_tokens >= 1, "is below 1; null is only the last update"),
+            (
+                "every_tokens",
+                type(self.every_tokens) is not int or self.every_tokens >= 1,
+                "is below 1; null is only the last update",
+            ),
+            (
+                "every_tokens",
+                type(self.every_tokens) is int or self.every_tokens in (AUTO, None),
+                "is not a whole number, auto or null; e.g. checkpoint.every_tokens=auto",
+            ),
             ("keep", self.keep >= 1, "is below 1; 1 keeps the newest"),
             ("keep_best", self.keep_best is None or self.keep_best >= 1, "is below 1; null keeps none for its loss"),
             (

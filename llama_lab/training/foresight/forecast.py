@@ -45,6 +45,7 @@ class Probe:
     Attributes:
         start: everything that happens once: imports, processes, compiling, the last words.
         update, validation, score, sample, save: each time one of these happens.
+        write: what a save takes in the background, beside the updates. The next one waits for it.
         updates: how many were trained to find out.
     """
 
@@ -54,17 +55,20 @@ class Probe:
     score: float
     sample: float
     save: float
+    write: float
     peak_gib: float
     updates: int
 
     def seconds(self, times: Occasions) -> float:
         """What a run takes in which all of this happens so often."""
-        found = self.start + times.updates * self.update + times.validations * self.validation + times.scores * self.score
-        return found + times.samples * self.sample + times.saves * self.save
+        found = times.updates * self.update + times.validations * self.validation + times.scores * self.score
+        found += times.samples * self.sample + times.saves * self.save
+        # Saves that follow each other faster than they are written leave the pace to the disk.
+        return self.start + max(found, times.saves * self.write)
 
     def scaled(self, factor: float) -> "Probe":
         """The same where everything takes so many times as long."""
-        seconds = ("start", "update", "validation", "score", "sample", "save")
+        seconds = ("start", "update", "validation", "score", "sample", "save", "write")
         return replace(self, **{name: factor * getattr(self, name) for name in seconds})
 
 

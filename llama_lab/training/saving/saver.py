@@ -18,7 +18,9 @@ checkpoint that is due is made, and how fast the disk is decides nothing but tim
 import errno
 import json
 import os
+import statistics
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -65,6 +67,7 @@ class Saver:
         self._facts: dict[str, Any] | None = None
         self._losses: dict[int, float] = {}
         self._rows_read = 0
+        self._written_seconds: list[float] = []
 
     def __enter__(self) -> "Saver":
         return self
@@ -112,8 +115,12 @@ class Saver:
             self._fail(update, error)
 
     def close(self) -> str | None:
-        """Wait for the last save, and remove what need not stay. Returns what is to be said if it failed."""
+        """Wait for the last save, remove what need not stay, and note in summary.json what a save took in the background. Returns
+        what is to be said if the last one failed."""
         self.wait()
+        if self._written_seconds:
+            with suppress(OSError):
+                self._folder.write_summary(save_seconds=round(statistics.median(self._written_seconds), 3))
         if self._failed is None:
             self._prune()
             return None
@@ -133,6 +140,7 @@ class Saver:
 
     def _write(self, update: int, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
         """What the thread does."""
+        start = time.monotonic()
         self._copy.wait()
         needed = sum(tensor.nbytes + TENSOR_BYTES for tensor in self._copy.tensors) + MARGIN_BYTES
         if (free := free_bytes(self._folder.checkpoints)) < needed:
@@ -151,6 +159,7 @@ class Saver:
             config=(self._folder.path / "config.yaml").read_text(encoding="utf-8"),
         )
         self._prune()
+        self._written_seconds.append(time.monotonic() - start)
 
     def _prune(self) -> None:
         """Remove every checkpoint that neither its age nor its loss nor its number keeps."""
