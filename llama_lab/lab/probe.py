@@ -80,9 +80,7 @@ def probe(run: RunConfig, data: PreparedData, say: Callable[[str], None], *, thr
     return found
 
 
-def measured(
-    probed: RunConfig, table: Timetable, folder: Path, summary: dict[str, Any], *, validation_scale: float = 1.0
-) -> Probe:
+def measured(probed: RunConfig, table: Timetable, folder: Path, summary: dict[str, Any], *, validation_scale: float = 1.0) -> Probe:
     """What the files of a probe say.
 
     Args:

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -116,16 +117,17 @@ def _time(folder: Path, configs: dict[str, str], seconds: float, *, is_gpu: bool
     found, bar = {}, GPU_TIME_BAR if is_gpu else CPU_TIME_BAR
     for name, text in configs.items():
         words = _words(folder, f"{GPU if is_gpu else ''} {text} schedule.warmup_updates=5")
-        run, data = _prepared(folder, f"{GPU if is_gpu else ''} {text} schedule.warmup_updates=5")
+        config, data = _prepared(folder, f"{GPU if is_gpu else ''} {text} schedule.warmup_updates=5")
         print(f"{name}:", flush=True)
-        known = probe(run, data, lambda said: print(f"  {said}", flush=True))
+        known = probe(config, data, lambda said: print(f"  {said}", flush=True))
         # As many updates as bring the whole near the seconds that were asked for, with all that happens beside them.
         updates = max(LEAST_UPDATES, int((seconds - known.start) / known.update))
-        tokens = run.data.tokens_per_update
+        tokens = config.data.tokens_per_update
         for _ in range(4):
             foreseen = foresee(compose_with(words, updates * tokens), data).seconds or seconds
             updates = max(LEAST_UPDATES, int(updates * (seconds - known.start) / max(foreseen - known.start, 1e-9)))
-        found[name] = _trained(folder, name, [*words, f"training_tokens={updates * tokens}"])
+        found[name] = run = _trained(folder, name, [*words, f"training_tokens={updates * tokens}"])
+        print(f"  {known}\n  {updates} updates; true: an update {run.get('update')}, written in {run.get('written')}", flush=True)
     print(f"\nseconds, from a probe                   {'foreseen':>10}{'true':>10}{'off by':>9}   bar {bar:.0%}")
     return [name for name, run in found.items() if not _line(name, run, "seconds", bar)]
 
@@ -168,8 +170,15 @@ def _trained(folder: Path, name: str, words: list[str]) -> dict[str, Any]:
         return {"error": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]}
     summary = json.loads(paths[0].read_text(encoding="utf-8"))
     foreseen = json.loads((paths[0].parent / "meta.json").read_text(encoding="utf-8"))["predicted"]
-    peak = max(row.get("memory/peak_gib", 0.0) for row in read_rows(paths[0].parent / "metrics.jsonl"))
-    return {"foreseen": foreseen, "seconds": summary["wall_seconds"], "peak_gib": peak}
+    rows = read_rows(paths[0].parent / "metrics.jsonl")
+    speeds = [row["speed/tokens_per_second"] for row in rows if "speed/tokens_per_second" in row]
+    return {
+        "foreseen": foreseen,
+        "seconds": summary["wall_seconds"],
+        "peak_gib": max(row.get("memory/peak_gib", 0.0) for row in rows),
+        "update": f"{rows[0]['tokens'] / rows[0]['update'] / statistics.median(speeds):.4g} s",
+        "written": f"{summary.get('save_seconds', 0.0):.3g} s",
+    }
 
 
 def _write_text(path: Path) -> None:

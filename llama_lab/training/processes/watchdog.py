@@ -1,8 +1,8 @@
 """Ends a process that makes no progress, and says which process of the run stands where.
 
-A thread looks whether the loop has moved. Where it has not for too long, the thread writes every Python stack into train.log, has the
-threads of the other processes do so too, says who is behind, and ends the process: a run that stands still costs more than one that
-fails and is started again.
+A thread looks whether the loop has moved. Where it has not for too long, the thread writes every Python stack into train.log, has
+the threads of the other processes do so too, says who is behind, and ends the process: a run that stands still costs more than one
+that fails and is started again.
 """
 
 import faulthandler
