@@ -1,8 +1,8 @@
 """Some updates of a run, trained to find out what the whole run will take: `llama-lab plan --probe`.
 
 They are a run like any other, in a process and a folder of its own: the same model, data, device and settings, by the command that
-trains anything. Its length alone differs, and that validation, samples and a checkpoint come soon, each twice, so that the second
-says what every further one takes. Rows of its log tell the times apart.
+trains anything. Its length alone differs, and that a checkpoint comes soon, and validation and samples twice, so that the second
+time says what every further one takes. Rows of its log tell the times apart.
 """
 
 import itertools
@@ -42,7 +42,8 @@ class Timetable:
     Attributes:
         row: updates between two rows of the log. The host waits for the device there, so it is not each one.
         look: the update that validation and samples first follow; they do again at the end.
-        save: the update that is saved first, in a row's time of its own; the last is saved too.
+        save: the update that is saved, in a row's time of its own. What is written meanwhile should be done when the last look
+            comes, which would take longer beside it.
     """
 
     updates: int
@@ -103,20 +104,16 @@ def measured(probed: RunConfig, table: Timetable, folder: Path, summary: dict[st
     update = sum(training(*lap) for lap in steady) * tokens / sum(now["tokens"] - before["tokens"] for before, now in steady)
     saved = laps.get((table.save // table.row + 1) * table.row)
     times = {"save": 0.0, "write": summary.get("save_seconds", 0.0), "validation": 0.0, "score": 0.0, "sample": 0.0}
-    wait = 0.0
     if probed.checkpoint.every_tokens is not None and saved is not None:
         before, now = saved
         times["save"] = max(0.0, now["seconds"] - before["seconds"] - training(before, now))
-        if probed.checkpoint.at_end:  # so soon after the first save that it may wait until that one is written
-            wait = max(0.0, times["write"] - (table.updates - table.save) * update)
-    at = logged[-1]["seconds"] + (times["save"] + wait if probed.checkpoint.at_end else 0.0)
+    at = logged[-1]["seconds"]
     last = [row for row in [*rows, *samples] if row["update"] == table.updates]
     for name, mark in (("validation", "val/loss"), ("score", "task/"), ("sample", "text")):
         if ends := [row["seconds"] for row in last if any(key.startswith(mark) for key in row)]:
             times[name], at = max(0.0, max(ends) - at), max(ends)
     found = Probe(start=0.0, update=update, peak_gib=logged[-1]["memory/peak_gib"], updates=table.updates, **times)
-    beside = replace(found, write=0.0).seconds(occasions(probed, 0)) + wait
-    start = max(0.0, summary["wall_seconds"] - beside)
+    start = max(0.0, summary["wall_seconds"] - replace(found, write=0.0).seconds(occasions(probed, 0)))
     return replace(found, start=start, validation=found.validation * validation_scale)
 
 
@@ -137,7 +134,7 @@ def shortened(run: RunConfig, data: PreparedData, table: Timetable) -> tuple[Run
         log=replace(run.log, every_updates=table.row),
         eval=node,
         sample=None if run.sample is None else replace(run.sample, first_tokens=table.look * tokens, growth=1.0),
-        checkpoint=replace(run.checkpoint, every_tokens=table.save * tokens, keep_every_tokens=None),
+        checkpoint=replace(run.checkpoint, every_tokens=table.save * tokens, keep_every_tokens=None, at_end=False),
         budget=BudgetConfig(),
         wandb=None if run.wandb is None else replace(run.wandb, mode=TrackerMode.offline),
     )

@@ -18,6 +18,32 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="what Linux does")
 without_cuda = pytest.mark.skipif(HAS_CUDA, reason="this machine has a GPU")
 
 
+@pytest.mark.parametrize(
+    ("words", "updates"),
+    [
+        ([], 125),
+        (["eval.every_updates=30"], 120),
+        (["eval.every_updates=1000"], 1000),
+        (["eval.every_updates=null"], 100),
+        (["eval=null"], 100),
+    ],
+)
+def test_checkpoints_are_spaced_by_validations(words: list[str], updates: int):
+    for size in (4096, 65536):
+        run = resolve(compose(["hardware=cpu", *words, f"data.tokens_per_update={size}", "training_tokens=655360000"]))
+        assert run.checkpoint.every_tokens == updates * size
+        assert resolve(run) == run
+
+
+def test_the_spacing_of_checkpoints_is_a_number_or_a_word():
+    assert resolve(compose(["checkpoint.every_tokens=7000"])).checkpoint.every_tokens == 7000
+    assert resolve(compose(["checkpoint.every_tokens=null"])).checkpoint.every_tokens is None
+    with pytest.raises(ConfigError, match=r"checkpoint\.every_tokens=0 is below 1; null is only the last update"):
+        compose(["checkpoint.every_tokens=0"])
+    with pytest.raises(ConfigError, match=r"checkpoint\.every_tokens=often .*auto"):
+        compose(["checkpoint.every_tokens=often"])
+
+
 def on_cpu(*words: str) -> RunConfig:
     """A resolved run on the CPU."""
     return resolve(compose(["hardware=cpu", *words]))

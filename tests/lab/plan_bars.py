@@ -64,6 +64,8 @@ CPU_TIME = {
     "long windows, validated often": f"{CPU} model.dim=192 model.n_layers=2 data.max_seq_len=1024 data.tokens_per_update=4096 "
     "eval.every_updates=15 eval.max_tokens=16000 sample=null",
     "tiny, quick updates": f"{CPU} model.dim=64 model.n_layers=2 data.tokens_per_update=2048 tokenizer=bytes eval=null",
+    "saved without a pause": f"{CPU} model.dim=512 model.n_layers=4 data.tokens_per_update=256 optim=adamw eval=null sample=null "
+    "checkpoint.every_tokens=256",
 }
 
 

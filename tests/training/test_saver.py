@@ -3,9 +3,11 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -123,6 +125,32 @@ def test_one_save_at_a_time_and_the_next_one_waits(started, monkeypatch):
         assert order[:2] == ["begin 1", "end 1"]
     assert order == ["begin 1", "end 1", "begin 2", "end 2"]
     assert saved_updates(folder) == [1, 2]
+
+
+def test_saves_that_come_faster_than_they_are_written_are_said_once(started, monkeypatch):
+    run, folder = started()
+    write, said = saver.save_checkpoint, []
+
+    def slow(*arguments, **named):
+        time.sleep(0.1)
+        write(*arguments, **named)
+
+    monkeypatch.setattr(saver, "save_checkpoint", slow)
+    with Saver(run, folder, torch.device("cpu"), said.append) as saving:
+        for update in range(1, 4):
+            saving.save(update, model_of(1.0), {})
+        assert said == []  # too short to matter
+        monkeypatch.setattr(saver, "TOLD_SECONDS", 0.25)
+        for update in range(4, 8):
+            saving.save(update, model_of(1.0), {})
+        saving.close()
+    (line,) = said
+    assert re.fullmatch(
+        r"Training has waited \d+ of the last \d+ s for checkpoints to be written, which takes \d\.\d s each; "
+        r"a larger checkpoint\.every_tokens, or auto, trains faster",
+        line,
+    )
+    assert folder.summary()["save_seconds"] >= 0.1
 
 
 def test_a_failed_save_is_said_once_and_the_next_one_succeeds(started):

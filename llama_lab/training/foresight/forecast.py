@@ -62,7 +62,7 @@ class Probe:
     def seconds(self, times: Occasions) -> float:
         """What a run takes in which all of this happens so often."""
         found = times.updates * self.update + times.validations * self.validation + times.scores * self.score
-        found += times.samples * self.sample + times.saves * self.save
+        found += times.samples * self.sample + times.saves * self.save + (self.write if times.ends_saved else 0.0)
         # Saves that follow each other faster than they are written leave the pace to the disk.
         return self.start + max(found, times.saves * self.write)
 

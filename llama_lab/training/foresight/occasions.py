@@ -8,13 +8,14 @@ from llama_lab.training.saving.retention import need
 
 @dataclass(frozen=True, slots=True)
 class Occasions:
-    """Counts over a whole run."""
+    """Counts over a whole run, and whether it ends with a save, which it waits for."""
 
     updates: int
     validations: int
     scores: int
     samples: int
     saves: int
+    ends_saved: bool
 
 
 def occasions(run: RunConfig, vocab_size: int) -> Occasions:
@@ -26,6 +27,7 @@ def occasions(run: RunConfig, vocab_size: int) -> Occasions:
         scores=0 if node is None or not node.tasks else _and_at_end(updates, node.tasks_every_updates),
         samples=0 if run.sample is None else len(_sampled(run.sample, run)),
         saves=need(run, vocab_size).written - (0 if run.checkpoint.at_end else 1),
+        ends_saved=run.checkpoint.at_end,
     )
 
 

@@ -40,6 +40,8 @@ from llama_lab.training.saving.retention import free_bytes, retained, short_byte
 # Page-locked memory comes in powers of two, so it is taken in blocks of one, which tensors then share.
 BLOCK_BYTES = 1 << 28
 ALIGNMENT = 64
+# Waiting for one save before the next is said where it has taken so many seconds, and this share of the time since the first.
+TOLD_SECONDS, TOLD_SHARE = 5.0, 0.1
 # Beside the tensors: what headers and manifest say of each, the rest of the manifest and the config, and what a file system takes
 # for itself. Measured: 265 bytes a tensor in all, where there are 54. The checkpoints before this one are on the disk already.
 TENSOR_BYTES = 1 << 9
@@ -68,6 +70,7 @@ class Saver:
         self._losses: dict[int, float] = {}
         self._rows_read = 0
         self._written_seconds: list[float] = []
+        self._waited, self._first_save, self._told = 0.0, 0.0, False
 
     def __enter__(self) -> "Saver":
         return self
@@ -83,7 +86,9 @@ class Saver:
             state: tensors and plain types that the next update depends on besides the weights.
             unless: why the rows of the run could not be written. A state without them is no state to go on from.
         """
+        due = time.monotonic()
         self.wait()
+        self._tell_of_waiting(due, time.monotonic())
         if unless is not None:
             self._fail(update, unless)
             return
@@ -129,6 +134,18 @@ class Saver:
             f"the checkpoint after update {update}, the last one, could not be written ({why(error)}); {self._kept()}. "
             f"{_capital(remedy(error))} and type the same command again, which goes on from what is saved"
         )
+
+    def _tell_of_waiting(self, due: float, ready: float) -> None:
+        """Say once that saves follow each other faster than they are written."""
+        self._first_save = self._first_save or due
+        self._waited += ready - due
+        whole = ready - self._first_save
+        if not self._told and self._written_seconds and self._waited > max(TOLD_SECONDS, TOLD_SHARE * whole):
+            self._told = True
+            self._say(
+                f"Training has waited {self._waited:.0f} of the last {whole:.0f} s for checkpoints to be written, which takes "
+                f"{self._written_seconds[-1]:.1f} s each; a larger checkpoint.every_tokens, or auto, trains faster"
+            )
 
     def _fail(self, update: int, error: OSError) -> None:
         self._failed = update, error
