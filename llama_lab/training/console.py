@@ -1,6 +1,8 @@
 """What a person sees while a run trains: plain lines, and under them a progress bar where there is a terminal."""
 
 import contextlib
+import os
+import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -9,6 +11,19 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 TRAINING = "training"
+
+
+class Terminal(RichConsole):
+    """Where lines are shown, as they are. Work goes on in silence when the reader of a pipe leaves, as `head` does."""
+
+    def __init__(self) -> None:
+        super().__init__(highlight=False, soft_wrap=True)
+
+    def on_broken_pipe(self) -> None:
+        """Show nothing any more. rich's own would end the process."""
+        self.quiet = True
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Console:
@@ -25,7 +40,7 @@ class Console:
     def __init__(self, log: Path | None, *, total: int, enabled: bool = True):
         self._enabled = enabled
         self._log = log.open("a", encoding="utf-8", buffering=1) if enabled and log is not None else None
-        self._rich = RichConsole(highlight=False, soft_wrap=True)
+        self._rich = Terminal()
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

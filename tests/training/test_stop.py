@@ -1,5 +1,6 @@
 """Signals: asked to stop, a run ends between two steps of whatever it does, and goes on later without a trace."""
 
+import json
 import os
 import signal
 import subprocess
@@ -170,3 +171,16 @@ def test_a_stop_cuts_validation_and_samples_short_and_they_are_made_again(
     for name in ("stopped", "unbroken"):
         train(compose([*tiny_overrides(text), *words, f"name={name}"]))
     assert_same_run(folder_of(outputs, "unbroken"), folder)
+
+
+@pytest.mark.parametrize("words", [["hardware.processes=1"], ["hardware.processes=2"], ["-m", "seed.init=0,1"]])
+def test_work_goes_on_when_the_reader_of_its_output_leaves(tmp_path: Path, text: Path, outputs: Path, words: list[str]) -> None:
+    gate = Gate("update 10", tmp_path)
+    with started(gate.before(command(text, "name=left", *words))) as process:
+        gate.wait_for(process)
+        assert process.stdout is not None
+        process.stdout.close()
+        gate.open()
+        assert process.wait(170) in (0, 1)  # 1 where plain Python had something to print
+    found = [json.loads(path.read_text())["status"] for path in (outputs / "left").glob("llama_3m*/summary.json")]
+    assert found == ["finished"] * (2 if "-m" in words else 1)

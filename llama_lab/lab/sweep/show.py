@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console as RichConsole
 from rich.console import Group
 from rich.live import Live
 from rich.table import Table
@@ -22,6 +21,7 @@ from llama_lab.lab.sweep.expand import Job, Sweep
 from llama_lab.lab.sweep.ranking import LOSS, measured_alike, objective, ranked, ranked_points
 from llama_lab.lab.sweep.space import as_meant
 from llama_lab.lab.table import counted, print_list, print_table
+from llama_lab.training.console import Terminal
 from llama_lab.training.metrics import short_time
 from llama_lab.training.run_folder import RunFolder, relative
 from llama_lab.training.run_names import short_names
@@ -52,7 +52,7 @@ class Board:
 
     def __init__(self, sweep: Sweep):
         self._sweep = sweep
-        self._console = RichConsole(highlight=False, soft_wrap=True)
+        self._console = Terminal()
         self._live: Live | None = None
         self._start = self._said = time.monotonic()
         self.running: dict[int, float] = {}
