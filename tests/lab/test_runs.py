@@ -43,10 +43,25 @@ def test_runs_are_listed_with_what_they_say(study: Path, capsys: Output, monkeyp
     assert main(["runs", "status=dead"]) == 0
     assert capsys.readouterr().out == "None of 5 runs fits; by status: finished 4, preempted 1\n"
     assert main(["runs", "status=done"]) == 2
-    assert "status=done is no status; there are started, running, preempted, failed, dead, finished" in capsys.readouterr().err
+    assert "status=done is no status; there are started, running, preempted, failed, dead, stopped early, finished" in capsys.readouterr().err
     assert main(["runs", "status=finishd,pre*"]) == 2
     assert "status=finishd is no status; did you mean finished?" in capsys.readouterr().err
     assert {"finished", "preempted", "100", "60", "10,240", "2.4366", "llama_3m"} <= set(shown.split())
+
+
+def test_what_a_sweep_left_before_its_end_is_stopped_early(study: Path, capsys: Output):
+    (left,) = [folder for folder in find_folders([str(study)]) if look_at(folder).status == "preempted"]
+    job = study / "sweeps" / "lr" / "jobs" / "0002"
+    job.mkdir(parents=True)
+    listing = {"jobs": [{"number": 2, "folder": os.path.relpath(left, job.parent.parent)}]}
+    (job.parent.parent / "sweep.json").write_text(json.dumps(listing))
+    (job / "outcome.json").write_text(json.dumps({"status": "interrupted"}))
+    assert len(listed(capsys, str(study), "status=preempted")) == 1
+    (job / "outcome.json").write_text(json.dumps({"status": "stopped early after update 12"}))
+    assert look_at(left).status == "stopped early"
+    assert len(listed(capsys, str(study), "status=stopped*")) == len(listed(capsys, str(study), "status=stopped early")) == 1
+    assert main(["runs", str(study), "status=preempted"]) == 0
+    assert "by status: finished 4, stopped early 1" in capsys.readouterr().out
 
 
 def test_keys_of_configs_and_metrics_filter_and_sort(study: Path, capsys: Output):

@@ -20,9 +20,9 @@ from llama_lab.config.identity import SCIENCE, load_config, science
 from llama_lab.config.paths import or_meant
 from llama_lab.config.schema import Origin, Problem, RunConfig, SeedConfig
 from llama_lab.lab.compare.csv_table import Line, is_about, read_lines, result_columns
-from llama_lab.lab.compare.sweeps import has_typed_order, was_stopped_early
 from llama_lab.lab.patterns import is_aside, matches
-from llama_lab.lab.runs.listing import RUNNING, STOPPED_EARLY, status_of
+from llama_lab.lab.runs.listing import status_of
+from llama_lab.lab.runs.sweeps import STOPPED_EARLY, has_typed_order
 from llama_lab.training.metrics import read_rows
 from llama_lab.training.run_folder import RunFolder, relative
 
@@ -205,14 +205,11 @@ def load_record(folder: Path) -> RunRecord:
         raise ConfigError([(relative(folder), f"has a file that is damaged: {error}")], scope="this request") from None
     if lineage := meta.get("lineage"):
         values["fork.update"] = lineage["update"]
-    status = status_of(folder.absolute(), summary)
-    if status not in ("finished", RUNNING) and was_stopped_early(folder.absolute()):
-        status = STOPPED_EARLY
     return RunRecord(
         name=relative(folder.absolute()),
         values=values,
         seeds=seeds,
-        status=status,
+        status=status_of(folder.absolute(), summary),
         rows=rows,
         folder=folder.absolute(),
         run=run,

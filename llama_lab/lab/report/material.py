@@ -14,8 +14,8 @@ from llama_lab.lab.compare.arms import LOSS, TRAINING_LOSS, Arm, choose_metric, 
 from llama_lab.lab.compare.question import baseline_first
 from llama_lab.lab.compare.records import SEEDS, RunRecord, in_order, load_records
 from llama_lab.lab.compare.study import Question, Study, compare_arms, reads_higher
-from llama_lab.lab.compare.sweeps import SWEEP_FILE, has_typed_order
 from llama_lab.lab.compare.verdicts import times_to_loss
+from llama_lab.lab.runs.sweeps import SWEEP_FILE, has_typed_order
 from llama_lab.lab.sweep.space import as_meant
 from llama_lab.training.scrub import scrub_command
 

@@ -19,6 +19,7 @@ from llama_lab.config.paths import or_meant
 from llama_lab.config.schema import Problem
 from llama_lab.lab.labels import differences_of
 from llama_lab.lab.patterns import is_aside, matches
+from llama_lab.lab.runs.sweeps import STOPPED_EARLY, was_stopped_early
 from llama_lab.training.run_folder import relative
 
 LINE = re.compile(r"^( *)([\w.]+):(?: (.*))?$")
@@ -27,10 +28,8 @@ FILES = ("summary.json", "metrics.jsonl", "train.log", "config.yaml")
 # A process whose number is taken by another one since would look alive; nothing has been written for so long then.
 QUIET_SECONDS = 300.0
 DEAD, RUNNING = "dead", "running"
-STATES = ("started", RUNNING, "preempted", "failed", DEAD, "finished")
+STATES = ("started", RUNNING, "preempted", "failed", DEAD, STOPPED_EARLY, "finished")
 """What a run can be in."""
-STOPPED_EARLY = "stopped early"
-"""What a sweep says, with the update behind it, of a run that it left before its end."""
 UNTOLD = ("name", "fresh", "accept_changes", "budget", "wandb")
 """Parts of a config that say nothing of what a run is."""
 
@@ -42,7 +41,8 @@ class Glance:
     Attributes:
         folder: absolute.
         name: study and run id.
-        status: what it says of itself; `dead` where it says that it runs and no process of it does.
+        status: what it says of itself; `dead` where it says that it runs and no process of it does; `stopped early` where a sweep
+            left it before its end.
         config: value as written, by key path; the option of a group by the group's name.
         summary: last values.
         touched: when something was written last, in seconds since the epoch.
@@ -137,7 +137,8 @@ def _telling(config: dict[str, str]) -> dict[str, str]:
 
 
 def status_of(folder: Path, summary: dict[str, Any]) -> str:
-    """What a run is: what its summary says, but `dead` where that says that it runs and no process of it does.
+    """What a run is: what its summary says, but `dead` where that says that it runs and no process of it does, and `stopped early`
+    where a sweep has left it before its end.
 
     Args:
         folder: absolute, with a config.yaml.
@@ -149,7 +150,11 @@ def _state(folder: Path, summary: dict[str, Any], touched: float, now: float) ->
     """(status, who trains it)."""
     status = summary.get("status", "started")
     holder = _holder(folder) if status in (RUNNING, "started") else {}
-    return (DEAD if status == RUNNING and not is_alive(holder, touched, now) else status), holder
+    if status == RUNNING and is_alive(holder, touched, now):
+        return RUNNING, holder
+    if status != "finished" and was_stopped_early(folder):
+        return STOPPED_EARLY, holder
+    return (DEAD if status == RUNNING else status), holder
 
 
 def _touched(folder: Path) -> float:

@@ -24,7 +24,7 @@ from llama_lab.config.overrides import CHOSEN, PRESET, any_shape, fields_of_node
 from llama_lab.config.paths import option_file
 from llama_lab.config.resolve import resolve
 from llama_lab.config.schema import AUTO, BudgetConfig, Device, Launcher, Precision, Problem, RunConfig, Search, SweepConfig
-from llama_lab.lab.runs.listing import STOPPED_EARLY
+from llama_lab.lab.runs.sweeps import STOPPED_EARLY
 from llama_lab.lab.sweep.halving import rung_problems
 from llama_lab.lab.sweep.ranking import fitting_objective, said_of_ranking, unranked
 from llama_lab.lab.sweep.space import Axis, Point, axis_problems, draw_points, grid, label, read_axis, repeated, without_seeds

@@ -16,7 +16,8 @@ from typing import Any
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import Direction, Search
-from llama_lab.lab.runs.listing import RUNNING, STOPPED_EARLY
+from llama_lab.lab.runs.listing import RUNNING
+from llama_lab.lab.runs.sweeps import STOPPED_EARLY
 from llama_lab.lab.sweep import show
 from llama_lab.lab.sweep.budget import keep_sweep_to_budget
 from llama_lab.lab.sweep.data import refuse_changed_data, refuse_missing_data

@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from llama_lab.lab.runs.listing import STOPPED_EARLY
-
 SWEEP_FILE = "sweep.json"
+STOPPED_EARLY = "stopped early"
+"""What a sweep says, with the update behind it, of a run that it left before its end."""
 
 
 def was_stopped_early(run: Path) -> bool:
