@@ -4,7 +4,7 @@ import shlex
 
 import torch
 
-from llama_lab.config.schema import BpeConfig, Compile, Device, RunConfig
+from llama_lab.config.schema import BpeConfig, Compile, Device, DocsConfig, RunConfig
 from llama_lab.data.mixture import exposures
 from llama_lab.data.prepare import PreparedData
 from llama_lab.model.count import flops_per_token, parameters
@@ -16,6 +16,8 @@ from llama_lab.training.saving.retention import beside_free, need
 from llama_lab.training.tracking.tracker import Tracker
 
 SMALL_MODEL = 20_000_000
+BUSY_TOKENS = 16_384
+"""At once on a GPU: with fewer its products are too small to run at full speed, and it waits for what it is to do next."""
 
 
 def say_hello(run: RunConfig, folder: RunFolder, data: PreparedData, console: Console) -> None:
@@ -39,9 +41,30 @@ def say_hello(run: RunConfig, folder: RunFolder, data: PreparedData, console: Co
         gives = f"{source.name} gives {100 * exposure.share:.1f} %, " if len(data.sources) > 1 else ""
         console.say(f"Data: {gives}{short_count(source.train.tokens)} tokens, {exposure.said}")
     console.say(f"Device: {processes} on {device}, {run.precision.value}, micro-batch {_micro_batch(run)}{compiled}")
+    if (advice := batch_advice(run, size)) is not None:
+        console.say(advice)
     console.say(f"Checkpoints: {beside_free(need(run, vocabulary), folder.checkpoints)}")
     if (foreseen := said(folder.meta().get("predicted", {}))) is not None:
         console.say(f"Foreseen: {foreseen}")
+
+
+def batch_advice(run: RunConfig, size: int) -> str | None:
+    """What to type where a GPU gets too few tokens at a time to be busy; null where it does not, or the model is small anyway.
+
+    Args:
+        run: resolved.
+        size: the model's parameters.
+    """
+    processes = run.hardware.processes or 1
+    share = run.data.tokens_per_update // processes
+    if run.hardware.device is not Device.cuda or size < SMALL_MODEL or share >= BUSY_TOKENS:
+        return None
+    more = 8 * BUSY_TOKENS * processes // run.data.max_seq_len * run.data.max_seq_len
+    each = " on each" if processes > 1 else ""
+    return (
+        f"  {share:,} tokens an update{each} do not keep a GPU busy: a larger data.tokens_per_update, such as {more}, trains far "
+        "more tokens a second, with another curve"
+    )
 
 
 def _micro_batch(run: RunConfig) -> str:
@@ -81,8 +104,9 @@ def suggestions(run: RunConfig, data: PreparedData, folder: RunFolder) -> list[t
     """(command, what it does): sensible next steps after this run."""
     typed = folder.meta().get("command") or []  # of a run started from Python, for which there is nothing to type
     found = [(f"llama-lab generate {shlex.quote(relative(folder.path))} -i", "how it goes on with what you type")]
-    if run.hardware.device is Device.cuda and parameters(run.model, data.tokenizer.vocab_size) < SMALL_MODEL:
-        found.append(("llama-lab train model=llama_97m training_tokens=50_000_000", "a model that is worth this GPU"))
+    if run.hardware.device is Device.cuda and isinstance(run.data, DocsConfig):
+        larger = "llama-lab train model=llama_97m data=tinystories data.tokens_per_update=65536 training_tokens=200_000_000"
+        found.append((larger, "a model and stories that are worth this GPU; needs the extra llama_lab[data]"))
     if (longer := extending_command(run, folder.path, 2 * run.training_tokens)) is not None:
         found.append((longer, "twice the budget, from a checkpoint of this run"))
     if typed[1:2] == ["train"]:

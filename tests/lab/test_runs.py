@@ -43,7 +43,10 @@ def test_runs_are_listed_with_what_they_say(study: Path, capsys: Output, monkeyp
     assert main(["runs", "status=dead"]) == 0
     assert capsys.readouterr().out == "None of 5 runs fits; by status: finished 4, preempted 1\n"
     assert main(["runs", "status=done"]) == 2
-    assert "status=done is no status; there are started, running, preempted, failed, dead, stopped early, finished" in capsys.readouterr().err
+    assert (
+        "status=done is no status; there are started, running, preempted, failed, dead, stopped early, finished"
+        in capsys.readouterr().err
+    )
     assert main(["runs", "status=finishd,pre*"]) == 2
     assert "status=finishd is no status; did you mean finished?" in capsys.readouterr().err
     assert {"finished", "preempted", "100", "60", "10,240", "2.4366", "llama_3m"} <= set(shown.split())

@@ -3,9 +3,11 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,8 +17,10 @@ import torch
 from llama_lab import compose, load, train
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.resolve import resolve
+from llama_lab.config.schema import Device
 from llama_lab.data import cache
 from llama_lab.data.prepare import prepare
+from llama_lab.training.announce import batch_advice
 from llama_lab.training.errors import Diverged
 from llama_lab.training.metrics import read_rows
 from llama_lab.training.processes.worker import Place, join
@@ -313,3 +317,23 @@ def test_wandb_writes_an_offline_run_that_its_own_tool_reads(text):
     assert shown.returncode == 0, shown.stderr
     assert "train/loss" in shown.stdout
     assert "val/bits_per_byte" in shown.stdout
+
+
+def test_a_gpu_that_gets_too_few_tokens_at_a_time_is_told():
+    def told(*words: str, processes: int = 1) -> str | None:
+        run = resolve(compose(["hardware=cpu", "training_tokens=100_000_000", *words]))
+        return batch_advice(replace(run, hardware=replace(run.hardware, device=Device.cuda, processes=processes)), 97_000_000)
+
+    said = told()
+    assert said is not None
+    assert "4,096 tokens an update do not keep a GPU busy" in said
+    assert "such as 131072, trains" in said
+    several = told("data.max_seq_len=384", "data.tokens_per_update=98304", processes=8)
+    assert several is not None
+    assert "12,288 tokens an update on each" in several
+    more = int(re.search(r"such as (\d+),", several)[1])  # pyright: ignore[reportOptionalSubscript]
+    assert more % 384 == 0
+    assert told("data.max_seq_len=384", f"data.tokens_per_update={more}", processes=8) is None
+    run = resolve(compose(["hardware=cpu"]))
+    assert batch_advice(run, 97_000_000) is None
+    assert batch_advice(replace(run, hardware=replace(run.hardware, device=Device.cuda)), 3_500_000) is None
