@@ -20,8 +20,8 @@ from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import save_config
 from llama_lab.config.schema import BudgetConfig, Compile, RunConfig, TrackerMode
 from llama_lab.data.prepare import PreparedData
-from llama_lab.lab.sweep.expand import Outcome
-from llama_lab.lab.sweep.job import Request, be_job, read_answer
+from llama_lab.lab.sweep.job_process import Request, be_job, read_answer
+from llama_lab.lab.sweep.jobs import Outcome
 from llama_lab.training.foresight.forecast import Probe, keep_probe, validated_tokens
 from llama_lab.training.foresight.occasions import occasions
 from llama_lab.training.metrics import read_rows, short_time

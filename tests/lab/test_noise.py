@@ -13,8 +13,8 @@ from llama_lab.data.prepare import prepare
 from llama_lab.lab.compare.noise import find_floor, measure, own_part, store
 from llama_lab.lab.compare.noise_command import plan_runs
 from llama_lab.lab.compare.records import load_record, load_records
-from llama_lab.lab.sweep.expand import Job, Sweep
 from llama_lab.lab.sweep.frozen import LAST_FILE
+from llama_lab.lab.sweep.jobs import Job, Sweep
 from llama_lab.training.run_folder import RunFolder
 
 from ..training.conftest import tiny_overrides

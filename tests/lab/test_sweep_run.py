@@ -30,8 +30,8 @@ from llama_lab.lab.runs import track
 from llama_lab.lab.sweep import Sweep, load_sweep, run, run_sweep, slurm
 from llama_lab.lab.sweep.command import run_sweep_command
 from llama_lab.lab.sweep.data import refuse_missing_data
-from llama_lab.lab.sweep.expand import Outcome
 from llama_lab.lab.sweep.frozen import freeze, hold_sweep, keep_config, keep_outcome, known_outcome
+from llama_lab.lab.sweep.jobs import Outcome
 from llama_lab.lab.sweep.local import Local
 from llama_lab.lab.sweep.ranking import point_result
 from llama_lab.lab.sweep.search import Proposer

@@ -15,7 +15,8 @@ from llama_lab.lab.compare.noise import BOTH, KERNELS, Floor, measure, own_part,
 from llama_lab.lab.compare.records import load_record, load_records
 from llama_lab.lab.compare.statistics import Design
 from llama_lab.lab.sweep import Sweep, describe, run_sweep
-from llama_lab.lab.sweep.expand import Job, as_member, build_jobs
+from llama_lab.lab.sweep.expand import as_member, build_jobs
+from llama_lab.lab.sweep.jobs import Job
 from llama_lab.lab.sweep.local import packing
 from llama_lab.lab.table import print_table
 from llama_lab.training.run_folder import RunFolder, relative

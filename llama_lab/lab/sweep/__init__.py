@@ -14,8 +14,9 @@ and numbers folders anew at every start. Here a run's folder follows from its co
 finished and goes on with what is not.
 """
 
-from llama_lab.lab.sweep.expand import Job, Sweep, describe, expand
+from llama_lab.lab.sweep.expand import expand
 from llama_lab.lab.sweep.frozen import load_sweep
+from llama_lab.lab.sweep.jobs import Job, Sweep, describe
 
 __all__ = ["Job", "Sweep", "describe", "expand", "load_sweep", "run_sweep"]
 

@@ -5,8 +5,8 @@ import shlex
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import Launcher
 from llama_lab.data.prepare import prepare
-from llama_lab.lab.sweep.expand import Job, Sweep
 from llama_lab.lab.sweep.frozen import known_outcome, take_over
+from llama_lab.lab.sweep.jobs import Job, Sweep
 from llama_lab.lab.sweep.local import packing
 from llama_lab.training.foresight.forecast import foresee, keep_to_budget
 from llama_lab.training.foresight.memory import expected_micro_batch

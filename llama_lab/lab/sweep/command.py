@@ -9,8 +9,8 @@ from llama_lab.config.errors import ConfigError
 from llama_lab.config.flags import Parser
 from llama_lab.config.identity import outputs_folder
 from llama_lab.lab.sweep import run_sweep
-from llama_lab.lab.sweep.expand import Sweep
 from llama_lab.lab.sweep.frozen import directory_of, known_outcome, load_sweep
+from llama_lab.lab.sweep.jobs import Sweep
 from llama_lab.lab.sweep.show import print_results
 from llama_lab.lab.table import counted, print_list, print_table
 from llama_lab.training.run_folder import relative

@@ -3,7 +3,8 @@
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import Launcher, Problem
 from llama_lab.data.prepare import check_sources
-from llama_lab.lab.sweep.expand import Sweep, refused, whose
+from llama_lab.lab.sweep.expand import refused, whose
+from llama_lab.lab.sweep.jobs import Sweep
 from llama_lab.training.run_data import refuse_other_data, trained_on
 from llama_lab.training.run_folder import RunFolder
 

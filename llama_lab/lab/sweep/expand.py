@@ -4,12 +4,9 @@ import difflib
 import hashlib
 import os
 import re
-import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -24,134 +21,18 @@ from llama_lab.config.overrides import CHOSEN, PRESET, any_shape, fields_of_node
 from llama_lab.config.paths import option_file
 from llama_lab.config.resolve import resolve
 from llama_lab.config.schema import AUTO, BudgetConfig, Device, Launcher, Precision, Problem, RunConfig, Search, SweepConfig
-from llama_lab.lab.runs.sweeps import STOPPED_EARLY
 from llama_lab.lab.sweep.halving import rung_problems
-from llama_lab.lab.sweep.ranking import fitting_objective, said_of_ranking, unranked
-from llama_lab.lab.sweep.space import Axis, Point, axis_problems, draw_points, grid, label, read_axis, repeated, without_seeds
+from llama_lab.lab.sweep.jobs import Job, Sweep
+from llama_lab.lab.sweep.ranking import fitting_objective, unranked
+from llama_lab.lab.sweep.space import Axis, Point, axis_problems, draw_points, grid, label, read_axis, repeated
 
 # TPE, Optuna's default, models what it has seen from here on; before that it draws by chance as well.
 STARTUP_POINTS = 10
 # W&B refuses a longer tag.
 TAG_CHARACTERS = 64
-BEFORE_START = "stopped before its first update"
 METRICS = ("val/loss", "val/bits_per_byte", "val/perplexity", "best/val/loss", "train/loss", "train/grad_norm", "memory/peak_gib")
 METRICS += ("speed/tokens_per_second", "speed/mfu")
 """Usual objectives, to tell one that is mistyped by; others are metrics too."""
-
-
-@dataclass
-class Outcome:
-    """How a job ended.
-
-    Attributes:
-        status: what the run says of itself (`finished`, `preempted`, `already finished`), `stopped early …`, or `failed …`.
-        folder: the run's folder; null if it never had one.
-        updates, tokens: done so far, in all starts together.
-        summary: last values by metric key.
-        kind, message: class and text of the error it ended with; empty without one.
-        process_seconds: from its process's first line to its last, in this start.
-    """
-
-    status: str
-    folder: str | None = None
-    updates: int = 0
-    tokens: int = 0
-    summary: dict[str, Any] = field(default_factory=dict)
-    kind: str = ""
-    message: str = ""
-    process_seconds: float = 0.0
-
-    @property
-    def failed(self) -> bool:
-        """Whether it ended in an error."""
-        return self.status.startswith("failed")
-
-    @property
-    def finished(self) -> bool:
-        """Whether its run is trained to its end."""
-        return self.status in ("finished", "already finished")
-
-    @property
-    def stopped_early(self) -> bool:
-        """Whether it was left before its end because it, or another seed of its point, had fallen behind."""
-        return self.status.startswith(STOPPED_EARLY)
-
-    @property
-    def decided(self) -> bool:
-        """Whether nothing is left to do."""
-        return self.finished or self.stopped_early
-
-
-@dataclass
-class Job:
-    """One run of a sweep.
-
-    Attributes:
-        overrides: what composes it.
-        values: swept key -> its value in this job, as typed.
-        run: the validated, resolved config.
-        slug: what distinguishes it from the others without changing the science; null: nothing.
-        folder: where it will be.
-        number: its place in the sweep, from 1.
-        trial: Optuna's number of its point; null where Optuna has not heard of it.
-    """
-
-    overrides: list[str]
-    values: Point
-    run: RunConfig
-    slug: str | None
-    folder: Path
-    outcome: Outcome = field(default_factory=lambda: Outcome("not started"))
-    number: int = 0
-    trial: int | None = None
-
-    @property
-    def label(self) -> str:
-        """Its values as they are typed."""
-        return label(self.values)
-
-    @property
-    def point(self) -> str:
-        """Its values without the seeds."""
-        return label(without_seeds(self.values))
-
-
-@dataclass
-class Sweep:
-    """Jobs that were asked for together.
-
-    Attributes:
-        jobs: all that are known; a search by Optuna adds more as it goes.
-        folder: where its summary and frozen configs are kept; the same for the same jobs.
-        settings: how they are chosen and started.
-        axes: what is swept.
-        fixed: overrides that every job has.
-        bases: for a search, a job for each combination of options and seeds, from which later ones are made.
-        command: what was typed.
-        budget: what all jobs together may take; no job has one of its own.
-    """
-
-    jobs: list[Job]
-    folder: Path
-    settings: SweepConfig
-    axes: list[Axis] = field(default_factory=list)
-    fixed: list[str] = field(default_factory=list)
-    bases: list[Job] = field(default_factory=list)
-    command: list[str] = field(default_factory=list)
-    budget: BudgetConfig = field(default_factory=BudgetConfig)
-
-    @property
-    def to_come(self) -> int:
-        """Jobs that the search is still to choose."""
-        if self.settings.search is not Search.optuna or self.settings.trials is None:
-            return 0
-        repetitions = len(repeated([{}], self.axes))
-        return max(0, self.settings.trials - len(self.jobs) // repetitions) * repetitions
-
-    @cached_property
-    def unranked(self) -> str | None:
-        """Why values of the objective do not rank the jobs, as a clause; None where they do."""
-        return unranked([job.run for job in (*self.jobs, *self.bases)], self.settings.objective)
 
 
 def expand(overrides: list[str], *, multirun: bool, config_dir: Path | None = None) -> Sweep | None:
@@ -201,16 +82,6 @@ def expand(overrides: list[str], *, multirun: bool, config_dir: Path | None = No
     for number, job in enumerate(sweep.jobs, start=1):
         job.number = number
     return sweep
-
-
-def describe(sweep: Sweep) -> str:
-    """The jobs and their folders, without starting them."""
-    more = f", and {sweep.to_come} to come from what these show" if sweep.to_come else ""
-    lines = [f"# {len(sweep.jobs)} jobs{more}; summary in {sweep.folder}"]
-    said = said_of_ranking(sweep.settings, [job.run for job in (*sweep.jobs, *sweep.bases)])
-    lines += [f"# {said}"] if said is not None else []
-    lines += [f"llama-lab train {shlex.join(job.overrides)}  # {job.folder}" for job in sweep.jobs]
-    return "\n".join(lines)
 
 
 def as_member(run: RunConfig, folder: Path) -> RunConfig:

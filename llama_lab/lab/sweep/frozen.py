@@ -28,7 +28,7 @@ from llama_lab.config.identity import former_run_id, load_config, run_id, save_c
 from llama_lab.config.paths import or_meant
 from llama_lab.config.schema import Direction, Launcher, Search, SlurmConfig, SweepConfig
 from llama_lab.lab.runs.listing import RUNNING
-from llama_lab.lab.sweep.expand import BEFORE_START, Job, Outcome, Sweep
+from llama_lab.lab.sweep.jobs import BEFORE_START, Job, Outcome, Sweep
 from llama_lab.lab.sweep.space import Axis
 from llama_lab.training.run_folder import RunFolder, hold_run, write_json
 from llama_lab.training.scrub import scrub_command

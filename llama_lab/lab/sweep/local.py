@@ -21,8 +21,8 @@ from typing import Any
 
 from llama_lab.config import devices
 from llama_lab.config.schema import Device, RunConfig
-from llama_lab.lab.sweep.expand import BEFORE_START, Job, Outcome, Sweep
-from llama_lab.lab.sweep.job import WARM, Request, be_job, read_answer
+from llama_lab.lab.sweep.job_process import WARM, Request, be_job, read_answer
+from llama_lab.lab.sweep.jobs import BEFORE_START, Job, Outcome, Sweep
 from llama_lab.training.processes.stop import blocked_signals
 
 THREADS = "OMP_NUM_THREADS"

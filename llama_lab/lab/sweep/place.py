@@ -3,8 +3,8 @@
 from typing import Any, Protocol
 
 from llama_lab.config.schema import Launcher
-from llama_lab.lab.sweep.expand import Job, Outcome, Sweep
-from llama_lab.lab.sweep.job import Request
+from llama_lab.lab.sweep.job_process import Request
+from llama_lab.lab.sweep.jobs import Job, Outcome, Sweep
 
 
 class Started(Protocol):

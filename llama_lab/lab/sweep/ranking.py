@@ -22,7 +22,7 @@ from llama_lab.config.identity import science
 from llama_lab.config.schema import Direction, MixtureConfig, Problem, RunConfig, Search, ShardsConfig, SweepConfig
 
 if TYPE_CHECKING:
-    from llama_lab.lab.sweep.expand import Job, Sweep
+    from llama_lab.lab.sweep.jobs import Job, Sweep
 
 LOSS, BITS = "val/loss", "val/bits_per_byte"
 VALIDATED, TRAINED = ("val/", "best/val/"), ("train/loss", "train/perplexity")

@@ -21,7 +21,6 @@ from llama_lab.lab.runs.sweeps import STOPPED_EARLY
 from llama_lab.lab.sweep import show
 from llama_lab.lab.sweep.budget import keep_sweep_to_budget
 from llama_lab.lab.sweep.data import refuse_changed_data, refuse_missing_data
-from llama_lab.lab.sweep.expand import BEFORE_START, Job, Outcome, Sweep
 from llama_lab.lab.sweep.frozen import (
     forget_first_words,
     freeze,
@@ -33,7 +32,8 @@ from llama_lab.lab.sweep.frozen import (
     known_outcome,
 )
 from llama_lab.lab.sweep.halving import Candidate, Halving
-from llama_lab.lab.sweep.job import Request
+from llama_lab.lab.sweep.job_process import Request
+from llama_lab.lab.sweep.jobs import BEFORE_START, Job, Outcome, Sweep
 from llama_lab.lab.sweep.place import choose_place
 from llama_lab.lab.sweep.ranking import ranking_problems, said_of_ranking
 from llama_lab.training.metrics import short_time

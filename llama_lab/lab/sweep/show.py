@@ -17,7 +17,7 @@ from rich.text import Text
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.lab.labels import short_keys
-from llama_lab.lab.sweep.expand import Job, Sweep
+from llama_lab.lab.sweep.jobs import Job, Sweep
 from llama_lab.lab.sweep.ranking import LOSS, measured_alike, objective, ranked, ranked_points
 from llama_lab.lab.sweep.space import as_meant
 from llama_lab.lab.table import counted, print_list, print_table

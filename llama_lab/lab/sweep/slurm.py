@@ -16,9 +16,9 @@ from typing import Any
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import Device
-from llama_lab.lab.sweep.expand import Job, Outcome, Sweep
 from llama_lab.lab.sweep.frozen import job_folder
-from llama_lab.lab.sweep.job import Request, be_job, read_answer
+from llama_lab.lab.sweep.job_process import Request, be_job, read_answer
+from llama_lab.lab.sweep.jobs import Job, Outcome, Sweep
 from llama_lab.training.run_folder import write_json
 
 SAVING_SECONDS = 120

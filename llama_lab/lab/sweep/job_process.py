@@ -20,7 +20,7 @@ from types import FrameType
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import load_config
-from llama_lab.lab.sweep.expand import BEFORE_START, Outcome
+from llama_lab.lab.sweep.jobs import BEFORE_START, Outcome
 from llama_lab.training.errors import RunFailed
 from llama_lab.training.processes.stop import NUMBERS, ignore_signals
 from llama_lab.training.run_folder import write_json
