@@ -16,10 +16,9 @@ from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import former_run_id, run_folder
 from llama_lab.lab import sweep as sweeps
 from llama_lab.lab.sweep import Sweep, describe, load_sweep
-from llama_lab.lab.sweep.expand import place
 from llama_lab.lab.sweep.frozen import freeze
 from llama_lab.lab.sweep.halving import falls_behind, rung_updates
-from llama_lab.lab.sweep.jobs import Outcome
+from llama_lab.lab.sweep.jobs import Outcome, place
 from llama_lab.lab.sweep.local import choose_gpus
 from llama_lab.lab.sweep.search import base_of, changed
 from llama_lab.lab.sweep.show import Board, print_results, write_summary

@@ -2,9 +2,9 @@
 
     overrides -> axes -> points -> jobs (composed, validated, named) -> frozen in the sweep's folder -> processes -> summary.csv
 
-    expand.py   what was typed -> jobs            run.py      starts jobs, watches them, decides what comes next
+    expand.py   what was typed -> jobs (jobs.py)  run.py      starts jobs, watches them, decides what comes next
     space.py    axes and points                   place.py    what that asks of local.py (GPUs, cores) and slurm.py (a cluster)
-    frozen.py   the sweep's folder                job.py      one run in a process of its own
+    frozen.py   the sweep's folder                job_process.py  one run in a process of its own
     search.py   Optuna                            halving.py  which job need not end
     command.py  llama-lab sweep                   ranking.py  what jobs and points are ranked by, and which of them count
     data.py     what the jobs are trained on      show.py     lines, the live table, summary.csv
@@ -14,9 +14,9 @@ and numbers folders anew at every start. Here a run's folder follows from its co
 finished and goes on with what is not.
 """
 
-from llama_lab.lab.sweep.expand import expand
+from llama_lab.lab.sweep.expand import describe, expand
 from llama_lab.lab.sweep.frozen import load_sweep
-from llama_lab.lab.sweep.jobs import Job, Sweep, describe
+from llama_lab.lab.sweep.jobs import Job, Sweep
 
 __all__ = ["Job", "Sweep", "describe", "expand", "load_sweep", "run_sweep"]
 

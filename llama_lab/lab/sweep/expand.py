@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -15,15 +16,15 @@ from hydra.errors import HydraException
 from llama_lab.config import grammar
 from llama_lab.config.compose import Request, compose, read_request
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.identity import former_run_id, is_science, joined_slug, run_folder, science, slug_part
+from llama_lab.config.identity import former_run_id, science
 from llama_lab.config.identity import values as by_key
 from llama_lab.config.overrides import CHOSEN, PRESET, any_shape, fields_of_node, takes_no_value, unknown_field
 from llama_lab.config.paths import option_file
 from llama_lab.config.resolve import resolve
 from llama_lab.config.schema import AUTO, BudgetConfig, Device, Launcher, Precision, Problem, RunConfig, Search, SweepConfig
 from llama_lab.lab.sweep.halving import rung_problems
-from llama_lab.lab.sweep.jobs import Job, Sweep
-from llama_lab.lab.sweep.ranking import fitting_objective, unranked
+from llama_lab.lab.sweep.jobs import Job, Sweep, place
+from llama_lab.lab.sweep.ranking import fitting_objective, said_of_ranking, unranked
 from llama_lab.lab.sweep.space import Axis, Point, axis_problems, draw_points, grid, label, read_axis, repeated
 
 # TPE, Optuna's default, models what it has seen from here on; before that it draws by chance as well.
@@ -84,6 +85,16 @@ def expand(overrides: list[str], *, multirun: bool, config_dir: Path | None = No
     return sweep
 
 
+def describe(sweep: Sweep) -> str:
+    """The jobs and their folders, without starting them."""
+    more = f", and {sweep.to_come} to come from what these show" if sweep.to_come else ""
+    lines = [f"# {len(sweep.jobs)} jobs{more}; summary in {sweep.folder}"]
+    said = said_of_ranking(sweep.settings, [job.run for job in (*sweep.jobs, *sweep.bases)])
+    lines += [f"# {said}"] if said is not None else []
+    lines += [f"llama-lab train {shlex.join(job.overrides)}  # {job.folder}" for job in sweep.jobs]
+    return "\n".join(lines)
+
+
 def as_member(run: RunConfig, folder: Path) -> RunConfig:
     """The same run as one of several: the budget is that of all, and W&B is told the sweep as its group, and the study as a tag."""
     run = replace(run, budget=BudgetConfig())
@@ -92,13 +103,6 @@ def as_member(run: RunConfig, folder: Path) -> RunConfig:
     tags = list(dict.fromkeys([*run.wandb.tags, run.name[:TAG_CHARACTERS]]))
     kind = "sweep" if run.wandb.job_type == "train" else run.wandb.job_type
     return replace(run, wandb=replace(run.wandb, group=run.wandb.group or f"{run.name}-{folder.name}", tags=tags, job_type=kind))
-
-
-def place(run: RunConfig, values: Point) -> tuple[str | None, Path]:
-    """What a job adds to its run's name for values outside the science, and the run's folder."""
-    parts = [slug_part(key, value) for key, value in values.items() if not is_science(key) and key not in ("name", PRESET)]
-    slug = joined_slug(parts)
-    return slug, run_folder(run, slug)
 
 
 def build_jobs(

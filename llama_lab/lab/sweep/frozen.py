@@ -29,6 +29,7 @@ from llama_lab.config.paths import or_meant
 from llama_lab.config.schema import Direction, Launcher, Search, SlurmConfig, SweepConfig
 from llama_lab.lab.runs.listing import RUNNING
 from llama_lab.lab.sweep.jobs import BEFORE_START, Job, Outcome, Sweep
+from llama_lab.lab.sweep.ranking import unranked
 from llama_lab.lab.sweep.space import Axis
 from llama_lab.training.run_folder import RunFolder, hold_run, write_json
 from llama_lab.training.scrub import scrub_command
@@ -140,6 +141,7 @@ def load_sweep(folder: Path) -> Sweep:
     for path, values in zip(sorted((folder / "bases").glob("*.yaml")), known["bases"], strict=True):
         run = load_config(path)
         sweep.bases.append(Job(sweep.fixed + [f"{key}={value}" for key, value in values.items()], values, run, None, folder))
+    sweep.unranked = unranked([job.run for job in (*sweep.jobs, *sweep.bases)], settings.objective)
     return sweep
 
 

@@ -1,14 +1,13 @@
 """The jobs of a sweep, and how each ended."""
 
-import shlex
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from llama_lab.config.identity import is_science, joined_slug, run_folder, slug_part
+from llama_lab.config.overrides import PRESET
 from llama_lab.config.schema import BudgetConfig, RunConfig, Search, SweepConfig
 from llama_lab.lab.runs.sweeps import STOPPED_EARLY
-from llama_lab.lab.sweep.ranking import said_of_ranking, unranked
 from llama_lab.lab.sweep.space import Axis, Point, label, repeated, without_seeds
 
 BEFORE_START = "stopped before its first update"
@@ -104,6 +103,7 @@ class Sweep:
         bases: for a search, a job for each combination of options and seeds, from which later ones are made.
         command: what was typed.
         budget: what all jobs together may take; no job has one of its own.
+        unranked: why values of the objective do not rank the jobs, as a clause; null where they do.
     """
 
     jobs: list[Job]
@@ -114,6 +114,7 @@ class Sweep:
     bases: list[Job] = field(default_factory=list)
     command: list[str] = field(default_factory=list)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
+    unranked: str | None = None
 
     @property
     def to_come(self) -> int:
@@ -123,17 +124,9 @@ class Sweep:
         repetitions = len(repeated([{}], self.axes))
         return max(0, self.settings.trials - len(self.jobs) // repetitions) * repetitions
 
-    @cached_property
-    def unranked(self) -> str | None:
-        """Why values of the objective do not rank the jobs, as a clause; None where they do."""
-        return unranked([job.run for job in (*self.jobs, *self.bases)], self.settings.objective)
 
-
-def describe(sweep: Sweep) -> str:
-    """The jobs and their folders, without starting them."""
-    more = f", and {sweep.to_come} to come from what these show" if sweep.to_come else ""
-    lines = [f"# {len(sweep.jobs)} jobs{more}; summary in {sweep.folder}"]
-    said = said_of_ranking(sweep.settings, [job.run for job in (*sweep.jobs, *sweep.bases)])
-    lines += [f"# {said}"] if said is not None else []
-    lines += [f"llama-lab train {shlex.join(job.overrides)}  # {job.folder}" for job in sweep.jobs]
-    return "\n".join(lines)
+def place(run: RunConfig, values: Point) -> tuple[str | None, Path]:
+    """What a job adds to its run's name for values outside the science, and the run's folder."""
+    parts = [slug_part(key, value) for key, value in values.items() if not is_science(key) and key not in ("name", PRESET)]
+    slug = joined_slug(parts)
+    return slug, run_folder(run, slug)

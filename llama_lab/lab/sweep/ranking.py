@@ -15,14 +15,12 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import science
 from llama_lab.config.schema import Direction, MixtureConfig, Problem, RunConfig, Search, ShardsConfig, SweepConfig
-
-if TYPE_CHECKING:
-    from llama_lab.lab.sweep.jobs import Job, Sweep
+from llama_lab.lab.sweep.jobs import Job, Sweep
 
 LOSS, BITS = "val/loss", "val/bits_per_byte"
 VALIDATED, TRAINED = ("val/", "best/val/"), ("train/loss", "train/perplexity")
@@ -42,7 +40,7 @@ class PointResult:
             furthest; null without one.
     """
 
-    jobs: tuple["Job", ...]
+    jobs: tuple[Job, ...]
     values: tuple[float, ...]
     stopped: int
     last: tuple[int, float] | None
@@ -53,19 +51,19 @@ class PointResult:
         return statistics.fmean(self.values) if self.values else None
 
 
-def objective(sweep: "Sweep", job: "Job") -> float | None:
+def objective(sweep: Sweep, job: Job) -> float | None:
     """A job's objective; None if it has none, or one that is no finite number."""
     return _finite(job.outcome.summary.get(sweep.settings.objective))
 
 
-def ranked(sweep: "Sweep") -> list["Job"]:
+def ranked(sweep: Sweep) -> list[Job]:
     """Jobs that count, the best first; in their order where values rank nothing."""
     found = [(value, job) for job in sweep.jobs if job.outcome.finished and (value := objective(sweep, job)) is not None]
     sign = 0 if sweep.unranked is not None else _sign(sweep.settings)
     return [job for _, job in sorted(found, key=lambda pair: (sign * pair[0], pair[1].number))]
 
 
-def point_result(jobs: Sequence["Job"], settings: SweepConfig) -> PointResult:
+def point_result(jobs: Sequence[Job], settings: SweepConfig) -> PointResult:
     """What came of the jobs of one point."""
     values = [_finite(job.outcome.summary.get(settings.objective)) for job in jobs if job.outcome.finished]
     counting = tuple(value for value in values if value is not None)
@@ -76,7 +74,7 @@ def point_result(jobs: Sequence["Job"], settings: SweepConfig) -> PointResult:
     return PointResult(tuple(jobs), counting, len(stopped), last)
 
 
-def ranked_points(sweep: "Sweep") -> list[PointResult]:
+def ranked_points(sweep: Sweep) -> list[PointResult]:
     """Points of which something is known: those that count, the best first, then those that were stopped early, the furthest
     first.
     """

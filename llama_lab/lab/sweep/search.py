@@ -19,9 +19,8 @@ from llama_lab.config.literal import literal
 from llama_lab.config.overrides import PRESET
 from llama_lab.config.schema import GROUPS, Origin, RunConfig
 from llama_lab.config.validate import validate
-from llama_lab.lab.sweep.expand import place
 from llama_lab.lab.sweep.frozen import add_jobs, save_trials
-from llama_lab.lab.sweep.jobs import Job, Sweep
+from llama_lab.lab.sweep.jobs import Job, Sweep, place
 from llama_lab.lab.sweep.ranking import point_result
 from llama_lab.lab.sweep.space import Axis, Point, repeated
 
