@@ -269,6 +269,12 @@ def _file_problem(error: Exception) -> Problem:
     text = f"{error}\n{error.__cause__ or ''}"
     if missing := re.search(r"Could not find '(\w+)/([^']+)'", text):
         return f"{missing[1]}={missing[2]}", f"{no_option(missing[1], missing[2], None)} (a preset or an option asks for it)"
+    if shape := re.search(r"In '([^']+)': Could not load 'schema/(\w+)/([^']+)'", text):
+        group, name = shape[2], shape[3]
+        known = ", ".join(SHAPES.get(group, {}))
+        rule = f"begins with /schema/{group}/{name}, which is no kind of {group}"
+        rule += f"; there are {known}, and SHAPES in llama_lab/config/schema/run.py takes others" if known else ""
+        return f"{shape[1]}.yaml", rule
     key = re.search(r"full_key: (\S+)", text)
     file = re.search(r"In '([^']+)'", text)
     subject = " in ".join([*([key[1]] if key else []), *([f"{file[1]}.yaml"] if file else [])]) or "a config file"

@@ -52,7 +52,7 @@ class Optimizers:
 
         Args:
             unless: a boolean scalar where the parameters are. If it is true, parameters and states keep their values. On CUDA the
-                host neither waits nor learns of it.
+                host neither waits nor learns of it where the optimizers are those of this package.
         """
         if unless is not None and unless.device.type not in DECIDING_DEVICES:
             if bool(unless):
@@ -65,8 +65,9 @@ class Optimizers:
                     part.step()
                 case StackedMuon() | NarrowAdamW():
                     part.step(unless=unless)
-                case _:
-                    raise TypeError(f"{type(part).__name__} cannot leave out a step")
+                case _:  # any other of torch's; the host has to wait for the answer
+                    if unless is None or not bool(unless):
+                        part.step()
 
     def zero_grad(self) -> None:
         """Forget all gradients, and free their memory."""

@@ -489,6 +489,16 @@ FILES = {
 }
 
 
+def test_an_option_of_a_kind_that_is_not_there_is_told_where_kinds_are_named(tmp_path: Path) -> None:
+    (tmp_path / "schedule").mkdir()
+    (tmp_path / "schedule" / "staircase.yaml").write_text("defaults:\n  - /schema/schedule/staircase@_here_\n  - _self_\n")
+    with pytest.raises(ConfigError) as refused:
+        compose(["schedule=staircase"], config_dir=tmp_path)
+    rule = "begins with /schema/schedule/staircase, which is no kind of schedule; there are cosine, linear, constant, wsd, "
+    rule += "and SHAPES in llama_lab/config/schema/run.py takes others"
+    assert refused.value.problems == [("schedule/staircase.yaml", rule)]
+
+
 def test_an_option_with_the_name_of_a_shipped_one_is_refused(tmp_path: Path) -> None:
     shipped = config_folder("conf") / "optim" / "adamw.yaml"
     (tmp_path / "optim").mkdir()

@@ -11,7 +11,7 @@ from llama_lab.config.schema import AdamWConfig, ModelConfig, MuonConfig, OptimC
 from llama_lab.model.llama import Llama
 from llama_lab.training.moments import NarrowAdamW
 from llama_lab.training.muon import StackedMuon
-from llama_lab.training.optim import AdamW, build_optimizer
+from llama_lab.training.optim import AdamW, Optimizers, build_optimizer
 
 ADAMW: dict[str, Any] = {"max_lr": 0.01, "weight_decay": 0.1, "max_grad_norm": 1.0, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8}
 CONFIGS = {"adamw": AdamWConfig(**ADAMW), "muon": MuonConfig(**ADAMW, momentum=0.9, adamw_max_lr=0.003)}
@@ -232,3 +232,16 @@ def test_a_state_of_other_optimizers_is_refused():
     muon, adamw = (build_optimizer(model, CONFIGS[name], "cpu", Precision.fp32) for name in ("muon", "adamw"))
     with pytest.raises(ValueError, match="the state is of"):
         adamw.load_state_dict(muon.state_dict())
+
+
+def test_any_optimizer_of_torch_can_leave_out_a_step():
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizers = Optimizers({"adagrad": torch.optim.Adagrad([weight], lr=0.5)})
+    weight.grad = torch.ones(3)
+    optimizers.step(unless=torch.tensor(True))
+    assert weight.tolist() == [1.0] * 3
+    optimizers.step(unless=torch.tensor(False))
+    stepped = weight.tolist()
+    assert stepped == [0.5] * 3
+    optimizers.step()
+    assert weight.tolist() < stepped
