@@ -131,6 +131,9 @@ def test_correction_is_holm_s_and_never_below_the_test_itself():
     assert corrected([0.03], [0.01]) == [0.03]
     assert corrected([0.01, 0.02, 0.04], [0.01, 0.02, 0.04]) == pytest.approx([0.03, 0.04, 0.04])
     assert corrected([0.06, 0.02], [0.001, 0.02]) == pytest.approx([0.06, 0.02])
+    # Nothing less significant gets a smaller p, in whatever order they were asked.
+    assert corrected([0.025, 0.02], [0.025, 0.02]) == pytest.approx([0.04, 0.04])
+    assert corrected([0.6, 0.7], [0.6, 0.7]) == [1.0, 1.0]
 
 
 def test_the_noise_of_few_runs_is_known_badly():

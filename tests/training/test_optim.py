@@ -77,6 +77,20 @@ def test_muon_takes_the_matrices_inside_blocks_and_adamw_the_rest():
             assert group == {"part": "adamw", "lr": 0.003, "decay": 0.0 if "norm" in name else 0.1}, name
 
 
+@pytest.mark.parametrize("name", CONFIGS | NARROW)
+def test_every_setting_reaches_its_optimizer(name: str):
+    """None of these values is what torch takes by itself."""
+    odd: dict[str, Any] = {"beta1": 0.7, "beta2": 0.8, "eps": 1e-3, "weight_decay": 0.3}
+    odd |= {"momentum": 0.6} if "muon" in name else {}
+    parts = build_optimizer(small_llama(), replace((CONFIGS | NARROW)[name], **odd), "cpu", Precision.fp32).parts
+    matrices, vectors = parts["adamw"].param_groups
+    assert {(group["betas"], group["eps"]) for group in (matrices, vectors)} == {((0.7, 0.8), 1e-3)}
+    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.3, 0.0)
+    if "muon" in name:
+        (hidden,) = parts["muon"].param_groups
+        assert (hidden["momentum"], hidden["weight_decay"], hidden["nesterov"]) == (0.6, 0.3, True)
+
+
 @pytest.mark.parametrize("precision", [Precision.bf16, Precision.fp32])
 def test_muon_steps_are_those_of_torch_with_the_scale_of_adamw(precision: Precision):
     model, plain = small_llama(), small_llama()

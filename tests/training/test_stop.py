@@ -173,6 +173,17 @@ def test_a_stop_cuts_validation_and_samples_short_and_they_are_made_again(
     assert_same_run(folder_of(outputs, "unbroken"), folder)
 
 
+def test_a_stop_is_saved_where_the_end_would_not_be(tmp_path: Path, text: Path, outputs: Path) -> None:
+    words = ["checkpoint.every_tokens=null", "checkpoint.at_end=false", "eval=null", "sample=null", "name=stopped"]
+    gate = Gate("update 4", tmp_path)
+    with started(gate.before(command(text, *words))) as process:
+        gate.wait_for(process)
+        process.send_signal(signal.SIGTERM)
+        said = end_of(process)
+    assert process.returncode == 75, said
+    assert [checkpoint.update for checkpoint in list_checkpoints(folder_of(outputs, "stopped") / "checkpoints")] == [4]
+
+
 @pytest.mark.parametrize("words", [["hardware.processes=1"], ["hardware.processes=2"], ["-m", "seed.init=0,1"]])
 def test_work_goes_on_when_the_reader_of_its_output_leaves(tmp_path: Path, text: Path, outputs: Path, words: list[str]) -> None:
     gate = Gate("update 10", tmp_path)
