@@ -48,7 +48,8 @@ def test_kinds_of_chance_are_told_apart(make: Make, outputs: Path):
     for kind, truth in (("init", 0.03), ("order", 0.01), ("kernels", 0.002)):
         inside = math.hypot(truth, 0.002) if kind != "kernels" else truth
         assert found[kind].low < inside < found[kind].high
-        assert own_part(floor, "val/loss", kind) <= found[kind].sd
+        without = own_part(floor, "val/loss", kind)
+        assert math.hypot(without, found["kernels"].sd if kind != "kernels" else 0.0) == pytest.approx(found[kind].sd)
     assert found["seeds"].sd > found["order"].sd > found["kernels"].sd
     assert floor.scatter["val/bits_per_byte"]["init"].sd == pytest.approx(found["init"].sd / math.log(2))
     assert "train/loss" not in floor.scatter

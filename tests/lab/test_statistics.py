@@ -89,6 +89,16 @@ def test_p_lies_where_counting_every_arrangement_puts_it(n: int):
         assert exact - 2 / 70 <= p_values(np.r_[a, b][None], Design(4, 4, False))[0] <= exact
 
 
+@pytest.mark.parametrize(("near", "far"), [([1.0, 1.25], [1.5, 9.0]), ([1.0, 1.25, 1.5], [2.0, 9.0])])
+def test_how_far_beyond_all_pairs_no_difference_lies_is_told_by_the_pairs_next_to_it(near: list[float], far: list[float]):
+    """The next two of four, the next three of five."""
+    design = Design(len(near + far), len(near + far), True)
+    found, others_apart, near_apart = p_values(
+        np.array([near + far, [*near, *(8 * value for value in far)], [*near[:-1], near[-1] + 0.25, *far]]), design
+    )
+    assert found == others_apart < near_apart
+
+
 @pytest.mark.parametrize(
     "design", [Design(3, 3, True), Design(5, 5, True), Design(7, 7, True), Design(4, 4, False), Design(3, 6, False)]
 )
@@ -125,6 +135,30 @@ def test_equal_and_constant_runs_are_no_trouble():
     for bad in (np.array([1.0]), np.array([1.0, math.nan])):
         with pytest.raises(ValueError, match="at least two finite values"):
             estimate_difference(bad, bad, paired=True)
+
+
+def test_few_unpaired_runs_have_student_s_interval_with_the_pooled_noise():
+    one, other = np.array([1.0, 1.6]), np.array([2.9, 4.1, 3.2])
+    found, student = estimate_difference(one, other, paired=False), stats.ttest_ind(other, one)
+    interval = student.confidence_interval(0.95)
+    assert (found.p, found.low, found.high) == pytest.approx((student.pvalue, interval.low, interval.high))
+    # Sums of squares 0.18 and 0.78, of three degrees of freedom.
+    assert found.noise == pytest.approx(math.sqrt((0.18 + 0.78) / 3))
+
+
+def test_few_runs_that_scatter_are_not_taken_to_be_as_steady_as_many():
+    """Then Welch's t has to agree. Where it is the many that scatter, ranks alone decide."""
+    few, many = np.array([1.0, 2.6, 4.3]), np.array([0.1, -0.2, 0.3, -0.1, 0.2, -0.3, 0.05, 0.0])
+    steady, wild = np.array([1.1, 0.6, 1.2, 1.4]), np.array([0.8, 0.7, -4.5, 0.3, 0.0, -0.2, -0.8])
+    for one, other in ((few, many), (many, few)):
+        found = estimate_difference(one, other, paired=False)
+        interval = stats.ttest_ind(other, one, equal_var=False).confidence_interval(0.95)
+        assert found.p == pytest.approx(found.t_p) and found.p > 0.1
+        assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    for one, other in ((steady, wild), (wild, steady)):
+        found = estimate_difference(one, other, paired=False)
+        assert found.p < 0.02 < 0.06 < found.t_p
+        assert found.low * found.high > 0
 
 
 def test_correction_is_holm_s_and_never_below_the_test_itself():
