@@ -248,6 +248,12 @@ def test_a_text_has_one_identity_however_its_path_is_typed(typed: str) -> None:
     assert run_hash(runs[1]) == run_hash(runs[0]) != run_hash(runs[2])
 
 
+def test_a_mixture_has_one_identity_however_its_paths_are_typed() -> None:
+    typed = ["[web,code]", "[./web,code/]", "[code,web]"]
+    runs = [resolve(compose(["data=mixture", f"data.paths={paths}", "data.weights=[1,2]", "precision=fp32"])) for paths in typed]
+    assert run_hash(runs[1]) == run_hash(runs[0]) != run_hash(runs[2])
+
+
 @pytest.mark.parametrize("typed", ["../out", "a/../../out/./", "~/../out"])
 def test_outputs_have_one_name_however_they_are_typed(typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "work").mkdir()

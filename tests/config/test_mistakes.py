@@ -398,6 +398,17 @@ def test_each_mistake_has_its_message(mistake: str) -> None:
     assert problems(words) == [line]
 
 
+def test_the_last_value_that_works_is_not_refused() -> None:
+    """Of bounds between two keys."""
+    budget = ["data.max_seq_len=256", "data.tokens_per_update=1024", f"training_tokens={50 * 1024}", "schedule=linear"]
+    assert compose([*budget, "schedule.warmup_updates=49"]).updates == 50
+    assert problems([*budget, "schedule.warmup_updates=50"]) == [
+        "schedule.warmup_updates=50 is not below the run's 50 updates; the run would never leave warm-up; try 5"
+    ]
+    compose([*budget, "schedule.warmup_updates=1", "optim.max_lr=0.001", "schedule.min_lr=0.001"])
+    compose([*budget, "schedule.warmup_updates=1", "hardware.processes=4"])
+
+
 def test_all_problems_are_said_at_once() -> None:
     lines = problems(
         [

@@ -131,6 +131,27 @@ def test_torchrun_says_how_many_processes_there_are(monkeypatch: pytest.MonkeyPa
         on_cpu()
 
 
+def test_only_a_launcher_gives_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some clusters set WORLD_SIZE for whatever is started."""
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert on_cpu().hardware.processes == 1
+
+
+@on_linux
+def test_under_a_launcher_each_machine_has_gpus_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "probe_cuda", lambda: devices.Cuda(devices=2, has_bf16=True, bytes=80 * 10**9))
+    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert resolve(compose(["hardware.device=cuda"])).hardware.processes == 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert "is more than there are GPUs: 2 GPUs are visible" in refusal("hardware.device=cuda")
+
+
+def test_how_a_sweep_starts_its_runs_is_no_part_of_one_of_them() -> None:
+    run = compose([])
+    assert run.sweep is not None and resolve(run).sweep is None
+
+
 def test_compile_and_precision_are_kept_where_they_are_typed() -> None:
     run = on_cpu("hardware.compile=always", "precision=bf16")
     assert run.hardware.compile is Compile.always

@@ -95,6 +95,18 @@ def test_what_is_dropped_is_near_and_what_is_left_is_not(
     assert 50 < dropped.sum() < 130
 
 
+def test_four_fifths_of_a_signature_are_near(tmp_path: Path) -> None:
+    """Each pair agrees in its first bands, and so is compared."""
+    signed = []
+    for pair, alike in enumerate((96, 95)):
+        first = np.arange(HASHES, dtype=np.uint16) + 1000 * pair
+        second = first.copy()
+        second[alike:] += 500
+        signed += [first, second]
+    found = near_duplicates(store(tmp_path, signed, [4]), np.ones(4, bool), tmp_path / "bands", lambda done: None)
+    assert HASHES == 120 and found.tolist() == [False, True, False, False]
+
+
 def test_rows_are_found_in_their_files(tmp_path: Path) -> None:
     signed = [np.full(HASHES, number, np.uint16) for number in range(20)]
     signatures = store(tmp_path, signed, [3, 0, 10, 7])

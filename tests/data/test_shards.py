@@ -143,6 +143,10 @@ def test_the_fingerprint_is_of_the_tokens(tmp_path: Path) -> None:
 
     assert fingerprint("a", [[5, 6]]) == fingerprint("b", [[5, 6]])
     assert fingerprint("a", [[5, 6]]) != fingerprint("c", [[6, 5]])
+    # The same ids of another tokenizer are another text.
+    manifest = read_manifest(tmp_path / "a", "it")
+    other = manifest | {"tokenizer": manifest["tokenizer"] | {"hash": "other"}}
+    assert content_fingerprint(other) != content_fingerprint(manifest)
 
 
 def flip(path: Path, seconds_later: float) -> None:

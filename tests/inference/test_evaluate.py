@@ -1,6 +1,7 @@
 """Evaluation: every token once, whatever the batches and the number of processes, and nothing left behind."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from llama_lab.config.schema import ModelConfig, Window
 from llama_lab.data.shards import Split, open_split
 from llama_lab.data.stream import TokenStream
 from llama_lab.data.writer import SplitWriter
-from llama_lab.inference.evaluate import evaluate
+from llama_lab.inference.evaluate import evaluate, together
 from llama_lab.model.llama import Llama
 
 CONTEXT, EOS, VOCABULARY = 8, 30, 31
@@ -108,6 +109,20 @@ def test_the_shares_of_the_processes_add_up(model, split, tmp_path):
         dist.destroy_process_group()
     assert all(share > 0 for share in shares)
     assert sum(shares) == pytest.approx(whole.loss_nats, rel=1e-6)
+
+
+def test_sources_together_are_their_tokens_together(model, split):
+    long, short = (evaluate(model, stream(split, max_tokens=tokens), micro_batch=4) for tokens in (None, 10))
+    whole = together({"long": long, "short": short})
+    nats = 61 * long.loss_nats + 10 * short.loss_nats
+    assert (whole.tokens, whole.text_bytes) == (71, long.text_bytes + short.text_bytes)
+    assert whole.loss_nats == pytest.approx(nats / 71)
+    assert whole.bits_per_byte == pytest.approx(nats / math.log(2) / whole.text_bytes)
+    assert whole.sources == {"long": long, "short": short}
+    # Bytes that only some of the tokens stand for would make too much of the bits of all.
+    unknown = together({"long": long, "short": replace(short, text_bytes=0, bits_per_byte=math.inf)})
+    assert (unknown.text_bytes, unknown.bits_per_byte) == (0, math.inf)
+    assert unknown.loss_nats == whole.loss_nats
 
 
 def test_nothing_that_training_depends_on_is_touched(model, split):

@@ -59,7 +59,7 @@ def test_company_changes_no_text(model, sampling):
     assert len({len(text) for text in alone}) > 2
 
 
-SHAPES = [{}, {"n_kv_heads": 2, "qk_norm": True}, {"n_heads": 4, "n_kv_heads": 2, "tie_embeddings": True}]
+SHAPES = [{}, {"n_kv_heads": 2, "qk_norm": True, "norm_eps": 0.1}, {"n_heads": 4, "n_kv_heads": 2, "tie_embeddings": True}]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -105,6 +105,26 @@ def test_a_text_ends_where_its_end_is_drawn_and_forbidden_tokens_never_come(mode
     free = Sampling(temperature=2.0, top_k=None)
     others = generate(model, [[7]], new_tokens=200, sampling=free, forbidden_ids=greedy)[0]
     assert len(others) == 200 and not set(others) & set(greedy)
+
+
+def test_the_token_that_ends_a_text_is_not_penalised_for_the_one_before_it(model):
+    """Every document begins with it, so a penalty would make texts longer."""
+    with torch.no_grad():
+        logits = model.eval()(torch.arange(VOCABULARY).unsqueeze(1))[:, -1]
+    model.train()
+    penalty = Sampling(temperature=0, repetition_penalty=1e6)
+    tried = 0
+    for end in range(VOCABULARY):
+        # The likeliest other token that the penalty would put before it.
+        others = [token for token in range(VOCABULARY) if 0 < logits[end, token] < logits[end, end]]
+        if not others:
+            continue
+        tried += 1
+        other = max(others, key=lambda token: float(logits[end, token]))
+        forbidden = [token for token in range(VOCABULARY) if token not in (end, other)]
+        assert generate(model, [[end]], new_tokens=1, sampling=penalty, eos_id=end, forbidden_ids=forbidden) == [[]]
+        assert generate(model, [[end]], new_tokens=1, sampling=penalty, forbidden_ids=forbidden) == [[other]]
+    assert tried
 
 
 def test_tokens_come_as_they_are_asked_for_and_a_reader_may_end_a_text(model):

@@ -56,6 +56,14 @@ def test_what_is_left_is_what_transformers_leaves(sampling):
         torch.testing.assert_close(found, theirs(logits, sampling), atol=1e-6, rtol=1e-5)
 
 
+def test_what_reaches_the_probability_asked_for_is_enough():
+    """Weights that are added up exactly: two of four equal tokens have half of the probability, and one the share 1."""
+    equal = torch.zeros(4)
+    assert len(kept(equal, Sampling(temperature=1.0, top_k=None, top_p=0.5))[1]) == 2
+    assert len(kept(equal, Sampling(temperature=1.0, top_k=None, top_p=0.51))[1]) == 3
+    assert len(kept(equal, Sampling(temperature=1.0, top_k=None, min_p=1.0))[1]) == 4
+
+
 def test_draws_follow_the_probabilities():
     logits, generator = torch.tensor([0.5, 2.0, 1.0, -1.0]), torch.Generator().manual_seed(0)
     sampling = Sampling(temperature=0.5, top_k=3)

@@ -67,6 +67,8 @@ def test_the_best_answer_counts_with_and_without_its_length(scored, tokenizer):
     score = score_task(scored, tokenizer, Task("t", True, QUESTIONS))
     assert (score.questions, score.correct, score.correct_norm) == (4, plain, norm)
     assert score.values() == {"accuracy": plain / 4, "accuracy_norm": norm / 4}
+    right = [answers[question.gold].log_likelihood for question, answers in zip(QUESTIONS, found, strict=True)]
+    assert score.nats == pytest.approx(-sum(right) / 4)
 
 
 def test_a_text_is_completed_where_its_first_choice_is_right(scored, tokenizer):

@@ -128,6 +128,21 @@ def test_seeds_without_a_partner_are_left_out_and_named(make: Make, capsys: Outp
     assert main(["compare", str(extra.parent)]) == 0
     out = capsys.readouterr().out
     assert "4 pairs" in out and f"left out: {extra}" in out
+    other = make(8, 1.9, lr=2e-3)
+    assert main(["compare", str(extra.parent)]) == 0
+    assert f"left out: {extra}, {other}" in capsys.readouterr().out
+
+
+def test_pairs_are_made_where_they_are_half_of_the_larger_arm(make: Make, capsys: Output):
+    for seed in range(3):
+        folder = make(seed, 2 + NOISE[seed])
+    for seed in range(6):
+        make(seed, 1.9 + NOISE[seed], lr=2e-3)
+    assert main(["compare", str(folder.parent)]) == 0
+    assert "3 pairs of equal seeds" in capsys.readouterr().out
+    make(6, 1.9, lr=2e-3)
+    assert main(["compare", str(folder.parent)]) == 0
+    assert "7 against 3 runs, taken as independent" in capsys.readouterr().out
 
 
 def test_other_seeds_are_compared_unpaired(make: Make, capsys: Output):

@@ -179,8 +179,11 @@ def test_one_probe_serves_runs_that_take_alike(tiny: Make, cache: Path):
     assert known_probe(run, data) == ALL_PARTS
     alike, _ = known(tiny("seed.init=7", "optim.max_lr=0.001", "training_tokens=51200", "eval.every_updates=2", "name=other"))
     assert kind_of(alike, data) == kind_of(run, data)
-    for word in ("model.dim=64", "eval.max_tokens=64", "hardware.micro_batch=4", "sample.new_tokens=9", "optim=adamw"):
-        assert known_probe(known(tiny(word))[0], data) is None
+    for words in (
+        *("model.dim=64", "eval.max_tokens=64", "hardware.micro_batch=4", "sample.new_tokens=9", "optim=adamw", "log.parts=true"),
+        *("data.window=packed", f"data.tokens_per_update=1024 hardware.micro_batch={run.micro_batch}"),
+    ):
+        assert known_probe(known(tiny(*words.split()))[0], data) is None, words
     assert known_probe(run, data, threads=7) is None
     # 20 updates, 4 validations, samples after 4, 12 and 20, 5 checkpoints.
     assert foresee(run, data).seconds == 10 + 20 * 0.5 + 4 * 2 + 3 * 1 + 5 * 0.25

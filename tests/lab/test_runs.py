@@ -29,6 +29,10 @@ def study(make: Make, outputs: Path) -> Path:
     return outputs / "tiny"
 
 
+def test_a_budget_is_trained_in_whole_updates(make: Make):
+    assert look_at(make(0, training_tokens=20 * 512 + 500)).total_tokens == 20 * 512
+
+
 def listed(capsys: Output, *words: str) -> list[dict[str, object]]:
     assert main(["runs", *words, "--json"]) == 0
     return json.loads(capsys.readouterr().out)

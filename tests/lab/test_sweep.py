@@ -14,10 +14,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from llama_lab.config.compose import compose
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import former_run_id, run_folder
+from llama_lab.config.schema import Direction
 from llama_lab.lab import sweep as sweeps
 from llama_lab.lab.sweep import Sweep, describe, load_sweep
 from llama_lab.lab.sweep.frozen import freeze
-from llama_lab.lab.sweep.halving import falls_behind, rung_updates
+from llama_lab.lab.sweep.halving import Candidate, Halving, falls_behind, rung_updates
 from llama_lab.lab.sweep.jobs import Outcome, place
 from llama_lab.lab.sweep.local import choose_gpus
 from llama_lab.lab.sweep.search import base_of, changed
@@ -415,6 +416,51 @@ def test_halving_keeps_its_share_and_what_chance_explains():
     assert falls_behind(3.0, [1.0, 2.0, 4.0], 0.5, 0.0) == 2.0
     assert falls_behind(2.0, [1.0, 3.0, 4.0], 0.5, 0.0) is None
     assert falls_behind(float("inf"), [1.0, 3.0], 0.5, 0.1) == 1.1
+
+
+def halved(folder: Path, values: dict[tuple[int, int], float | None], *words: str) -> tuple[Sweep, list[Candidate]]:
+    """A sweep over four learning rates and two seeds that halves once, and what jobs, by place and seed, had after half of it."""
+    sweep = expand([*SMOKE, "optim.max_lr=1e-3,2e-3,3e-3,4e-3", "seed.init=0,1", "eval.every_updates=2", "sweep.halvings=1", *words])
+    found: list[Candidate] = []
+    for job in sweep.jobs:
+        place = divmod(job.number - 1, 2)
+        own = folder / str(job.number)
+        own.mkdir(parents=True)
+        rows = [{"update": 2, "val/loss": 9.0}, *([{"update": 10, "val/loss": values[place]}] if place in values else [])]
+        (own / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        found.append(Candidate(job.values, job.run, own))
+    return sweep, found
+
+
+def test_a_job_is_compared_with_those_of_its_own_seeds(tmp_path: Path):
+    values = {(0, 0): 2.0, (1, 0): 2.1, (2, 0): 2.2, (0, 1): 1.0, (1, 1): 1.1, (2, 1): 1.2}
+    sweep, jobs = halved(tmp_path, values, "sweep.noise=0")
+    halving = Halving(sweep.settings)
+    assert [halving.look(job, jobs) is None for job in jobs] == [True, True, False, False, False, False, True, True]
+    assert all(halving.look(job, jobs) is None for job in jobs), "who has passed a rung is not asked again"
+
+
+def test_what_diverged_is_behind_everything_that_did_not(tmp_path: Path):
+    sweep, jobs = halved(tmp_path, {(0, 0): 2.0, (1, 0): 1.0, (2, 0): None, (3, 0): None}, "sweep.noise=0")
+    halving = Halving(sweep.settings)
+    assert halving.look(jobs[0], jobs) is None, "the second of four"
+    verdict = halving.look(jobs[4], jobs)
+    assert verdict is not None and (verdict.value, verdict.needed, verdict.update) == (math.inf, 2.0, 10)
+
+
+def test_a_high_objective_can_be_the_good_one(tmp_path: Path):
+    sweep, jobs = halved(tmp_path, {(0, 0): 0.3, (1, 0): 0.9}, "sweep.noise=0.1")
+    halving = Halving(replace(sweep.settings, direction=Direction.maximize))
+    assert halving.look(jobs[2], jobs) is None
+    verdict = halving.look(jobs[0], jobs)
+    # Two runs differ by 1.645 sqrt(2) standard deviations of one in 5 of 100 cases.
+    assert verdict is not None and (verdict.value, verdict.needed) == (0.3, pytest.approx(0.9 - 1.645 * math.sqrt(2) * 0.1))
+
+
+def test_noise_is_pooled_over_the_points_that_are_repeated(tmp_path: Path):
+    values = {(0, 0): 1.0, (0, 1): 1.2, (1, 0): 2.0, (1, 1): 2.4, (2, 0): 3.0, (2, 1): 3.0, (3, 0): 9.0, (3, 1): None}
+    sweep, jobs = halved(tmp_path, values)
+    assert Halving(sweep.settings).noise(0, jobs) == pytest.approx(math.sqrt((0.02 + 0.08 + 0.0) / 3))
 
 
 def test_a_margin_saves_the_best_from_noise():

@@ -19,7 +19,7 @@ VARIANTS = {
     "tied": {"tie_embeddings": True, "n_kv_heads": 2},
     "odd_sizes": {"dim": 36, "n_heads": 6, "n_kv_heads": 3, "ffn_dim": 41, "n_layers": 3},
 }
-QK_NORM = {"qk_norm": True, "n_kv_heads": 2}
+QK_NORM = {"qk_norm": True, "n_kv_heads": 2, "norm_eps": 0.01}
 
 
 def some_tokens(model: Llama, batch: int = 3) -> Tensor:

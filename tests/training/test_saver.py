@@ -233,6 +233,40 @@ def test_the_newest_the_best_and_those_for_good_stay(started):
     assert saved_updates(folder) == [5, 7, 8]
 
 
+def test_a_row_that_is_half_written_is_read_once_it_is_whole(started):
+    run, folder = started("checkpoint.keep=1", "checkpoint.keep_best=1")
+    with Saver(run, folder, torch.device("cpu"), print) as saving:
+        rows(folder, {1: 2.0})
+        with (folder.path / "metrics.jsonl").open("a") as file:
+            file.write('{"update": 2, "val/loss": 1')
+            file.flush()
+            saving.save(1, model_of(1.0), {})
+            saving.wait()
+            file.write(".5}\n")
+        for update in (2, 3):
+            saving.save(update, model_of(1.0), {})
+            saving.wait()
+        assert saved_updates(folder) == [2, 3]
+        assert saving.close() is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how Linux names open files")
+def test_rows_are_on_the_disk_before_the_checkpoint_that_follows_them(started, monkeypatch):
+    run, folder = started()
+    rows(folder, {1: 2.0})
+    synced, fsync = [], os.fsync
+
+    def noted(handle: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    with Saver(run, folder, torch.device("cpu"), print) as saving:
+        saving.save(1, model_of(1.0), {})
+        saving.wait()
+    assert synced.index("metrics.jsonl") < synced.index("manifest.json")
+
+
 def test_a_resumed_run_knows_the_losses_of_before(started):
     run, folder = started("checkpoint.keep=1", "checkpoint.keep_best=1")
     for update, loss in {1: 1.0, 2: 2.0, 3: 3.0}.items():
@@ -249,6 +283,11 @@ def test_a_checkpoint_without_validation_is_never_the_best(tiny):
     assert retained(run, [1, 2, 3, 4], {}) == {4}
     assert retained(run, [1, 2, 3, 4], {1: 2.0, 2: 1.0, 3: 1.0, 9: 0.1}) == {2, 3, 4}
     assert retained(tiny("checkpoint.keep=1", "checkpoint.keep_best=null"), [1, 2], {1: 0.0}) == {2}
+
+
+def test_of_equal_losses_the_earlier_is_the_best(tiny):
+    run = tiny("checkpoint.keep=1", "checkpoint.keep_best=1")
+    assert retained(run, [1, 2, 3, 4], {1: 2.0, 2: 1.0, 3: 1.0}) == {2, 4}
 
 
 @pytest.mark.parametrize(
