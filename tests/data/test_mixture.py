@@ -11,7 +11,7 @@ import torch
 from llama_lab import compose
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import MixtureConfig, RunConfig, Window
-from llama_lab.data.mixture import Mixture, exposures
+from llama_lab.data.mixture import Exposure, Mixture, exposures
 from llama_lab.data.prepare import PreparedData, prepare
 from llama_lab.data.shards import Split, open_split
 from llama_lab.data.stream import MixedStream, TokenStream, batch_hash, source_seeds, training_stream
@@ -163,6 +163,15 @@ def test_a_mixture_is_opened_folder_by_folder(tmp_path: Path) -> None:
     assert (first.share, first.windows, second.windows) == (0.5, 800, 400)
     windows = (data.sources[0].train.tokens - 1) // 32
     assert first.said == f"{800 / windows:.1f} epochs: each text is seen {800 // windows} or {800 // windows + 1} times"
+
+
+def test_only_what_is_seen_again_is_said_to_be():
+    def said(epochs: float) -> str:
+        return Exposure("web", 0.5, 10, epochs).said
+
+    assert [said(epochs) for epochs in (0.04, 0.5, 1.0)] == ["0.04 epochs", "0.5 epochs", "1.0 epochs"]
+    assert said(2.0) == "2.0 epochs: each text is seen 2 times"
+    assert said(2.5) == "2.5 epochs: each text is seen 2 or 3 times"
 
 
 def test_folders_with_different_tokenizers_are_refused_by_name(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from llama_lab.lab.sweep.budget import keep_sweep_to_budget
 from llama_lab.model.llama import Llama
 from llama_lab.training.buckets import GradientBuckets
 from llama_lab.training.copies import hang, slots
-from llama_lab.training.due import samples_due, validation_due
+from llama_lab.training.due import samples_due, scores_due, validation_due
 from llama_lab.training.foresight import forecast
 from llama_lab.training.foresight.forecast import Forecast, Probe, foresee, keep_probe, keep_to_budget, kind_of, known_probe
 from llama_lab.training.foresight.gpu_memory import gpu_memory
@@ -136,6 +136,10 @@ def test_occasions_are_those_of_the_loop(tiny: Make, words: list[str]):
     assert found.samples == sum(samples_due(run.sample, run, update) for update in updates)
     assert found.saves == 10 - (not run.checkpoint.at_end)
     assert occasions(replace(run, eval=None, sample=None), 257).validations == 0
+    for every, often in ((7, 6), (None, 1)):
+        scored = replace(run.eval, tasks=["task.jsonl"], tasks_every_updates=every)
+        assert sum(scores_due(scored, update, run.updates) for update in updates) == often
+        assert occasions(replace(run, eval=scored), 257).scores == often
 
 
 @pytest.mark.parametrize("updates", [10, 12, 16, 26, 34, 100, 2000])
@@ -143,13 +147,14 @@ def test_a_probe_tells_its_parts_apart(tiny: Make, tmp_path: Path, updates: int)
     run, data = known(tiny("checkpoint.every_tokens=4096"))
     table = Timetable.of(updates)
     probed, _ = shortened(run, data, table)
-    seconds, previous, rows, samples = 3.0, 3.0, [], []  # the first update is slow
+    seconds, previous, rows, samples = 3.0, 3.0, [], []  # the first update is slow, the second still is
     for update in range(1, updates + 1):
-        seconds += 0.5
+        seconds += 0.5 + (1.5 if update == 2 else 0.0)
         axes = {"update": update, "tokens": update * 512}
         if update in (1, updates) or update % table.row == 0:
             taken = update - max((row["update"] for row in rows if "train/loss" in row), default=0)
-            speed = taken * 512 / (taken * 0.5 + (3.0 if update == 1 else 0.0))
+            slow = 3.0 if update == 1 else 1.5 if update == table.row else 0.0
+            speed = taken * 512 / (taken * 0.5 + slow)
             rows.append(axes | {"seconds": seconds, "train/loss": 1.0, "speed/tokens_per_second": speed, "memory/peak_gib": 0.75})
         if update == table.save:
             seconds += 0.25
@@ -163,7 +168,9 @@ def test_a_probe_tells_its_parts_apart(tiny: Make, tmp_path: Path, updates: int)
     summary = {"wall_seconds": seconds + 5.0, "save_seconds": 0.5}
     found = measured(probed, table, tmp_path, summary, validation_scale=3.0)
     parts = (found.update, found.validation, found.sample, found.save, found.write, found.start, found.peak_gib)
-    assert parts == pytest.approx((0.5, 6.0, 1.0, 0.25, 0.5, 5.0 + previous + 4.0, 0.75))
+    assert parts == pytest.approx((0.5, 6.0, 1.0, 0.25, 0.5, 5.0 + previous + 1.5 + 4.0, 0.75))
+    # What is written beside the updates takes nothing from what happens once.
+    assert measured(probed, table, tmp_path, summary | {"save_seconds": 1e4}).start == found.start
 
 
 def test_long_validations_are_measured_by_a_part(tiny: Make):
@@ -171,6 +178,10 @@ def test_long_validations_are_measured_by_a_part(tiny: Make):
     probed, scale = shortened(run, data, Timetable.of(10))
     assert probed.eval is not None and probed.eval.max_tokens == 16 * 32
     assert scale == data.val_tokens / (16 * 32) > 1
+    # Each source of a mixture is validated up to as many.
+    probed, scale = shortened(run, replace(data, sources=data.sources * 4), Timetable.of(10))
+    assert probed.eval is not None and probed.eval.max_tokens == 16 * 32 // 4
+    assert scale == 4 * data.val_tokens / (16 * 32)
 
 
 def test_one_probe_serves_runs_that_take_alike(tiny: Make, cache: Path):

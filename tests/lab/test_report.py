@@ -17,12 +17,13 @@ import pytest
 from llama_lab.cli import main
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import RunConfig
+from llama_lab.lab.compare.records import load_records
 from llama_lab.lab.report.blocks import Table
 from llama_lab.lab.report.chart import COLOURS, Scale, short, spread
 from llama_lab.lab.report.command import report_sweep, write_report
 from llama_lab.lab.report.material import Asked, gather
 from llama_lab.lab.report.picture import STYLES
-from llama_lab.lab.report.series import Series, in_columns, sound_parts
+from llama_lab.lab.report.series import Series, arm_series, in_columns, points_of, sound_parts
 from llama_lab.training.run_folder import RunFolder
 
 from .long_runs import write_long_run
@@ -178,6 +179,13 @@ def test_tables_begin_with_the_first_validation_and_write_all_seeds_alike(make: 
     assert late < 2.4 < entire  # the value before the later half does not stretch the close-up
     rows = [line.split(" | ") for line in whole.partition("## Runs")[2].splitlines() if line.startswith("| tiny/")]
     assert [row[2] for row in rows] == ["0/0/0", "1/0/0"] * 2
+
+
+def test_every_process_of_a_run_costs(make: Make):
+    run = load_records([str(make(0, machine={"processes": 2, "host": "here"}))])
+    curve = arm_series(run, [points_of(run[0], "val/loss")], "cost", 7.2)
+    # Rows after 2, 4, … 10 seconds, of two devices at 7.2 an hour.
+    assert curve is not None and curve.places.tolist() == pytest.approx([0.008, 0.016, 0.024, 0.032, 0.04])
 
 
 def test_gaps_stay_gaps_and_are_said(make: Make):

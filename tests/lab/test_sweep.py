@@ -420,7 +420,9 @@ def test_halving_keeps_its_share_and_what_chance_explains():
 
 def halved(folder: Path, values: dict[tuple[int, int], float | None], *words: str) -> tuple[Sweep, list[Candidate]]:
     """A sweep over four learning rates and two seeds that halves once, and what jobs, by place and seed, had after half of it."""
-    sweep = expand([*SMOKE, "optim.max_lr=1e-3,2e-3,3e-3,4e-3", "seed.init=0,1", "eval.every_updates=2", "sweep.halvings=1", *words])
+    sweep = expand(
+        [*SMOKE, "optim.max_lr=1e-3,2e-3,3e-3,4e-3", "seed.init=0,1", "eval.every_updates=2", "sweep.halvings=1", *words]
+    )
     found: list[Candidate] = []
     for job in sweep.jobs:
         place = divmod(job.number - 1, 2)

@@ -18,6 +18,7 @@ from llama_lab.training.optim import build_optimizer
 from llama_lab.training.processes.worker import Place, Worker
 from llama_lab.training.run_folder import RunFolder
 from llama_lab.training.saving.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from llama_lab.training.saving.choice import chosen_update
 from llama_lab.training.saving.manifest import (
     DamagedCheckpoint,
     list_checkpoints,
@@ -150,6 +151,18 @@ def test_what_is_damaged_is_put_aside_and_does_not_count(tmp_path):
     assert [path.name for path in moved] == [f"damaged-{bad.path.name}", f"damaged-{torn.path.name}"]
     assert list_checkpoints(tmp_path) == [good]
     assert list_incomplete(tmp_path) == []
+
+
+def test_the_best_is_the_first_of_the_lowest_that_have_a_checkpoint(tmp_path):
+    rows = [(1, 1.0), (2, 3.0), (3, 2.0), (4, 2.0), (5, None)]
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps({"update": update, "val/loss": loss}) + "\n" for update, loss in rows)
+    )
+    run = RunFolder(tmp_path)
+    assert chosen_update(run, [2, 3, 4, 5], "best", scope="this request") == 3
+    assert chosen_update(run, [2, 3, 4, 5], None, scope="this request") == 5
+    with pytest.raises(ConfigError, match="no checkpoint was validated; the only one is 5"):
+        chosen_update(run, [5], "best", scope="this request")
 
 
 def test_saving_the_same_update_again_replaces_it(tmp_path):

@@ -2,9 +2,11 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 
+from llama_lab.training import metrics as metrics_module
 from llama_lab.training.console import Console
 from llama_lab.training.metrics import Metrics, cut_back, perplexity, read_rows, short_count, short_time
 from llama_lab.training.run_folder import RunFolder
@@ -29,6 +31,14 @@ def test_the_line_has_the_documented_form(metrics, capsys):
         "Learning Rate: 0.00008 | Norm: 1.0915 | Tokens Processed: 4194K (8M) | tok/s: 157961 | Time: "
     )
     assert line.endswith("s")
+
+
+def test_the_line_ends_with_the_time_since_the_line_before(metrics, capsys, monkeypatch):
+    for now, said in ((1000.0, None), (1012.0, "12s"), (1262.0, "4m 10s")):
+        monkeypatch.setattr(metrics_module, "time", SimpleNamespace(perf_counter=lambda now=now: now))
+        metrics.train(AXES, loss=8.0, lr=1.0, grad_norm=1.0, tokens_per_second=1.0, data_wait=0.0, peak_gib=1.0, more={})
+        assert said is None or capsys.readouterr().out.strip().endswith(f"| Time: {said}")
+        capsys.readouterr()
 
 
 def test_rows_have_the_axes_and_the_summary_the_last_and_best(metrics, tmp_path):
@@ -73,10 +83,12 @@ def test_rows_are_cut_back_to_a_checkpoint(tmp_path):
         {"update": 1, "train/loss": 3.0},
         {"update": 2, "train/loss": 2.0},
         {"update": 2, "val/loss": 2.0},
+        {"update": 2, "task/words/accuracy": 0.5},
         {"update": 3, "train/loss": 1.0},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"update": 3, "tr')
-    (tmp_path / "samples.jsonl").write_text('{"update": 1}\n{"update": 2}\n')
+    samples = [{"update": update, "seed": 5, "prompt": "a", "text": "b", "set": None} for update in (1, 2)]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
     fed = [{"update": update, "hash": f"{update:016x}"} for update in (1, 2, 3)]
     (tmp_path / "batches.jsonl").write_text("".join(json.dumps(row) + "\n" for row in fed))
     (tmp_path / "guard.jsonl").write_text("".join(json.dumps(row) + "\n" for row in fed))
@@ -84,7 +96,7 @@ def test_rows_are_cut_back_to_a_checkpoint(tmp_path):
     assert read_rows(tmp_path / "guard.jsonl") == fed[:2]
     assert read_rows(tmp_path / "batches.jsonl") == fed[:2]
     assert read_rows(tmp_path / "metrics.jsonl") == rows[:2]
-    assert read_rows(tmp_path / "samples.jsonl") == [{"update": 1}]
+    assert read_rows(tmp_path / "samples.jsonl") == samples[:1]
 
 
 @pytest.mark.parametrize(

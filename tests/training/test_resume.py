@@ -19,16 +19,21 @@ import torch
 
 from llama_lab import train
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.resolve import resolve
 from llama_lab.config.schema import Window
 from llama_lab.data.prepare import prepare
 from llama_lab.data.stream import TokenStream
 from llama_lab.inference.observers import OBSERVERS
+from llama_lab.training.console import Console
 from llama_lab.training.launch import launch
+from llama_lab.training.loop import build
 from llama_lab.training.metrics import read_rows
 from llama_lab.training.observing import Observers
 from llama_lab.training.processes.stop import Stopped
+from llama_lab.training.processes.worker import Place, Worker
 from llama_lab.training.run_folder import RunFolder, open_run
 from llama_lab.training.saving.manifest import list_checkpoints
+from llama_lab.training.state import resume
 
 from .conftest import rewind, tiny_overrides
 from .kill_runs import Bench, differences, loss_difference, survive
@@ -100,6 +105,28 @@ def test_a_run_that_goes_on_on_other_hardware_is_fed_the_same(tiny, other):
     train(tiny("optim=adamw", other))
     assert loss_difference(unbroken, whole.folder) < 1e-5
     assert read_rows(unbroken / "batches.jsonl") == read_rows(whole.folder / "batches.jsonl") != []
+    seconds = [row["seconds"] for row in read_rows(whole.folder / "metrics.jsonl")]
+    assert seconds == sorted(seconds), "over both starts"
+
+
+def test_a_rank_that_finds_another_state_is_named(tiny, tmp_path):
+    """As on a disk that the machines do not share."""
+
+    class Elsewhere(Worker):
+        def agree(self, flag: bool) -> bool:
+            return True
+
+        def agree_on(self, number: int) -> bool:
+            return False
+
+    run = resolve(tiny())
+    alone = Worker(Place(), torch.device("cpu"))
+    model, optimizer = build(run, prepare(run.data, run.tokenizer, print), alone)
+    with (
+        Console(tmp_path / "train.log", total=run.updates) as console,
+        pytest.raises(RuntimeError, match="rank 1 finds update 0, others another: is the run folder on a shared disk"),
+    ):
+        resume(run, RunFolder(tmp_path), model, optimizer, Elsewhere(Place(1, 2), torch.device("cpu")), console)
 
 
 def test_random_numbers_drawn_elsewhere_leave_no_trace(tiny):

@@ -257,7 +257,7 @@ def test_rows_are_on_the_disk_before_the_checkpoint_that_follows_them(started, m
     synced, fsync = [], os.fsync
 
     def noted(handle: int) -> None:
-        synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        synced.append(Path(f"/proc/self/fd/{handle}").readlink().name)
         fsync(handle)
 
     monkeypatch.setattr(os, "fsync", noted)
