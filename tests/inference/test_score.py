@@ -5,6 +5,7 @@ import torch
 import torch.distributed as dist
 
 from llama_lab.data.tokenizer import BytesTokenizer, Tokenizer, train_bpe
+from llama_lab.inference import score
 from llama_lab.inference.score import log_likelihoods, score_task
 from llama_lab.inference.tasks import Question, Task
 from llama_lab.training.processes.stop import Stopped
@@ -64,11 +65,19 @@ def test_the_best_answer_counts_with_and_without_its_length(scored, tokenizer):
         by_length = [value / len(text[1:]) for value, text in zip(values, question.continuations, strict=True)]
         plain += values.index(max(values)) == question.gold
         norm += by_length.index(max(by_length)) == question.gold
-    score = score_task(scored, tokenizer, Task("t", True, QUESTIONS))
-    assert (score.questions, score.correct, score.correct_norm) == (4, plain, norm)
-    assert score.values() == {"accuracy": plain / 4, "accuracy_norm": norm / 4}
+    whole = score_task(scored, tokenizer, Task("t", True, QUESTIONS))
+    assert (whole.questions, whole.correct, whole.correct_norm) == (4, plain, norm)
+    assert whole.values() == {"accuracy": plain / 4, "accuracy_norm": norm / 4}
     right = [answers[question.gold].log_likelihood for question, answers in zip(QUESTIONS, found, strict=True)]
-    assert score.nats == pytest.approx(-sum(right) / 4)
+    assert whole.nats == pytest.approx(-sum(right) / 4)
+
+
+def test_the_space_before_a_choice_is_no_part_of_its_length(scored, tokenizer, monkeypatch):
+    """By three letters and one, not by four and two."""
+    answers = [[score.Likelihood(-3.0, False), score.Likelihood(-6.5, False)]]
+    monkeypatch.setattr(score, "log_likelihoods", lambda *arguments, **options: answers)
+    found = score_task(scored, tokenizer, Task("t", True, (Question("q", (" a", " abc"), 1),)))
+    assert (found.correct, found.correct_norm) == (0, 1)
 
 
 def test_a_text_is_completed_where_its_first_choice_is_right(scored, tokenizer):
@@ -87,9 +96,9 @@ def test_a_text_is_completed_where_its_first_choice_is_right(scored, tokenizer):
             return tokenizer.encode(context) + [{"+": best, "-": worst}[letter] for letter in text.removeprefix(context)]
 
     questions = (Question(context, ("+",), 0), Question(context, ("-",), 0), Question(context, ("+",), 0))
-    score = score_task(scored, Fixed(), Task("t", False, questions))
-    assert score.correct == 2 and score.correct_norm is None
-    assert set(score.values()) == {"accuracy", "perplexity"} and score.values()["accuracy"] == pytest.approx(2 / 3)
+    found = score_task(scored, Fixed(), Task("t", False, questions))
+    assert found.correct == 2 and found.correct_norm is None
+    assert set(found.values()) == {"accuracy", "perplexity"} and found.values()["accuracy"] == pytest.approx(2 / 3)
 
 
 def test_the_shares_of_the_processes_add_up(scored, tokenizer, tmp_path):
