@@ -147,7 +147,7 @@ LOOKS = {
 }
 
 
-@pytest.mark.parametrize(("what", "processes", "updates"), [("validation", 1, 4), ("validation", 2, 3), ("samples", 2, 3)])
+@pytest.mark.parametrize(("what", "processes", "updates"), [("validation", 1, 4), ("validation", 2, 3), ("samples", 2, 4)])
 def test_a_stop_cuts_validation_and_samples_short_and_they_are_made_again(
     tmp_path: Path, text: Path, outputs: Path, what: str, processes: int, updates: int
 ) -> None:
