@@ -15,6 +15,7 @@ from llama_lab.training.run_folder import RunFolder, extending_command, relative
 from llama_lab.training.saving.retention import beside_free, need
 from llama_lab.training.tracking.tracker import Tracker
 
+SHOWN_FILES = ("metrics.jsonl", "samples.jsonl", "checkpoints/", "plots/loss.png")
 SMALL_MODEL = 20_000_000
 BUSY_TOKENS = 16_384
 """At once on a GPU: with fewer its products are too small to run at full speed, and it waits for what it is to do next."""
@@ -92,7 +93,8 @@ def say_results(run: RunConfig, folder: RunFolder, data: PreparedData, status: s
     elif summary.get("val/loss") is not None:
         console.say(f"Validation loss: {summary['val/loss']:.4f}")
     here = relative(folder.path)
-    console.say(f"Everything is in {here}: metrics.jsonl, samples.jsonl, checkpoints/, plots/loss.png, …")
+    written = [name for name in SHOWN_FILES if (folder.path / name).exists()]
+    console.say(f"Everything is in {here}: {', '.join([*written, '…'])}")
     console.say("Next:")
     for command, purpose in suggestions(run, data, folder):
         console.say(f"    {command:<56}  # {purpose}")

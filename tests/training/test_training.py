@@ -337,3 +337,15 @@ def test_a_gpu_that_gets_too_few_tokens_at_a_time_is_told():
     run = resolve(compose(["hardware=cpu"]))
     assert batch_advice(run, 97_000_000) is None
     assert batch_advice(replace(run, hardware=replace(run.hardware, device=Device.cuda)), 3_500_000) is None
+
+
+def test_at_the_end_the_files_that_there_are_are_named(tiny, capsys):
+    def named(*words: str) -> tuple[Path, list[str]]:
+        folder = train(tiny(*words)).folder
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Everything is in ")]
+        return folder, line.rpartition(": ")[2].split(", ")
+
+    folder, files = named("sample=null", "checkpoint.every_tokens=null", "name=no_samples")
+    assert files == ["metrics.jsonl", "checkpoints/", "plots/loss.png", "…"]
+    assert not (folder / "samples.jsonl").exists()
+    assert "samples.jsonl" in named()[1]
