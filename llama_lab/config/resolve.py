@@ -18,7 +18,7 @@ GPU_NUMBERS_PER_BYTE = 3 * 2**28 / 80e9
 """Tokens x channels x blocks at once for each byte of a GPU's memory, in bf16. At 80 GB that leaves room for the weights and states
 of 1.3 billion parameters: 16,384 tokens of seed_1b took 48 GiB in all, 65,536 of llama_97m 18 GiB."""
 
-LEAST_UPDATES_BETWEEN_SAVES = 100
+LEAST_UPDATES_BETWEEN_SAVES, MOST_UPDATES_BETWEEN_SAVES = 100, 200
 """What is written grows with the model, and so does the time of an update: a number of updates costs all models about alike."""
 
 # Positions of a float8 product; widths that do not fit stay in bfloat16 (`model.products`).
@@ -132,12 +132,17 @@ def _micro_batch(run: RunConfig, processes: int, tokens: int | None) -> int | st
 
 
 def _every_tokens(run: RunConfig) -> int | None:
-    """Tokens between two checkpoints: as typed, else those of the fewest whole validation intervals of enough updates."""
+    """Tokens between two checkpoints: as typed, else such that one falls on every validation, or where they are frequent on every
+    few of them, with neither too few nor too many updates between two."""
     asked = run.checkpoint.every_tokens
     if asked != AUTO:
         return asked
     interval = (None if run.eval is None else run.eval.every_updates) or LEAST_UPDATES_BETWEEN_SAVES
-    return -(-LEAST_UPDATES_BETWEEN_SAVES // interval) * interval * run.data.tokens_per_update
+    tokens = -(-LEAST_UPDATES_BETWEEN_SAVES // interval) * interval * run.data.tokens_per_update
+    parts = -(-interval // MOST_UPDATES_BETWEEN_SAVES)
+    while tokens % parts:
+        parts += 1
+    return tokens // parts
 
 
 def tokens_at_once(run: RunConfig, device: Device, cuda: devices.Cuda, precision: Precision) -> int | None:

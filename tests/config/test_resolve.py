@@ -12,6 +12,7 @@ from llama_lab.config.compose import compose
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.resolve import resolve, tokens_at_once
 from llama_lab.config.schema import Compile, Device, Precision, RunConfig
+from llama_lab.training.saving.retention import checkpoint_due
 
 HAS_CUDA = devices.probe_cuda().devices > 0
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="what Linux does")
@@ -23,15 +24,20 @@ without_cuda = pytest.mark.skipif(HAS_CUDA, reason="this machine has a GPU")
     [
         ([], 125),
         (["eval.every_updates=30"], 120),
-        (["eval.every_updates=1000"], 1000),
+        (["eval.every_updates=200"], 200),
+        (["eval.every_updates=1000"], 200),
+        (["eval.every_updates=250"], 125),
+        (["eval.every_updates=999"], 166.5),
         (["eval.every_updates=null"], 100),
         (["eval=null"], 100),
     ],
 )
-def test_checkpoints_are_spaced_by_validations(words: list[str], updates: int):
+def test_checkpoints_are_spaced_by_validations(words: list[str], updates: float):
     for size in (4096, 65536):
         run = resolve(compose(["hardware=cpu", *words, f"data.tokens_per_update={size}", "training_tokens=655360000"]))
         assert run.checkpoint.every_tokens == updates * size
+        if run.eval is not None and (run.eval.every_updates or 0) >= 100:
+            assert checkpoint_due(run, run.eval.every_updates) and checkpoint_due(run, 2 * run.eval.every_updates)
         assert resolve(run) == run
 
 

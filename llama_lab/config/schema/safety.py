@@ -14,8 +14,8 @@ class CheckpointConfig:
 
     # A whole number, `auto` or null; OmegaConf fails to merge a node with a union of types in it.
     every_tokens: Any = field(default=MISSING, metadata={WORDS: (AUTO,)})
-    """Training tokens between two checkpoints. auto: a checkpoint with every validation, or every few of them, so that at least 100
-    updates lie between. At least 1; null: only the last update."""
+    """Training tokens between two checkpoints. auto: a checkpoint with every validation; with every few of them, or also between
+    two, where otherwise fewer than 100 updates or more than 200 would lie between. At least 1; null: only the last update."""
     at_end: bool = later(True)
     """Whether the last update is saved. Without it only a stop is: of a run that ends nothing stays but what it measured."""
     keep: int = MISSING
