@@ -6,9 +6,12 @@ result = train(compose(["experiment=smoke"]))
 print(load(result.folder).generate("Return the", max_new_tokens=20))
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["compose", "load", "train"]
+if TYPE_CHECKING:
+    from llama_lab.api import ConfigError, compose, load, train
+
+__all__ = ["ConfigError", "compose", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,3 +21,8 @@ def __getattr__(name: str) -> Any:
 
         return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What TAB and `help` show, imported or not yet."""
+    return sorted({*globals(), *__all__})

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Literal
 from llama_lab.config.compose import compose
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import RunConfig
+from llama_lab.config.validate import validate
 
 if TYPE_CHECKING:
     from llama_lab.inference.load import LoadedRun
     from llama_lab.training.launch import TrainResult
     from llama_lab.training.observing import Observers
 
-__all__ = ["compose", "load", "train"]
+__all__ = ["ConfigError", "compose", "load", "train"]
 
 
 def train(
@@ -24,9 +25,9 @@ def train(
     """Train a run to its end, or go on with it where it stands.
 
     Args:
-        run: what `compose` returned.
+        run: what `compose` returned; values that were changed since are checked once more.
         handle_signals: whether SIGTERM, SIGINT and SIGUSR1 end the run politely after the current update, as on the command
-            line. False leaves the caller's handlers alone.
+            line; only the main thread can. False leaves the caller's handlers alone.
         command: what was typed, if anything; kept in the run's meta.json.
         extra_slug: what a sweep adds to the folder's name for values outside the science.
 
@@ -34,12 +35,13 @@ def train(
         Folder, status, counts and the last values of every metric.
 
     Raises:
-        ConfigError: this machine, the data or an existing folder do not allow the run.
-        Diverged: the loss is no longer finite.
+        ConfigError: the run's own values, this machine, the data or an existing folder do not allow it.
+        training.errors.RunFailed: the loss is no longer finite, memory ran out, …; its class says which.
     """
     if not isinstance(run, RunConfig):
         raise ConfigError([(f"run={run!r}", "is no run; llama_lab.compose([...]) makes one")], scope="this call")
 
+    validate(run)
     from llama_lab.inference.check import check_observed
     from llama_lab.training.launch import launch
 
@@ -48,12 +50,17 @@ def train(
 
 
 def load(
-    run_folder: str | Path, update: int | None = None, *, device: str = "cpu", precision: Literal["fp32", "bf16"] = "fp32"
+    run_folder: str | Path,
+    update: int | Literal["last", "best"] | None = None,
+    *,
+    device: str = "cpu",
+    precision: Literal["fp32", "bf16"] = "fp32",
 ) -> "LoadedRun":
     """Open a run's checkpoint: its model, tokenizer and config, to continue texts with or to look inside.
 
     Args:
-        update: number of the update that the checkpoint follows; None: the newest.
+        run_folder: the run's folder, its name, or the hash at the end of that; the run may be training.
+        update: number of the update that the checkpoint follows; `best`: by validation; None or `last`: the newest.
         device: `cpu`, `cuda`, `mps`, or `auto` for the best there is.
         precision: dtype of the weights and of all that is computed with them.
 

@@ -67,12 +67,13 @@ class Request:
     sweep_params: dict[str, str]
 
 
-def compose(overrides: list[str], *, config_dir: Path | None = None, nodes: Collection[str] | None = None) -> RunConfig:
+def compose(overrides: list[str], *, config_dir: str | Path | None = None, nodes: Collection[str] | None = None) -> RunConfig:
     """The run that these overrides describe, checked as far as it can be without looking at the machine.
 
     Args:
-        overrides: `group=option`, `group.field=value`, `experiment=preset`, as on the command line.
-        config_dir: a folder with more options and presets.
+        overrides: `group=option`, `group.field=value`, `experiment=preset`, as on the command line. Of a preset that sweeps, the
+            one run that its jobs vary.
+        config_dir: a folder with more options and presets, `<group>/<option>.yaml`.
         nodes: the nodes that matter, where no run is to be started: only they are checked, each by itself. null: the whole run.
 
     Raises:
@@ -80,6 +81,8 @@ def compose(overrides: list[str], *, config_dir: Path | None = None, nodes: Coll
     """
     if not isinstance(overrides, list | tuple) or not all(isinstance(word, str) for word in overrides):
         raise ConfigError([(f"overrides={overrides!r}", "is no list of texts; try ['training_tokens=200_000']")], scope="this call")
+    if config_dir is not None:
+        config_dir = _own_folder(config_dir)
     typed = sort_overrides(list(overrides), config_dir)
     found = typed.problems
     swaps = swap_problems(typed, config_dir)
@@ -103,6 +106,17 @@ def compose(overrides: list[str], *, config_dir: Path | None = None, nodes: Coll
     if found or run is None:
         raise ConfigError(list(dict.fromkeys(found)))
     return run
+
+
+def _own_folder(typed: str | Path) -> Path:
+    """The folder of a user's own options.
+
+    Raises:
+        ConfigError: there is no such folder, whose options would then be said not to exist.
+    """
+    if not isinstance(typed, str | Path) or not Path(typed).expanduser().is_dir():
+        raise ConfigError([(f"config_dir={str(typed)!r}", "is no folder with groups of options in it")], scope="this call")
+    return Path(typed)
 
 
 def recompose(parent: RunConfig, overrides: list[str], *, config_dir: Path | None = None) -> RunConfig:

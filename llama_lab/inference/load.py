@@ -43,7 +43,12 @@ class LoadedRun:
     """
 
     def __init__(
-        self, folder: Path, update: int | None = None, *, device: str = "cpu", precision: Literal["fp32", "bf16"] = "fp32"
+        self,
+        folder: Path,
+        update: int | Literal["last", "best"] | None = None,
+        *,
+        device: str = "cpu",
+        precision: Literal["fp32", "bf16"] = "fp32",
     ):
         found = find_run(folder)
         chosen = chosen_checkpoint(found, None if update is None else str(update), scope=SCOPE, flag=FLAG)
@@ -60,6 +65,10 @@ class LoadedRun:
             raise damaged(found, error, scope=SCOPE, files=WEIGHTS, flag=FLAG) from None
         self.model.to(_device(device), _dtype(precision)).eval()
         self._decoder: Decoder | None = None
+        self._folder = found.path
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {relative(self._folder)} after {self.update} updates>"
 
     @overload
     def generate(self, prompt: str | list[int], *, seed: int = 0, batch: int = BATCH, **options: Any) -> str: ...
@@ -75,7 +84,7 @@ class LoadedRun:
                 each gets what it would get alone with its seed.
             batch: prompts that are continued at once at most.
             options: `max_new_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `stop`, `beyond_context`;
-                see `options.Options`.
+                `help(llama_lab.inference.options.Options)` says what they mean.
 
         Returns:
             The continuation, without the prompt; a list of them for a list.
@@ -91,11 +100,12 @@ class LoadedRun:
     def complete(
         self, prompts: Sequence[Prompt], *, seeds: Sequence[int] | None = None, batch: int = BATCH, **options: Any
     ) -> list[Completion]:
-        """The same, with what else is known of each continuation. Raises like `generate`.
+        """What `generate` gives, with why each continuation ended and how many tokens it has. Raises like it.
 
         Args:
             prompts: texts, or lists of ids that the model is to read as they are.
             seeds: one for each prompt, in place of `seed`.
+            batch, options: as for `generate`.
         """
         texts = [""] * len(prompts)
         last: dict[int, Piece] = {}
@@ -113,10 +123,11 @@ class LoadedRun:
     def stream(
         self, prompts: Prompt | Sequence[Prompt], *, seeds: Sequence[int] | None = None, batch: int = BATCH, **options: Any
     ) -> Generator[Piece, None, None]:
-        """The same, piece by piece as it becomes certain. Mistakes are raised here and not by the first piece.
+        """What `generate` gives, piece by piece as it becomes certain. Mistakes are raised here and not by the first piece.
 
         Args:
-            prompts: one text, or several prompts.
+            prompts: one text, or several prompts; a piece says of which it is.
+            seeds, batch, options: as for `complete`.
         """
         given: Any = prompts if isinstance(prompts, list | tuple) else [prompts]
         asked: Options = read_options(**options)
@@ -126,32 +137,42 @@ class LoadedRun:
         return complete(self.model, self.tokenizer, given, asked, seeds=seeds, decoder=self._decoder_of(min(batch, len(given))))
 
     @torch.no_grad()
-    def logits(self, ids: Sequence[int]) -> Tensor:
+    def logits(self, ids: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
         """Logits of the token after each position, (len(ids), vocabulary), float32, on the CPU.
 
         Args:
-            ids: as the model is to read them; training's documents follow an end-of-document token.
+            ids: as the model is to read them; training's documents follow an end-of-document token. Of several lists of one
+                length the logits are (lists, length, vocabulary).
 
         Raises:
             ConfigError: there are none, more than the context holds, or some outside the vocabulary.
         """
+        given: Any = ids
         found: list[Problem] = []
         try:
-            ids = list(map(index, ids))
-        except TypeError:
-            raise ConfigError([(f"ids={ids!r}", "is no list of ids; give the numbers of tokens")], scope=SCOPE) from None
-        if not ids:
+            several = len(given) > 0 and hasattr(given[0], "__len__") and getattr(given[0], "ndim", 1) > 0
+            rows = [list(map(index, row)) for row in (given if several else [given])]
+        except (TypeError, LookupError):
+            rule = "is no list of ids; give the numbers of tokens"
+            raise ConfigError([(f"ids={ids!r}", rule)], scope=SCOPE) from None
+        lengths = sorted({len(row) for row in rows})
+        if not lengths[0]:
             found.append(("ids=[]", "is empty; give at least one id"))
-        elif len(ids) > self.model.max_seq_len:
-            found.append((f"{len(ids)} ids", f"are more than the context of {self.model.max_seq_len}; give a part of them"))
+        elif len(lengths) > 1:
+            rule = "cannot be read at once; give lists of one length, or one after the other"
+            found.append((f"lists of {lengths[0]} and {lengths[-1]} ids", rule))
+        elif lengths[0] > self.model.max_seq_len:
+            found.append((f"{lengths[0]} ids", f"are more than the context of {self.model.max_seq_len}; give a part of them"))
         found += [
             (f"id {id} at {place}", f"is outside the vocabulary; ids are 0 to {self.model.vocab_size - 1}")
-            for place, id in enumerate(ids)
+            for row in rows
+            for place, id in enumerate(row)
             if not 0 <= id < self.model.vocab_size
         ][:3]
         if found:
             raise ConfigError(found, scope=SCOPE)
-        return self.model.forward(torch.tensor([ids], device=self.model.embedding.weight.device))[0].float().cpu()
+        logits = self.model.forward(torch.tensor(rows, device=self.model.embedding.weight.device)).float().cpu()
+        return logits if several else logits[0]
 
     def _decoder_of(self, rows: int) -> Decoder:
         """The decoder of the call before, if it fits: what it has recorded on a GPU is worth keeping."""
@@ -163,12 +184,16 @@ class LoadedRun:
 
 
 def load_run(
-    folder: Path, update: int | None = None, *, device: str = "cpu", precision: Literal["fp32", "bf16"] = "fp32"
+    folder: Path,
+    update: int | Literal["last", "best"] | None = None,
+    *,
+    device: str = "cpu",
+    precision: Literal["fp32", "bf16"] = "fp32",
 ) -> LoadedRun:
     """Open a run's checkpoint.
 
     Args:
-        update: number of the update it follows; None: the newest.
+        update: number of the update it follows; `best`: by validation; None or `last`: the newest.
         device: `cpu`, `cuda`, `mps`, or `auto` for the best there is.
         precision: dtype of the weights and of all that is computed with them.
 

@@ -167,7 +167,7 @@ def find_run(path: Path) -> RunFolder:
         ConfigError: there is none, or there are several.
     """
     path = named_run(path)
-    if not (path / "config.yaml").is_file():
+    if not (path / "config.yaml").is_file() or (path / MANIFEST).is_file():
         raise ConfigError([(str(path), no_run(path))], scope="this request")
     return RunFolder(path.absolute())
 
@@ -182,6 +182,9 @@ def no_run(path: Path) -> str:
         return "does not exist; " + (f"did you mean {relative(runs[close[0]].absolute())}?" if close else or_meant(path, instead))
     if not path.is_dir():
         return f"is a file; {instead}"
+    if (path / MANIFEST).is_file():
+        run = relative(path.absolute().parent.parent)
+        return f"is one checkpoint of the run {run}; name that, and which of its updates is meant beside it"
     if runs := _runs(path, "*") or _runs(path, "*/*"):
         more = f", … ({len(runs)} in all)" if len(runs) > SHOWN else ""
         return f"holds no run itself; runs in it: {', '.join(relative(run.absolute()) for run in runs[:SHOWN])}{more}"

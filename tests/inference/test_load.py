@@ -5,9 +5,9 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
-from llama_lab import compose, load, train
-from llama_lab.config.errors import ConfigError
+from llama_lab import ConfigError, compose, load, train
 from llama_lab.inference.load import LoadedRun
 
 
@@ -30,6 +30,9 @@ def loaded(run_folder) -> LoadedRun:
         (lambda run: run.stream(None), "the prompt None is neither a text nor a list of ids"),
         (lambda run: run.logits(["a"]), "ids=['a'] is no list of ids; give the numbers of tokens"),
         (lambda run: run.logits(5), "ids=5 is no list of ids; give the numbers of tokens"),
+        (lambda run: run.logits([[[1]]]), "ids=[[[1]]] is no list of ids; give the numbers of tokens"),
+        (lambda run: run.logits([[1], [2, 3]]), "lists of 1 and 2 ids cannot be read at once; give lists of one length"),
+        (lambda run: run.logits([[1], [10**6]]), "id 1000000 at 0 is outside the vocabulary"),
     ],
 )
 def test_a_call_that_cannot_be_answered_says_why(loaded, call, said):
@@ -43,6 +46,19 @@ def test_ids_may_come_in_any_shape_and_several_at_once(loaded):
     assert loaded.generate(np.array([104, 105]), max_new_tokens=4, temperature=0) == one
     assert loaded.generate([[104, 105], "the"], max_new_tokens=4, temperature=0)[0] == one
     assert loaded.generate([]) == []
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_logits_of_several_lists_are_those_of_each(loaded, kind):
+    rows = [[104, 105, 32], [116, 104, 101]]
+    both = loaded.logits(kind(rows))
+    assert both.shape == (2, 3, loaded.tokenizer.vocab_size)
+    for row, logits in zip(rows, both, strict=True):
+        torch.testing.assert_close(loaded.logits(kind(row)), logits)
+
+
+def test_a_loaded_run_says_what_it_is(loaded, run_folder):
+    assert repr(loaded) == f"<LoadedRun {run_folder} after {loaded.update} updates>"
 
 
 @pytest.mark.parametrize(
@@ -71,6 +87,36 @@ def test_composing_and_training_need_a_list_and_a_run():
         with pytest.raises(ConfigError) as caught:
             call()
         assert str(caught.value) == f"1 problem in this call\n  {said}"
+
+
+def test_options_of_ones_own_are_found_by_a_folder_of_any_kind(tmp_path):
+    (tmp_path / "optim").mkdir()
+    (tmp_path / "optim" / "own.yaml").write_text("defaults: [adamw, _self_]\nmax_lr: 0.125\n", encoding="utf-8")
+    for folder in (tmp_path, str(tmp_path)):
+        assert compose(["optim=own"], config_dir=folder).optim.max_lr == 0.125
+    with pytest.raises(ConfigError, match="config_dir='nosuch' is no folder with groups of options in it"):
+        compose(["optim=own"], config_dir="nosuch")
+
+
+def test_values_that_were_changed_after_composing_are_checked(monkeypatch, tmp_path):
+    monkeypatch.setenv("LLAMA_LAB_OUTPUTS", str(tmp_path))
+    run = compose(["experiment=smoke"])
+    run.optim.max_lr = -3
+    with pytest.raises(ConfigError, match=r"optim\.max_lr=-3 is not above 0"):
+        train(run)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_is_no_run_but_part_of_one(run_folder):
+    folder = max(run_folder.glob("checkpoints/*"))
+    with pytest.raises(ConfigError, match=r"is one checkpoint of the run .*; name that, and which of its updates"):
+        load(folder)
+
+
+def test_what_the_package_offers_is_listed_before_it_is_imported():
+    program = "import llama_lab; assert {*llama_lab.__all__} <= {*dir(llama_lab)}; print(*dir(llama_lab))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("command", [["generate", "nosuch", "x"], ["evaluate", "nosuch"]])
