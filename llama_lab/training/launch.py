@@ -44,6 +44,7 @@ from llama_lab.training.run_folder import (
 from llama_lab.training.saving.choice import told, way_out
 from llama_lab.training.saving.manifest import is_whole, list_checkpoints, newest_damage
 from llama_lab.training.saving.retention import check_disk, need
+from llama_lab.training.schedule import lr_factor
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,8 @@ def launch(
     with stop_on_signals(stop, quiet=started and os.environ["RANK"] != "0") if handle_signals else contextlib.nullcontext():
         with stop.at_once():
             run = resolve(run)
+        # A schedule that has no course yet would be found out where warm-up ends, maybe hours later.
+        lr_factor(run.schedule, run.optim.max_lr, run.updates, run.updates)
         return (_follow if started else _lead)(run, load_observers, stop, command, extra_slug)
 
 

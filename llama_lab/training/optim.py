@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import AdamWConfig, MuonConfig, OptimConfig, Precision, StateDtype
 from llama_lab.training.moments import Bare, NarrowAdamW, keep_counts_beside
 from llama_lab.training.muon import StackedMuon
@@ -113,6 +114,9 @@ def build_optimizer(
         precision: of the run, which Muon's iteration follows.
         compiles: whether steps that are not one kernel anyway go through torch.compile.
 
+    Raises:
+        ConfigError: the optimizer is one that nobody has written down here.
+
     Source: Muon: Keller Jordan, "Muon: An optimizer for hidden layers" (2024); the scaling, 0.2 sqrt(max(rows, columns)), is that
     of Muon is Scalable for LLM Training, arXiv:2502.16982, section 2.2.
     """
@@ -135,7 +139,8 @@ def build_optimizer(
             return Optimizers({"muon": muon, "adamw": _adamw(rest, optim, optim.adamw_max_lr, device_type, compiles)})
         case AdamWConfig():
             return Optimizers({"adamw": _adamw(list(model.parameters()), optim, optim.max_lr, device_type, compiles)})
-    raise TypeError(f"no optimizer is known for {type(optim).__name__}")
+    rule = "is no case of build_optimizer in llama_lab/training/optim.py, so nothing says how it steps; add one there"
+    raise ConfigError([(type(optim).__name__, rule)])
 
 
 def _adamw(parameters: list[Tensor], optim: AdamWConfig, max_lr: float, device_type: str, compiles: bool) -> AdamW | NarrowAdamW:

@@ -126,7 +126,8 @@ def _begin(run: RunConfig, folder: RunFolder, origin: dict[str, Any]) -> None:
         move_aside(path)
     known = folder.meta()
     if known and not folder.finished:
-        changed = changes_since(known, origin)
+        # A run that has saved nothing begins at its first update: there is nothing in it that the change could spoil.
+        changed = changes_since(known, origin) if checkpoint_folders(folder.checkpoints) else []
         if changed and not run.accept_changes:
             rule = "since this run began; fresh=true starts it anew, accept_changes=true goes on"
             raise ConfigError(

@@ -2,6 +2,7 @@
 
 import math
 
+from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import ConstantConfig, CosineConfig, LinearConfig, ScheduleConfig, WsdConfig
 
 
@@ -22,6 +23,7 @@ def lr_factor(schedule: ScheduleConfig, max_lr: float, update: int, updates: int
 
     Raises:
         ValueError: the update is outside the run.
+        ConfigError: the schedule is one whose course nobody has written down here.
     """
     if not 1 <= update <= updates:
         raise ValueError(f"update {update} is outside a run of {updates}")
@@ -43,4 +45,5 @@ def _height(schedule: ScheduleConfig, update: int, updates: int) -> float:
             return min(1.0, (updates - update) / schedule.cooldown_updates(updates))
         case ConstantConfig():
             return 1.0
-    raise TypeError(f"no schedule is known for {type(schedule).__name__}")
+    rule = "is no case of _height in llama_lab/training/schedule.py, so nothing says its course; add one there"
+    raise ConfigError([(type(schedule).__name__, rule)])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import AdamWConfig, ModelConfig, MuonConfig, OptimConfig, Precision, StateDtype
 from llama_lab.model.llama import Llama
 from llama_lab.training.moments import NarrowAdamW
@@ -246,6 +247,12 @@ def test_a_state_of_other_optimizers_is_refused():
     muon, adamw = (build_optimizer(model, CONFIGS[name], "cpu", Precision.fp32) for name in ("muon", "adamw"))
     with pytest.raises(ValueError, match="the state is of"):
         adamw.load_state_dict(muon.state_dict())
+
+
+def test_an_optimizer_that_nobody_wrote_down_is_refused_with_where_to_do_so():
+    common = OptimConfig(max_lr=0.01, weight_decay=0.1, max_grad_norm=1.0)
+    with pytest.raises(ConfigError, match=r"OptimConfig is no case of build_optimizer in llama_lab/training/optim\.py"):
+        build_optimizer(small_llama(), common, "cpu", Precision.fp32)
 
 
 def test_any_optimizer_of_torch_can_leave_out_a_step():

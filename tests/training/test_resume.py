@@ -35,7 +35,7 @@ from llama_lab.training.run_folder import RunFolder, open_run
 from llama_lab.training.saving.manifest import list_checkpoints
 from llama_lab.training.state import resume
 
-from .conftest import rewind, tiny_overrides
+from .conftest import rewind, steady, tiny_overrides
 from .kill_runs import Bench, differences, loss_difference, survive
 from .processes import Gate, Process, command, end_of, started
 
@@ -281,6 +281,17 @@ def test_changed_code_is_named_by_its_commit(tiny):
         train(tiny())
     assert f"the source code changed from {'f' * 12} (commit 0123456789ab) to {meta['code']['sha256'][:12]}" in str(caught.value)
     assert "since this run began; fresh=true starts it anew, accept_changes=true goes on" in str(caught.value)
+
+
+def test_a_run_that_has_saved_nothing_begins_with_the_code_of_today(tiny, outputs):
+    run = train(tiny())
+    rows = steady(run.folder)
+    rewind(run.folder, 0)
+    RunFolder(run.folder).write_meta(code={"sha256": "f" * 64})
+    again = train(tiny())
+    assert (again.status, again.folder) == ("finished", run.folder)
+    assert steady(run.folder) == rows
+    assert RunFolder(run.folder).meta()["code"]["sha256"] != "f" * 64
 
 
 @pytest.mark.parametrize("variable", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])

@@ -1,7 +1,10 @@
 """The course of the learning rate: its ends, its shape, its bounds."""
 
+import re
+
 import pytest
 
+from llama_lab import ConfigError, compose, train
 from llama_lab.config.schema import ConstantConfig, CosineConfig, LinearConfig, ScheduleConfig, WsdConfig
 from llama_lab.training.schedule import lr_factor
 
@@ -42,6 +45,15 @@ def test_shapes_between_peak_and_end():
 def test_a_run_of_one_update_trains():
     assert lr_factor(ConstantConfig(warmup_updates=0, min_lr=0.0), MAX_LR, 1, 1) == 1.0
     assert lr_factor(LinearConfig(warmup_updates=0, min_lr=0.001), MAX_LR, 1, 1) == pytest.approx(0.1)
+
+
+def test_a_schedule_without_a_course_is_refused_before_a_run_begins(monkeypatch, tmp_path):
+    monkeypatch.setenv("LLAMA_LAB_OUTPUTS", str(tmp_path))
+    monkeypatch.setattr("llama_lab.training.schedule.LinearConfig", CosineConfig)
+    said = "LinearConfig is no case of _height in llama_lab/training/schedule.py, so nothing says its course; add one there"
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        train(compose(["experiment=smoke", "schedule.warmup_updates=19"]))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("update", [0, 11])
