@@ -149,7 +149,7 @@ def _key(run: RunConfig, vocab_size: int, worker: Worker) -> str:
         "max_seq_len": run.data.max_seq_len,
         "window": run.data.window.name,
         "precision": decisive["precision"],
-        "optim": [decisive["optim"]["type"], run.optim.state_dtype.name],
+        "optim": [decisive["optim"]["type"], plain_config(run)["optim"].get("state_dtype")],
         "hardware": plain_config(run)["hardware"],
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(worker.device) if worker.device.type == "cuda" else worker.device.type,

@@ -1,7 +1,7 @@
 """Which parameter is updated how, and that a saved optimizer goes on as if it had never stopped."""
 
 import io
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -210,6 +210,23 @@ def test_moments_in_bf16_move_weights_almost_as_before(name: str, compiles: bool
     assert all(torch.equal(*pair) for pair in zip(before, narrow.parameters(), strict=True))
     after = [value for part in optimizers[0].parts.values() for state in part.state.values() for value in state.values()]
     assert all(torch.equal(*pair) for pair in zip(states, after, strict=True))
+
+
+@pytest.mark.parametrize("config", [*CONFIGS.values(), *NARROW.values()], ids=[*CONFIGS, *NARROW])
+def test_what_plans_count_is_what_is_kept(config):
+    model = small_llama()
+    optimizer = build_optimizer(model, config, "cpu", Precision.fp32)
+    train(model, optimizer, range(1))
+    kept = [value for part in optimizer.parts.values() for state in part.state.values() for value in state.values()]
+    found = sum(value.numel() * value.element_size() for value in kept if isinstance(value, torch.Tensor) and value.ndim)
+    outside = 2 * model.embedding.weight.numel()
+    inside = sum(parameter.numel() for parameter in model.parameters()) - outside
+    assert found == pytest.approx(config.state_bytes(inside, outside), rel=0.03)
+
+
+def test_an_optimizer_of_ones_own_takes_no_dtype_that_it_would_pass_over():
+    assert "state_dtype" not in {item.name for item in fields(OptimConfig)}
+    assert OptimConfig(max_lr=0.1, weight_decay=0.0, max_grad_norm=None).state_bytes(100, 10) == 880
 
 
 @pytest.mark.parametrize("narrow", [False, True])

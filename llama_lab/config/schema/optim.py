@@ -19,6 +19,9 @@ class StateDtype(Enum):
     bf16 = "bf16"
 
 
+_BYTES = {StateDtype.fp32: 4, StateDtype.bf16: 2}
+
+
 @dataclass(kw_only=True, slots=True)
 class OptimConfig:
     """What every optimizer has in common."""
@@ -29,8 +32,15 @@ class OptimConfig:
     """Decoupled decay of matrices (embeddings included); vectors such as norm gains are never decayed. At least 0."""
     max_grad_norm: float | None = MISSING
     """Global L2 norm that gradients are clipped to. Above 0; null: not clipped, only measured."""
-    state_dtype: StateDtype = later(StateDtype.fp32)
-    """bf16 halves the memory and the disk of the moments. It is science: the curve is another one."""
+
+    def state_bytes(self, inside: int, outside: int) -> int:
+        """Bytes of what it keeps from step to step, for plans: two moments in fp32, unless an optimizer says otherwise.
+
+        Args:
+            inside: weights inside the blocks.
+            outside: those of the embedding and the output projection. Vectors do not count next to either.
+        """
+        return 2 * _BYTES[StateDtype.fp32] * (inside + outside)
 
     def problems(self, at: str) -> list[Problem]:
         """What is wrong with this node alone; `at` is its key path."""
@@ -47,12 +57,18 @@ class OptimConfig:
 class AdamWConfig(OptimConfig):
     """AdamW on all parameters."""
 
+    state_dtype: StateDtype = later(StateDtype.fp32)
+    """bf16 halves the memory and the disk of the moments. It is science: the curve is another one."""
     beta1: float = MISSING
     """Decay of the first moment, in [0, 1)."""
     beta2: float = MISSING
     """Decay of the second moment, in [0, 1)."""
     eps: float = MISSING
     """Added to the root of the second moment. Above 0."""
+
+    def state_bytes(self, inside: int, outside: int) -> int:
+        """Two moments."""
+        return 2 * _BYTES[self.state_dtype] * (inside + outside)
 
     def problems(self, at: str) -> list[Problem]:
         """What is wrong with this node alone; `at` is its key path."""
@@ -80,6 +96,10 @@ class MuonConfig(AdamWConfig):
     """Nesterov momentum of Muon, in [0, 1)."""
     adamw_max_lr: float = MISSING
     """Peak learning rate of the parameters that AdamW updates. Above 0."""
+
+    def state_bytes(self, inside: int, outside: int) -> int:
+        """One moment for the matrices inside the blocks, two for the rest."""
+        return _BYTES[self.state_dtype] * (inside + 2 * outside)
 
     def problems(self, at: str) -> list[Problem]:
         """What is wrong with this node alone; `at` is its key path."""

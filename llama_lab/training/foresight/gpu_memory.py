@@ -9,7 +9,7 @@ model's width, f that of the feed-forward layer, q and k the channels of queries
 
 from dataclasses import dataclass
 
-from llama_lab.config.schema import Compile, ModelConfig, MuonConfig, Precision, Recompute, RunConfig, StateDtype, Window
+from llama_lab.config.schema import Compile, ModelConfig, MuonConfig, Precision, Recompute, RunConfig, Window
 from llama_lab.model.count import ffn_dim, parameters
 
 FP32, BF16, FP8 = 4, 2, 1
@@ -156,12 +156,9 @@ def _copies(run: RunConfig, numbers: int, embedding: int) -> int:
 
 
 def _states(run: RunConfig, numbers: int, embedding: int) -> int:
-    """Bytes of the optimizer's states: two moments, of which Muon keeps one for the matrices inside the blocks."""
-    size = FP32 if run.optim.state_dtype is StateDtype.fp32 else BF16
-    if not isinstance(run.optim, MuonConfig):
-        return 2 * size * numbers
+    """Bytes of the optimizer's states."""
     outside = embedding * (1 if run.model.tie_embeddings else 2)
-    return size * (numbers - outside) + 2 * size * outside
+    return run.optim.state_bytes(numbers - outside, outside)
 
 
 def _step(run: RunConfig) -> int:

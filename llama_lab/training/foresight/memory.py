@@ -20,7 +20,7 @@ from typing import Any
 
 from llama_lab.config import devices
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.identity import science
+from llama_lab.config.identity import plain_config, science
 from llama_lab.config.schema import AUTO, Compile, RunConfig
 from llama_lab.data.prepare import PreparedData
 from llama_lab.training.errors import OutOfMemory
@@ -255,7 +255,7 @@ def _key(run: RunConfig, data: PreparedData) -> tuple[str, dict[str, Any]]:
     decisive, cuda = science(run), devices.probe_cuda()
     facts = {
         "model": decisive["model"],
-        "optim": [decisive["optim"]["type"], run.optim.state_dtype.name],
+        "optim": [decisive["optim"]["type"], plain_config(run)["optim"].get("state_dtype")],
         "precision": decisive["precision"],
         "vocab_size": data.tokenizer.vocab_size,
         "max_seq_len": run.data.max_seq_len,

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.schema import MuonConfig, RunConfig, StateDtype
+from llama_lab.config.schema import RunConfig
 from llama_lab.model.count import parameters
 from llama_lab.training.saving.manifest import checkpoint_folders
 
 BYTES_OF_WEIGHTS = 4
 """Weights are fp32 whatever `precision` says."""
-BYTES_OF_MOMENTS = {StateDtype.fp32: 4, StateDtype.bf16: 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +64,8 @@ def need(run: RunConfig, vocab_size: int) -> Need:
 def checkpoint_bytes(run: RunConfig, vocab_size: int) -> int:
     """Weights and optimizer states on disk, to about a percent."""
     size = parameters(run.model, vocab_size)
-    moments = 2 * size  # AdamW's
-    if isinstance(run.optim, MuonConfig):
-        # Muon keeps one moment, for the matrices inside the blocks. Next to these and the embeddings, vectors do not count.
-        outside = vocab_size * run.model.dim * (1 if run.model.tie_embeddings else 2)
-        moments = size + outside
-    return size * BYTES_OF_WEIGHTS + moments * BYTES_OF_MOMENTS[run.optim.state_dtype]
+    outside = vocab_size * run.model.dim * (1 if run.model.tie_embeddings else 2)
+    return size * BYTES_OF_WEIGHTS + run.optim.state_bytes(size - outside, outside)
 
 
 def checkpoint_due(run: RunConfig, update: int) -> bool:
