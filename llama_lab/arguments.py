@@ -56,6 +56,9 @@ def parse(words: list[str], command: str) -> Arguments:
             folder = _at_home(value)
             if not folder.is_dir() or not value:
                 raise UsageError(f"--config-dir needs a folder with groups of options in it; {value!r} is none")
+            if any(folder.glob("*.yaml")) and not any(folder.glob("*/*.yaml")):
+                rule = "an option lies one folder deeper, in that of its group, such as model/mine.yaml or experiment/mine.yaml"
+                raise UsageError(f"--config-dir {shlex.quote(value)} holds no group of options; {rule}")
             arguments.config_dir = folder.absolute()
         elif flag == "--out":
             value = value or next(rest, "")

@@ -91,6 +91,7 @@ def compose(overrides: list[str], *, config_dir: str | Path | None = None, nodes
     config = _compose_choices(typed, config_dir)
     choices = _choices(config)
     base = _base_values(config)
+    found += _without_kind(config, choices, typed)
     for override in typed.values:
         key = override.key_or_group
         if key.partition(".")[0] not in typed.unclear:
@@ -146,6 +147,7 @@ def recompose(parent: RunConfig, overrides: list[str], *, config_dir: Path | Non
             _inherit(config, item.name, getattr(parent, item.name), swapped=item.name in swapped)
     config.fresh = config.accept_changes = False
     choices = parent.origin.choices | {group: typed.choices[group] for group in swapped}
+    found += _without_kind(config, choices, typed)
     for override in typed.values:
         if override.key_or_group.partition(".")[0] not in typed.unclear:
             found += set_value(config, choices, override)
@@ -267,6 +269,18 @@ def _container(node: DictConfig) -> Any:
         return OmegaConf.to_container(node, enum_to_str=True)
 
 
+def _without_kind(config: DictConfig, choices: dict[str, str], typed: Typed) -> list[Problem]:
+    """Options that do not say of which kind they are, where kinds differ; nothing else can be said of their group."""
+    bare = [group for group, shapes in SHAPES.items() if node_type(config[group]) not in shapes.values()]
+    typed.unclear |= set(bare)
+    return [(f"{group}={choices[group]}", f"does not say of which kind it is; {_kind_of(group)}") for group in bare]
+
+
+def _kind_of(group: str) -> str:
+    """How an option says of which kind it is."""
+    return f"its file says so in its defaults: /schema/{group}/KIND@_here_, where KIND is one of {', '.join(SHAPES[group])}"
+
+
 def _choices(config: DictConfig) -> dict[str, str]:
     chosen = config.hydra.runtime.choices
     return {group: str(chosen[group]) for group in (*GROUPS, PRESET) if chosen.get(group) is not None}
@@ -295,7 +309,10 @@ def _file_problem(error: Exception) -> Problem:
     if key and re.search(r"Key '[^']*' not in '", text):
         if key[1] == PRESET:
             return subject, "is no field; the first line of a preset is # @package _global_"
-        return subject, unknown_field(key[1], any_shape(), {})
+        rule, group = unknown_field(key[1], any_shape(), {}), key[1].partition(".")[0]
+        if key[1] in any_shape() and group in SHAPES:
+            rule += f"; {_kind_of(group)}"
+        return subject, rule
     lines = [line.strip() for line in text.splitlines() if line.strip() and "raised while composing" not in line]
     return subject, f"is wrong: {lines[0] if lines else type(error).__name__}"
 

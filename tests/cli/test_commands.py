@@ -101,6 +101,7 @@ def test_version(llama_lab):
         (["train", "--cfg=job"], "takes no value"),
         (["train", "--config-dir"], "needs a folder"),
         (["train", "--config-dir", "nowhere"], "'nowhere' is none"),
+        (["train", "--config-dir", str(config_folder("conf") / "optim")], "holds no group of options; an option lies one folder"),
         (["plan", "--cfg"], "no flag --cfg"),
         (["--versoin"], "llama-lab has no flag --versoin; did you mean --version? (llama-lab --help lists commands)"),
         (

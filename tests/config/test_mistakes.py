@@ -510,6 +510,20 @@ def test_an_option_of_a_kind_that_is_not_there_is_told_where_kinds_are_named(tmp
     assert refused.value.problems == [("schedule/staircase.yaml", rule)]
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("max_lr: 0.1\nweight_decay: 0.0\nmax_grad_norm: null\n", "optim=own does not say of which kind it is; its file says so"),
+        ("max_lr: 0.1\nbeta1: 0.9\n", "optim=adamw and optim=muon have it; its file says so"),
+    ],
+)
+def test_an_option_that_says_no_kind_is_told_how_to(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "optim").mkdir()
+    (tmp_path / "optim" / "own.yaml").write_text(content, encoding="utf-8")
+    (problem,) = problems(["optim=own", "optim.max_lr=1"], tmp_path)
+    assert f"{said} in its defaults: /schema/optim/KIND@_here_, where KIND is one of adamw, muon" in problem
+
+
 def test_an_option_with_the_name_of_a_shipped_one_is_refused(tmp_path: Path) -> None:
     shipped = config_folder("conf") / "optim" / "adamw.yaml"
     (tmp_path / "optim").mkdir()
