@@ -17,11 +17,12 @@ import pytest
 from llama_lab.cli import main
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.schema import RunConfig
+from llama_lab.lab.compare.arms import Arm
 from llama_lab.lab.compare.records import load_records
 from llama_lab.lab.report.blocks import Table
 from llama_lab.lab.report.chart import COLOURS, Scale, short, spread
 from llama_lab.lab.report.command import report_sweep, write_report
-from llama_lab.lab.report.material import Asked, gather
+from llama_lab.lab.report.material import Asked, brief_labels, gather
 from llama_lab.lab.report.picture import STYLES
 from llama_lab.lab.report.series import Series, arm_series, in_columns, points_of, sound_parts
 from llama_lab.training.run_folder import RunFolder
@@ -333,6 +334,32 @@ def test_labels_stand_apart_and_close_to_their_lines():
     assert spread([300.0, 300.0], 17.0, 300.0) == [283.0, 300.0]
 
 
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ([{"optim": "muon", "optim.max_lr": 0.008}, {"optim": "adamw", "optim.max_lr": 0.001}], ["muon", "adamw"]),
+        ([{"optim.max_lr": 0.0080000001}, {"optim.max_lr": 0.01}], ["max_lr=0.008", "max_lr=0.01"]),
+        (
+            [{"schedule": kind, "optim.max_lr": lr} for kind, lr in (("wsd", 0.008), ("constant", 0.004), ("constant", 0.008))],
+            ["wsd", "constant max_lr=0.004", "constant max_lr=0.008"],
+        ),
+        ([{key: number == place for place, key in enumerate("abc")} for number in range(4)], ["0", "1", "2", "3"]),
+    ],
+)
+def test_a_name_beside_a_curve_says_no_more_than_tells_it_apart(values: list[dict[str, Any]], names: list[str]):
+    assert brief_labels([Arm(str(number), own, ()) for number, own in enumerate(values)]) == names
+
+
+def test_the_picture_shows_the_later_half_beside_the_whole_where_there_is_one(study: Path, make: Make, tmp_path: Path):
+    make(last=8)
+    widths = []
+    for folder in (study, make(last=8, seed=1).parent):
+        write_report(gather([str(folder)], Asked(), ["llama-lab", "report"]), tmp_path)
+        # Bytes 16 to 20 of a PNG hold its width.
+        widths.append(int.from_bytes((tmp_path / "curves.png").read_bytes()[16:20], "big"))
+    assert widths == [1440, 780]
+
+
 def test_ticks_are_round_and_numbers_short():
     assert Scale(2.4, 3.3, False).ticks(5) == pytest.approx([2.4, 2.6, 2.8, 3.0, 3.2])
     assert Scale(1e3, 1e6, True).ticks(4) == pytest.approx([1e3, 1e4, 1e5, 1e6])
@@ -476,6 +503,9 @@ def test_the_page_in_a_browser(browser: Any, page: str, study: Path):
     seen.on("console", lambda message: complaints.append(message.text))
     seen.on("pageerror", lambda error: complaints.append(str(error)))
     seen.goto((study.parent / "report" / "report.html").as_uri())
+    assert seen.evaluate("document.documentElement.scrollWidth") == 360
+    # Nor with a number at the very end of the differences' scale.
+    seen.locator(".scale span").last.evaluate("tick => { tick.style.left = '100%'; tick.textContent = '+0.025' }")
     assert seen.evaluate("document.documentElement.scrollWidth") == 360
     assert seen.title() == "tiny"
     # Where there is no room beside the close-up, its lines are named above it.

@@ -109,7 +109,7 @@ def times_to_loss(study: Study, target: float | None) -> tuple[float, list[list[
 
 def _time_cells(one: Comparison, axis: str, taken: dict[str, float]) -> list[str]:
     means = [math.exp(statistics.fmean(math.log(taken[run.name]) for run in arm.runs)) for arm in (one.baseline, one.arm)]
-    what = [one.arm.label, AXIS_UNITS[axis], *[f"{mean:.4g}" for mean in means]]
+    what = [one.arm.label, AXIS_UNITS[axis], *[f"{mean:{',.0f' if axis == 'tokens' else '.4g'}}" for mean in means]]
     found = multiplier(one)
     if found is None or one.p is None:
         return [*what, f"{means[0] / means[1]:.3f}", "", "", one.verdict]

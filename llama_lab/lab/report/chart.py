@@ -20,7 +20,7 @@ COLUMNS, SMALL_COLUMNS = 140, 70
 COLOURS = 8
 """Arms that have a colour and a dash pattern of their own; page.css has them."""
 LABEL_PIXELS, PLOT_PIXELS = 17.0, 300.0
-LABEL_CHARACTERS = 30
+LABEL_CHARACTERS = 26
 LOG_SPAN = 20.0
 TALL_SPAN = 100.0
 
@@ -99,11 +99,11 @@ class Panel:
         """
         said = f"{self.metric} over {self.unit}, {self.title}"
         seen = sorted(((arm, series) for arm, series in curves if self._is_seen(series)), key=lambda curve: curve[0])
-        ends = "; ".join(f"{names[arm]} {_end(series)}" for arm, series in seen[:COLOURS])
+        last = "; ".join(f"{names[arm]} {_end(series)}" for arm, series in seen[:COLOURS])
         more = f"; and {len(seen) - COLOURS} more" if len(seen) > COLOURS else ""
         described = f"Horizontal from {short(self.x.low)} to {short(self.x.high)} {self.unit}"
         described += f"{', logarithmic' if self.x.is_log else ''}; vertical from {short(self.y.low)} to {short(self.y.high)}"
-        described += f"{', logarithmic' if self.y.is_log else ''}. Last values: {ends}{more}."
+        described += f"{', logarithmic' if self.y.is_log else ''}. Last values: {last}{more}."
         grid = "".join(f"M0 {_down(self.y.at(tick))}h{WIDTH}" for tick in self.y.ticks(5))
         drawn = [
             f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" role="img" '
@@ -116,9 +116,10 @@ class Panel:
         scales = f'data-x="{self.x.low!r} {self.x.high!r} {int(self.x.is_log)}" '
         scales += f'data-y="{self.y.low!r} {self.y.high!r} {int(self.y.is_log)}"'
         marks = [*self._ticks(), *self._lost(curves), *self._labels(curves)]
-        wide = " labelled" if self.labels else ""
+        longest = max((len(_cut(self.labels[arm])) for _, arm in self._ends(curves)), default=0)
+        kind = f'class="panel labelled" style="--label:{longest}ch"' if longest else 'class="panel"'
         return (
-            f'<div class="panel{wide}"><p class="stretch">{escaped(self.title)}</p>{self._legend(curves)}'
+            f'<div {kind}><p class="stretch">{escaped(self.title)}</p>{self._legend(curves)}'
             f'<div class="plot" data-unit="{escaped(self.unit)}" data-said="{escaped(said)}" {scales}>'
             f"{''.join(drawn)}{''.join(marks)}</div></div>"
         )

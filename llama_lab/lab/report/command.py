@@ -90,7 +90,7 @@ def write_report(material: Material, folder: Path, *, page_only: bool = False) -
         if drawn and not page_only:
             from llama_lab.lab.report.picture import draw_curves
 
-            draw_curves(drawn[0], names, folder / PICTURE)
+            draw_curves(drawn[0], names, folder / PICTURE, higher_is_better=material.higher_is_better)
             written.append(folder / PICTURE)
     except OSError as error:
         raise ConfigError([(f"--out {folder}", f"cannot be written: {error}")], scope="this report") from None

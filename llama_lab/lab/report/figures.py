@@ -86,8 +86,10 @@ def curve_figure(drawn: Drawn, names: Sequence[str], brief: Sequence[str], *, hi
     parts = []
     for axis, curves in drawn.by_axis.items():
         name = f"{drawn.metric.replace('/', '-')}-{axis}"
-        panels = [] if is_small else _panels(drawn.metric, axis, curves, brief, higher_is_better=higher_is_better)
-        panels = panels or [_whole(drawn.metric, axis, curves, () if is_small else brief, small=is_small)]
+        if is_small:
+            panels = [_whole(drawn.metric, axis, curves, (), small=True)]
+        else:
+            panels = panels_of(drawn.metric, axis, curves, brief, higher_is_better=higher_is_better)
         pictures = "".join(panel.draw(curves, f"{name}-{number}", names) for number, panel in enumerate(panels))
         parts.append(f'<div class="along along-{axis}"><div class="panels{many}">{pictures}</div></div>')
     kind = "chart small" if is_small else "chart"
@@ -97,14 +99,14 @@ def curve_figure(drawn: Drawn, names: Sequence[str], brief: Sequence[str], *, hi
     )
 
 
-def _panels(metric: str, axis: str, curves: Curves, names: Sequence[str], *, higher_is_better: bool) -> list[Panel]:
-    """The whole curves, and their later half where that shows more."""
+def panels_of(metric: str, axis: str, curves: Curves, names: Sequence[str], *, higher_is_better: bool) -> list[Panel]:
+    """The whole curves, and their later half where that shows more; the last of them has the names."""
     end = max(float(series.places[-1]) for _, series in curves)
     late = [
         (arm, part) for arm, series in curves if np.isfinite((part := series.within(LATE * end, end)).middle).sum() >= LATE_POINTS
     ]
     if not late:
-        return []
+        return [_whole(metric, axis, curves, names, small=False)]
     spans = [_span(series, LATE * end, end) for _, series in late]
     y = _close_up(spans, higher_is_better=higher_is_better)
     title = "the later half, close up"

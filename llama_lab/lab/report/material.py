@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -210,10 +211,14 @@ def brief_labels(arms: Sequence[Arm]) -> list[str]:
     said = {key: [_brief(key, arm.values.get(key, "-")) for arm in arms] for key in keys}
     # The kind of a part says more than a number of it.
     differing = sorted((key for key in keys if len(set(said[key])) > 1), key=lambda key: "." in key)[:MOST_KEYS]
-    for chosen in [*itertools.combinations(differing, 1), *itertools.combinations(differing, 2)]:
-        labels = [" ".join(words) for words in zip(*(said[key] for key in chosen), strict=True)]
-        if len(set(labels)) == len(labels):
-            return labels
+    for key in differing:
+        if len(set(said[key])) == len(arms):
+            return said[key]
+    for first, second in itertools.combinations(differing, 2):
+        if len(set(zip(said[first], said[second], strict=True))) == len(arms):
+            alone = {word for word, times in Counter(said[first]).items() if times == 1}
+            pairs = zip(said[first], said[second], strict=True)
+            return [word if word in alone else f"{word} {more}" for word, more in pairs]
     return [arm.label for arm in arms]
 
 
