@@ -336,6 +336,34 @@ def test_tables_of_spreadsheets_are_read_with_their_semicolons(tmp_path: Path):
     assert [(run.values, run.rows, run.seeds) for run in read[0]] == [(run.values, run.rows, run.seeds) for run in read[1]]
 
 
+def test_seeds_of_a_table_that_a_library_wrote_as_fractions_are_seeds(tmp_path: Path):
+    heading = (*HEADING, "seed.init", "seed.data", "seed.sampling")
+    seeds = {"seed.init": lambda arm, seed: f"{seed}.0", "seed.data": lambda arm, seed: f"{seed}.0", "seed.sampling": lambda *_: 0}
+    found = compare_arms(
+        group_arms(load_records([exported(tmp_path / "runs.csv", heading, **seeds)])), Question(metric="train_loss")
+    )
+    assert found.arms[0].seeds == [(seed, seed) for seed in range(4)]
+    assert (estimate := found.comparisons[0].estimate) is not None and estimate.design.paired
+
+
+def test_the_seed_of_samples_is_no_seed_of_a_run_whose_others_are_not_known(tmp_path: Path):
+    lines = ["Name,optim.max_lr,seed.init,seed.data,seed.sampling,val/loss"]
+    lines += [f"run-{lr}-{seed},{lr},{seed},{seed},0,{2 + lr + NOISE[seed]}" for lr in (0.1, 0.2) for seed in (1, 2, 3)]
+    lines += [f"lost-{number},0.1,,,0,{2.1 + NOISE[number]}" for number in range(2)]
+    (tmp_path / "runs.csv").write_text("\n".join(lines), encoding="utf-8")
+    found = compare_arms(group_arms(load_records([str(tmp_path / "runs.csv")])), Question())
+    assert sorted(found.arms[0].seeds) == [(), (), (1, 1), (2, 2), (3, 3)]
+    assert [run.name for run in found.comparisons[0].left_out] == ["lost-0", "lost-1"]
+
+
+def test_a_table_that_is_named_twice_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    table = exported(tmp_path / "runs.csv", [column for column in HEADING if column != "seed"])
+    monkeypatch.chdir(tmp_path)
+    assert len(load_records([table, "runs.csv"])) == 8
+    (arm, _) = group_arms(load_records(["./runs.csv", table]))
+    assert [run.name for run in arm.runs] == [f"run-0-{seed}" for seed in range(4)]
+
+
 def test_runs_of_a_table_with_other_lengths_are_refused(tmp_path: Path, capsys: Output):
     table = exported(tmp_path / "runs.csv", _step=lambda arm, seed: 90 + 10 * arm)
     rule = "run-1-0 (and 3 more) ends at _step=100, run-0-0 at 90; --ignore _step if both had the same budget"

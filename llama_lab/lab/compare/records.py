@@ -83,7 +83,7 @@ class RunRecord:
     def seed(self) -> tuple[int, ...]:
         """What pairs it with a run of another arm: the seeds of weights and of data; a CSV's own."""
         ours = [self.seeds[key] for key in SEEDS[:2] if key in self.seeds]
-        return tuple(ours or self.seeds.values())
+        return tuple(ours or (value for key, value in self.seeds.items() if key not in SEEDS))
 
     @property
     def seed_said(self) -> str:
@@ -153,12 +153,13 @@ def load_records(words: Iterable[str], *, metric: str | None = None) -> list[Run
         ConfigError: a word names no run, or a file cannot be read; all of them at once.
     """
     found: dict[Path, RunRecord] = {}
-    others: list[RunRecord] = []
+    others: dict[tuple[Path, int], RunRecord] = {}
     problems: list[Problem] = []
     for word in words:
         try:
             folders, table = _named(word, metric)
-            others += table
+            for number, line in enumerate(table):
+                others.setdefault((Path(word).expanduser().resolve(), number), line)
             new = [folder for folder in folders if folder.resolve() not in found]
             records = [load_record(folder) for folder in new]
             for record in records if has_typed_order(_sweep_of(Path(word).expanduser())) else in_order(records):
@@ -168,7 +169,7 @@ def load_records(words: Iterable[str], *, metric: str | None = None) -> list[Run
             problems += error.problems
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)), scope="this request")
-    return [*_one_path(found.values()), *_told_apart(others)]
+    return [*_one_path(found.values()), *_told_apart(list(others.values()))]
 
 
 def _one_path(runs: Iterable[RunRecord]) -> list[RunRecord]:
@@ -340,8 +341,9 @@ def _of_line(line: Line, number: int, path: Path, results: Collection[str]) -> R
         if is_about(column):
             continue
         if _is_seed(column):
-            if isinstance(value, int):
-                seeds[column] = value
+            # Libraries write a column of whole numbers as 0.0, 1.0 where one of its cells is empty.
+            if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+                seeds[column] = int(value)
         elif column in results:
             row[column] = value if not isinstance(value, float) or math.isfinite(value) else None
         elif column.partition(".")[0] not in OURS or column.partition(".")[0] in SCIENCE:
