@@ -263,6 +263,16 @@ def test_seeds_are_said_so_that_each_is_known(make: Make, capsys: Output):
     assert [re.split(r" {2,}", line)[-1] for line in lines] == ["init 0 1, data 0", "0 1", "0/0 1/0 1/1 (init/data)"]
 
 
+def test_pairs_that_all_differ_by_the_same_show_no_rounding(make: Make, capsys: Output):
+    for seed in range(5):
+        make(seed, 3 + 0.7 * seed)
+        folder = make(seed, 2.9 + 0.7 * seed, lr=2e-3)
+    assert main(["compare", str(folder.parent)]) == 0
+    said = capsys.readouterr().out
+    assert "max_lr=0.002  -0.10       -0.10 to -0.10  < 0.0001  0.00" in said
+    assert "val/loss 0.10 lower (95 %: 0.10 to 0.10)" in said
+
+
 def test_a_column_that_is_no_metric_by_its_name_is_one_when_asked_for(tmp_path: Path, capsys: Output):
     lines = [f"run,finished,{lr},{seed},{2.5 - 100 * lr + 0.01 * seed}" for lr in (1e-3, 2e-3) for seed in range(3)]
     table = tmp_path / "wandb.csv"

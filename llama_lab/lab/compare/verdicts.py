@@ -21,6 +21,8 @@ TIME_NOTE = "multiplier: how many times as much the baseline takes; 2 is half th
 
 SHARED = "Pairs that share no seed say more: -m seed.init=0,1,2,3,4 'seed.data=${seed.init}' makes such runs"
 MOST_NAMES = 4
+# Of a difference: what double precision may leave of values a million times as large.
+ROUNDING_ERROR = 1e-9
 
 
 def sentence(study: Study, one: Comparison) -> str:
@@ -159,7 +161,10 @@ def _span(found: Estimate, digits: int) -> str:
 
 def _digits(found: Estimate) -> int:
     """Decimals that show two significant digits of half the interval."""
-    half = (found.high - found.low) / 2 or abs(found.effect)
+    half = (found.high - found.low) / 2
+    # Pairs that all differ by the same leave an interval of nothing but rounding.
+    if half <= ROUNDING_ERROR * abs(found.effect):
+        half = abs(found.effect)
     if not half or not math.isfinite(half):
         return 4
     return max(0, 1 - math.floor(math.log10(half)))
