@@ -13,7 +13,7 @@ import pytest
 
 from llama_lab.cli import main
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.identity import load_config
+from llama_lab.config.identity import load_config, plain_config, shapes
 from llama_lab.config.schema import ConstantConfig, CosineConfig, LinearConfig, RunConfig, TextConfig
 from llama_lab.lab.compare.arms import group_arms
 from llama_lab.lab.compare.curves import crossing, value_at
@@ -21,7 +21,7 @@ from llama_lab.lab.compare.diff import differences
 from llama_lab.lab.compare.metric_names import is_higher_better
 from llama_lab.lab.compare.noise import family, measure, store
 from llama_lab.lab.compare.pairs import choose_seeds
-from llama_lab.lab.compare.records import load_record, load_records
+from llama_lab.lab.compare.records import flat, load_record, load_records
 from llama_lab.lab.compare.statistics import Design, estimate_difference
 from llama_lab.lab.compare.study import Question, Study, compare_arms, time_to_loss
 from llama_lab.lab.compare.verdicts import multiplier, sentence
@@ -364,6 +364,41 @@ def test_the_seed_of_samples_is_no_seed_of_a_run_whose_others_are_not_known(tmp_
     found = compare_arms(group_arms(load_records([str(tmp_path / "runs.csv")])), Question())
     assert sorted(found.arms[0].seeds) == [(), (), (1, 1), (2, 2), (3, 3)]
     assert [run.name for run in found.comparisons[0].left_out] == ["lost-0", "lost-1"]
+
+
+def tabled(folders: Sequence[Path], path: Path, **cells: str) -> str:
+    """Write runs as W&B's table has them: nested configs by key path, off as nothing, whole numbers without a fraction."""
+    lines = []
+    for folder in folders:
+        run = load_config(folder / "config.yaml")
+        tree = plain_config(run)
+        for group, shape in shapes(run).items():
+            tree[group]["type"] = shape
+        words = {key: json.dumps(value).strip('"') for key, value in flat(tree).items() if value is not None}
+        words = {key: re.sub(r"^(\d+)\.0$", r"\1", word) for key, word in words.items()}
+        last = load_record(folder).rows[-1]
+        lines.append(
+            {"Name": folder.name, "State": "finished", **words, **{key: str(last[key]) for key in ("tokens", "val/loss")}, **cells}
+        )
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for line in lines for key in line)), restval="")
+        writer.writeheader()
+        writer.writerows(lines)
+    return str(path)
+
+
+def test_a_table_beside_folders_has_their_arms(make: Make, tmp_path: Path, capsys: Output):
+    here = [make(seed, 2 + NOISE[seed], lr=lr, name="here") for seed in range(3) for lr in (1e-3, 2e-3)]
+    there = [make(seed, 2 + NOISE[seed], lr=lr, name="there") for seed in range(3, 6) for lr in (1e-3, 3e-3)]
+    found = group_arms(load_records([str(here[0].parent), tabled(there, tmp_path / "there.csv")]))
+    assert [(arm.label, len(arm.runs)) for arm in found] == [("max_lr=0.001", 6), ("max_lr=0.002", 3), ("max_lr=0.003", 3)]
+    assert main(["compare", str(here[0].parent), str(tmp_path / "there.csv")]) == 0
+    said = capsys.readouterr().out
+    assert "val/loss at the end" in said and "versions of the code" not in said
+    both = refusal(str(here[0].parent), tabled(here[:1], tmp_path / "same.csv"))
+    assert f"{here[0].name} has the config and the seed (0) of" in both
+    other = tabled(there, tmp_path / "other.csv", **{"tokenizer.type": "bpe"})
+    assert "has another tokenizer than" in refusal(str(here[0].parent), other, metric="val/loss")
 
 
 def test_a_table_that_is_named_twice_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -5,12 +5,15 @@ W&B's table puts config and results side by side and does not say which is which
 
 import csv
 import io
+import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from llama_lab.config.errors import ConfigError
+from llama_lab.config.schema import SHAPES, shown
 from llama_lab.lab.compare.metric_names import is_measured
 
 Line = dict[str, str]
@@ -89,6 +92,34 @@ def result_columns(lines: Sequence[Line], asked: str | None) -> Collection[str]:
 def is_about(column: str) -> bool:
     """Whether a column tells of the run what is neither config nor result."""
     return column.lower() in ABOUT
+
+
+def in_terms_of(known: Mapping[str, Sequence[Any]], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Config of a line as runs write it, so that both can be told to be the same: a kind under its part's name, 10000 as 10000.0.
+
+    Args:
+        known: of the runs: by key path, the values that there are.
+        values: of the line, by column.
+    """
+    found: dict[str, Any] = {}
+    for column, value in values.items():
+        part, _, field = column.partition(".")
+        key = part if field == "type" and part in SHAPES else column
+        same = [other for other in known.get(key, ()) if _is_same(value, other)]
+        found[key] = same[0] if same else value
+    return found
+
+
+def _is_same(cell: Any, value: Any) -> bool:
+    """Whether a cell says the value of a config."""
+    if value is None or isinstance(value, bool):
+        return str(cell).lower() in (shown(value), "" if value is None else shown(value))
+    if isinstance(value, list):
+        try:
+            return json.loads(str(cell)) == value
+        except json.JSONDecodeError:
+            return False
+    return cell == value or str(cell) == value
 
 
 def _rows(text: str, delimiter: str) -> Iterator[list[str]]:
