@@ -637,6 +637,19 @@ def test_a_noise_floor_is_quoted_where_both_arms_are_of_its_family(make: Make, u
         assert "noise floor" not in out and "llama-lab noise measures what one seed hides" in out
 
 
+def test_a_noise_floor_counts_the_runs_that_a_difference_was_taken_of(make: Make, capsys: Output):
+    folders = [make(seed, 2 + NOISE[seed]) for seed in range(4)]
+    scatter = store(measure(load_records(map(str, folders))), folders[0].parent.parent)
+    assert scatter.is_file()
+    single = make(9, 2.5, lr=2e-3)
+    said = []
+    for crossed in ((), ((0, 1), (1, 0), (2, 0))):
+        words = [str(single), *map(str, folders), *(str(make(init, 2.0, data_seed=data)) for init, data in crossed)]
+        assert main(["compare", *words]) == 0
+        said.append(re.findall(r"lets such runs differ by ([\d.]+)", capsys.readouterr().out))
+    assert said[0] == said[1] != []
+
+
 def test_a_sweep_s_folder_and_its_summary_name_its_runs(make: Make, outputs: Path, tmp_path: Path):
     folders = [make(seed, 2 + NOISE[seed] - 0.1 * arm, lr=1e-3 * (arm + 1)) for arm in range(2) for seed in range(3)]
     sweep = outputs / "tiny" / "sweeps" / "max_lr-1234"

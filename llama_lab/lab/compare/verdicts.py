@@ -182,7 +182,8 @@ def _single(study: Study, one: Comparison) -> str:
     if scatter is None or study.place is not None:
         more = "" if one.baseline.runs[0].folder is None else "; llama-lab noise measures what one seed hides"
         return f"{said}. Two seeds an arm are the least, five are usual{more}"
-    runs = 1 / len(one.baseline.runs) + 1 / len(one.arm.runs)
+    without = (*one.left_out, *one.sharing)
+    runs = sum(1 / sum(run not in without for run in arm.runs) for arm in (one.baseline, one.arm))
     bound = float(special.stdtrit(scatter.degrees_of_freedom, 1 - LEVEL / 2)) * scatter.sd * math.sqrt(runs)
     place = "inside" if abs(one.difference) < bound else "beyond"
     return f"{said}. The noise floor of this config lets such runs differ by {bound:.2g} in 95 of 100 cases; this is {place} it"
