@@ -15,7 +15,7 @@ from llama_lab.lab.compare.question import baseline_first
 from llama_lab.lab.compare.records import SEEDS, RunRecord, in_order, load_records
 from llama_lab.lab.compare.study import Question, Study, compare_arms, reads_higher
 from llama_lab.lab.compare.verdicts import times_to_loss
-from llama_lab.lab.runs.sweeps import SWEEP_FILE, has_typed_order
+from llama_lab.lab.runs.sweeps import SWEEP_FILE, has_typed_order, read_sweep
 from llama_lab.lab.sweep.space import as_meant
 from llama_lab.training.scrub import scrub_command
 
@@ -253,7 +253,7 @@ def _read_sweep(words: Sequence[str]) -> SweepPoints | None:
     if len(words) != 1 or not (folder / SWEEP_FILE).is_file():
         return None
     folder = folder.absolute()
-    known: dict[str, Any] = json.loads((folder / SWEEP_FILE).read_text(encoding="utf-8"))
+    known = read_sweep(folder)
     values: dict[Path, dict[str, str]] = {}
     missing: list[Problem] = []
     for job in known["jobs"]:
