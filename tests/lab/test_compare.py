@@ -280,6 +280,8 @@ def test_a_column_that_is_no_metric_by_its_name_is_one_when_asked_for(tmp_path: 
     assert main(["compare", str(table), "--metric", "loss"]) == 0
     assert "learning_rate=0.002 is better than learning_rate=0.001: loss 0.1" in capsys.readouterr().out
     assert "val/loss is no column of this table; --metric loss compares by that" in refusal(str(table))
+    both = exported(tmp_path / "both.csv", (*HEADING, "val_loss"), val_loss=lambda arm, seed: 2 - arm + NOISE[seed + arm])
+    assert "--metric val_loss compares by that" in refusal(both)
     table.write_text(table.read_text(encoding="utf-8").replace(",loss", ",quality"), encoding="utf-8")
     assert main(["compare", str(table), "--metric", "quality"]) == 0
     assert "quality at the end; lower is better, as its name does not say (else --higher)" in capsys.readouterr().out
@@ -419,6 +421,16 @@ def test_runs_of_a_table_with_other_lengths_are_refused(tmp_path: Path, capsys: 
         tmp_path / "told.csv", (*HEADING, "tokens"), _step=lambda arm, seed: 90 + 10 * arm, tokens=lambda arm, seed: 9000
     )
     assert main(["compare", told, "--metric", "train_loss"]) == 0
+
+
+def test_counts_of_a_table_may_be_written_in_groups_of_three(tmp_path: Path):
+    heading = (*HEADING, "tokens", "training_tokens")
+    for delimiter, groups in ((",", ("20,480", "1,020,480")), (";", ("20.480", "1.020.480"))):
+        budget = {"training_tokens": lambda *_: "20k", "tokens": lambda arm, seed, groups=groups: groups[arm]}
+        table = exported(tmp_path / "runs.csv", heading, delimiter, **budget)
+        assert "run-1-0 (and 3 more) was trained on 1,020,480 tokens, run-0-0 on 20,480" in refusal(table, metric="train_loss")
+    words = exported(tmp_path / "words.csv", (*HEADING, "training_tokens"), training_tokens=lambda *_: "20k")
+    assert compare_arms(group_arms(load_records([words])), Question(metric="train_loss")).comparisons
 
 
 def test_tables_that_would_be_misread_are_refused(tmp_path: Path):

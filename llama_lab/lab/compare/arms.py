@@ -223,7 +223,8 @@ def _missing(runs: list[RunRecord], metric: str, *, is_asked: bool) -> list[Prob
     found: list[Problem] = []
     known = sorted({key for run in runs for key in run.metrics if not key.startswith("_") and key not in PROGRESS})
     if known and metric not in known and not is_asked:
-        other = TRAINING_LOSS if TRAINING_LOSS in known else next((key for key in known if "loss" in key), known[0])
+        losses = sorted((key for key in known if "loss" in key), key=lambda key: "val" not in key)
+        other = TRAINING_LOSS if TRAINING_LOSS in known else next(iter(losses), known[0])
         rule = "was measured in none of these runs: train them as far as a validation, or"
         if all(run.folder is None for run in runs):
             rule = "is no column of this table;"

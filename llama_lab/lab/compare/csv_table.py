@@ -44,12 +44,16 @@ ABOUT = {
 """Columns that W&B, or the library that a table went through, adds: of the run, not of its config."""
 PROGRESS = ("tokens", "update", "seconds", "epoch", "step", "global_step", "trainer/global_step", "iteration", "iter", "_step")
 """Columns that say how far a run came."""
+COUNTS = {*PROGRESS, "training_tokens"} - {"seconds", "epoch"}
+# A whole number as spreadsheets show it; with a fraction, 1,024 might be either.
+GROUPED = re.compile(r"\d{1,3}([.,]\d{3})+")
 
 
 def read_lines(path: Path, word: str) -> list[Line]:
     """The lines of a CSV file below its heading, cell by column. Empty lines are none.
 
     Commas, semicolons and tabs may stand between cells; with semicolons a number may have a decimal comma.
+    Counts of tokens and steps may be written in groups of three digits.
 
     Args:
         word: how the file was named, for what is refused.
@@ -71,6 +75,10 @@ def read_lines(path: Path, word: str) -> list[Line]:
         raise _refused(word, "is the CSV of a chart, one step a line; export the table of runs, one run a line")
     if any(len(row) != len(heading) for row in rows):
         raise _refused(word, "has lines with more or fewer cells than its heading; export the table of runs anew")
+    for number in [number for number, column in enumerate(heading) if column in COUNTS]:
+        for row in rows:
+            if GROUPED.fullmatch(row[number]):
+                row[number] = re.sub("[.,]", "", row[number])
     if delimiter == ";":
         rows = [[cell.replace(",", ".") if DECIMAL_COMMA.fullmatch(cell) else cell for cell in row] for row in rows]
     return [dict(zip(heading, row, strict=True)) for row in rows]
