@@ -182,6 +182,9 @@ def test_equal_places_are_compared_along_every_axis(make: Make, capsys: Output):
     assert f"--at tokens=1e+06 {rule.partition(' ')[2].partition(' ')[2]}" in refusal(*words, at="tokens", place=1e6)
     assert main(["compare", *words, "--worth", "-1"]) == 2
     assert "--worth -1 is not above 0" in capsys.readouterr().err
+    for price in ("-2", "nan", "0"):
+        assert main(["compare", *words, "--at", "cost", "--price", price]) == 2
+        assert f"--price {price} is no price above 0" in capsys.readouterr().err
     assert main(["compare", *words, "--at", "watts"]) == 2
     assert "there are tokens, flops, seconds, cost" in capsys.readouterr().err
 
