@@ -50,6 +50,13 @@ def science(run: RunConfig) -> dict[str, Any]:
     return found
 
 
+def former_values(run: RunConfig) -> dict[str, Any]:
+    """Of fields that came later, by key path, the value at which they are no part of the science, as plain types."""
+    nodes = {name: node for name in SCIENCE if is_dataclass(node := getattr(run, name))}
+    later = [(name, field) for name, node in nodes.items() for field in fields(node) if BEFORE in field.metadata]
+    return {f"{name}.{field.name}": _plain(field.metadata[BEFORE]) for name, field in later}
+
+
 def _tidy(path: str) -> str:
     """A path without what leads nowhere, so that `web/`, `./web` and `web` are one text; the same on every system."""
     return path if not path or "://" in path else posixpath.normpath(path)

@@ -74,7 +74,8 @@ def _without_value(found: re.Match[str]) -> str:
     typed = "=" in between or ":" in between
     flag = found.string[max(0, found.start() - 2) : found.start()].endswith("-") and between.isspace()
     if not (typed or flag) or not _is_secret(name) or value.startswith(REMOVED) or _is_code(name, between, quote, value):
-        return found[0]
+        # A value may name one in turn, as an address does behind its question mark.
+        return f"{name}{between}{quote}{_NAMED.sub(_without_value, value)}"
     return f"{name}{between}{quote}{REMOVED}"
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from llama_lab.cli import main
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.identity import load_config
+from llama_lab.config.identity import load_config, plain_config, shapes
 from llama_lab.config.schema import ConstantConfig, CosineConfig, LinearConfig, RunConfig, TextConfig
 from llama_lab.lab.compare.arms import group_arms
 from llama_lab.lab.compare.curves import crossing, value_at
@@ -21,7 +21,7 @@ from llama_lab.lab.compare.diff import differences
 from llama_lab.lab.compare.metric_names import is_higher_better
 from llama_lab.lab.compare.noise import family, measure, store
 from llama_lab.lab.compare.pairs import choose_seeds
-from llama_lab.lab.compare.records import load_record, load_records
+from llama_lab.lab.compare.records import flat, load_record, load_records
 from llama_lab.lab.compare.statistics import Design, estimate_difference
 from llama_lab.lab.compare.study import Question, Study, compare_arms, time_to_loss
 from llama_lab.lab.compare.verdicts import multiplier, sentence
@@ -182,6 +182,9 @@ def test_equal_places_are_compared_along_every_axis(make: Make, capsys: Output):
     assert f"--at tokens=1e+06 {rule.partition(' ')[2].partition(' ')[2]}" in refusal(*words, at="tokens", place=1e6)
     assert main(["compare", *words, "--worth", "-1"]) == 2
     assert "--worth -1 is not above 0" in capsys.readouterr().err
+    for price in ("-2", "nan", "0"):
+        assert main(["compare", *words, "--at", "cost", "--price", price]) == 2
+        assert f"--price {price} is no price above 0" in capsys.readouterr().err
     assert main(["compare", *words, "--at", "watts"]) == 2
     assert "there are tokens, flops, seconds, cost" in capsys.readouterr().err
 
@@ -263,6 +266,16 @@ def test_seeds_are_said_so_that_each_is_known(make: Make, capsys: Output):
     assert [re.split(r" {2,}", line)[-1] for line in lines] == ["init 0 1, data 0", "0 1", "0/0 1/0 1/1 (init/data)"]
 
 
+def test_pairs_that_all_differ_by_the_same_show_no_rounding(make: Make, capsys: Output):
+    for seed in range(5):
+        make(seed, 3 + 0.7 * seed)
+        folder = make(seed, 2.9 + 0.7 * seed, lr=2e-3)
+    assert main(["compare", str(folder.parent)]) == 0
+    said = capsys.readouterr().out
+    assert "max_lr=0.002  -0.10       -0.10 to -0.10  < 0.0001  0.00" in said
+    assert "val/loss 0.10 lower (95 %: 0.10 to 0.10)" in said
+
+
 def test_a_column_that_is_no_metric_by_its_name_is_one_when_asked_for(tmp_path: Path, capsys: Output):
     lines = [f"run,finished,{lr},{seed},{2.5 - 100 * lr + 0.01 * seed}" for lr in (1e-3, 2e-3) for seed in range(3)]
     table = tmp_path / "wandb.csv"
@@ -270,6 +283,8 @@ def test_a_column_that_is_no_metric_by_its_name_is_one_when_asked_for(tmp_path: 
     assert main(["compare", str(table), "--metric", "loss"]) == 0
     assert "learning_rate=0.002 is better than learning_rate=0.001: loss 0.1" in capsys.readouterr().out
     assert "val/loss is no column of this table; --metric loss compares by that" in refusal(str(table))
+    both = exported(tmp_path / "both.csv", (*HEADING, "val_loss"), val_loss=lambda arm, seed: 2 - arm + NOISE[seed + arm])
+    assert "--metric val_loss compares by that" in refusal(both)
     table.write_text(table.read_text(encoding="utf-8").replace(",loss", ",quality"), encoding="utf-8")
     assert main(["compare", str(table), "--metric", "quality"]) == 0
     assert "quality at the end; lower is better, as its name does not say (else --higher)" in capsys.readouterr().out
@@ -336,6 +351,69 @@ def test_tables_of_spreadsheets_are_read_with_their_semicolons(tmp_path: Path):
     assert [(run.values, run.rows, run.seeds) for run in read[0]] == [(run.values, run.rows, run.seeds) for run in read[1]]
 
 
+def test_seeds_of_a_table_that_a_library_wrote_as_fractions_are_seeds(tmp_path: Path):
+    heading = (*HEADING, "seed.init", "seed.data", "seed.sampling")
+    seeds = {"seed.init": lambda arm, seed: f"{seed}.0", "seed.data": lambda arm, seed: f"{seed}.0", "seed.sampling": lambda *_: 0}
+    found = compare_arms(
+        group_arms(load_records([exported(tmp_path / "runs.csv", heading, **seeds)])), Question(metric="train_loss")
+    )
+    assert found.arms[0].seeds == [(seed, seed) for seed in range(4)]
+    assert (estimate := found.comparisons[0].estimate) is not None and estimate.design.paired
+
+
+def test_the_seed_of_samples_is_no_seed_of_a_run_whose_others_are_not_known(tmp_path: Path):
+    lines = ["Name,optim.max_lr,seed.init,seed.data,seed.sampling,val/loss"]
+    lines += [f"run-{lr}-{seed},{lr},{seed},{seed},0,{2 + lr + NOISE[seed]}" for lr in (0.1, 0.2) for seed in (1, 2, 3)]
+    lines += [f"lost-{number},0.1,,,0,{2.1 + NOISE[number]}" for number in range(2)]
+    (tmp_path / "runs.csv").write_text("\n".join(lines), encoding="utf-8")
+    found = compare_arms(group_arms(load_records([str(tmp_path / "runs.csv")])), Question())
+    assert sorted(found.arms[0].seeds) == [(), (), (1, 1), (2, 2), (3, 3)]
+    assert [run.name for run in found.comparisons[0].left_out] == ["lost-0", "lost-1"]
+
+
+def tabled(folders: Sequence[Path], path: Path, **cells: str) -> str:
+    """Write runs as W&B's table has them: nested configs by key path, off as nothing, whole numbers without a fraction."""
+    lines = []
+    for folder in folders:
+        run = load_config(folder / "config.yaml")
+        tree = plain_config(run)
+        for group, shape in shapes(run).items():
+            tree[group]["type"] = shape
+        words = {key: json.dumps(value).strip('"') for key, value in flat(tree).items() if value is not None}
+        words = {key: re.sub(r"^(\d+)\.0$", r"\1", word) for key, word in words.items()}
+        last = load_record(folder).rows[-1]
+        lines.append(
+            {"Name": folder.name, "State": "finished", **words, **{key: str(last[key]) for key in ("tokens", "val/loss")}, **cells}
+        )
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for line in lines for key in line)), restval="")
+        writer.writeheader()
+        writer.writerows(lines)
+    return str(path)
+
+
+def test_a_table_beside_folders_has_their_arms(make: Make, tmp_path: Path, capsys: Output):
+    here = [make(seed, 2 + NOISE[seed], lr=lr, name="here") for seed in range(3) for lr in (1e-3, 2e-3)]
+    there = [make(seed, 2 + NOISE[seed], lr=lr, name="there") for seed in range(3, 6) for lr in (1e-3, 3e-3)]
+    found = group_arms(load_records([str(here[0].parent), tabled(there, tmp_path / "there.csv")]))
+    assert [(arm.label, len(arm.runs)) for arm in found] == [("max_lr=0.001", 6), ("max_lr=0.002", 3), ("max_lr=0.003", 3)]
+    assert main(["compare", str(here[0].parent), str(tmp_path / "there.csv")]) == 0
+    said = capsys.readouterr().out
+    assert "val/loss at the end" in said and "versions of the code" not in said
+    both = refusal(str(here[0].parent), tabled(here[:1], tmp_path / "same.csv"))
+    assert f"{here[0].name} has the config and the seed (0) of" in both
+    other = tabled(there, tmp_path / "other.csv", **{"tokenizer.type": "bpe"})
+    assert "has another tokenizer than" in refusal(str(here[0].parent), other, metric="val/loss")
+
+
+def test_a_table_that_is_named_twice_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    table = exported(tmp_path / "runs.csv", [column for column in HEADING if column != "seed"])
+    monkeypatch.chdir(tmp_path)
+    assert len(load_records([table, "runs.csv"])) == 8
+    (arm, _) = group_arms(load_records(["./runs.csv", table]))
+    assert [run.name for run in arm.runs] == [f"run-0-{seed}" for seed in range(4)]
+
+
 def test_runs_of_a_table_with_other_lengths_are_refused(tmp_path: Path, capsys: Output):
     table = exported(tmp_path / "runs.csv", _step=lambda arm, seed: 90 + 10 * arm)
     rule = "run-1-0 (and 3 more) ends at _step=100, run-0-0 at 90; --ignore _step if both had the same budget"
@@ -346,6 +424,16 @@ def test_runs_of_a_table_with_other_lengths_are_refused(tmp_path: Path, capsys: 
         tmp_path / "told.csv", (*HEADING, "tokens"), _step=lambda arm, seed: 90 + 10 * arm, tokens=lambda arm, seed: 9000
     )
     assert main(["compare", told, "--metric", "train_loss"]) == 0
+
+
+def test_counts_of_a_table_may_be_written_in_groups_of_three(tmp_path: Path):
+    heading = (*HEADING, "tokens", "training_tokens")
+    for delimiter, groups in ((",", ("20,480", "1,020,480")), (";", ("20.480", "1.020.480"))):
+        budget = {"training_tokens": lambda *_: "20k", "tokens": lambda arm, seed, groups=groups: groups[arm]}
+        table = exported(tmp_path / "runs.csv", heading, delimiter, **budget)
+        assert "run-1-0 (and 3 more) was trained on 1,020,480 tokens, run-0-0 on 20,480" in refusal(table, metric="train_loss")
+    words = exported(tmp_path / "words.csv", (*HEADING, "training_tokens"), training_tokens=lambda *_: "20k")
+    assert compare_arms(group_arms(load_records([words])), Question(metric="train_loss")).comparisons
 
 
 def test_tables_that_would_be_misread_are_refused(tmp_path: Path):
@@ -562,6 +650,19 @@ def test_a_noise_floor_is_quoted_where_both_arms_are_of_its_family(make: Make, u
         assert main(["compare", *words]) == 0
         out = capsys.readouterr().out
         assert "noise floor" not in out and "llama-lab noise measures what one seed hides" in out
+
+
+def test_a_noise_floor_counts_the_runs_that_a_difference_was_taken_of(make: Make, capsys: Output):
+    folders = [make(seed, 2 + NOISE[seed]) for seed in range(4)]
+    scatter = store(measure(load_records(map(str, folders))), folders[0].parent.parent)
+    assert scatter.is_file()
+    single = make(9, 2.5, lr=2e-3)
+    said = []
+    for crossed in ((), ((0, 1), (1, 0), (2, 0))):
+        words = [str(single), *map(str, folders), *(str(make(init, 2.0, data_seed=data)) for init, data in crossed)]
+        assert main(["compare", *words]) == 0
+        said.append(re.findall(r"lets such runs differ by ([\d.]+)", capsys.readouterr().out))
+    assert said[0] == said[1] != []
 
 
 def test_a_sweep_s_folder_and_its_summary_name_its_runs(make: Make, outputs: Path, tmp_path: Path):

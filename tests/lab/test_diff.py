@@ -89,6 +89,8 @@ def test_what_is_no_pair_of_runs_is_refused(make: Make, tmp_path: Path, capsys: 
         "-----BEGIN RSA PRIVATE KEY-----\nabc\n-----END RSA PRIVATE KEY-----",
         "token=abcdefgh",
         "--hf-token abcdefgh",
+        "data.path=https://example.org/text?access_token=abcdefgh&page=2",
+        "wandb.group=password:hunter22",
     ],
 )
 def test_secrets_are_removed(text: str):

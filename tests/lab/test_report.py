@@ -254,6 +254,23 @@ def test_a_sweep_is_reported_with_what_failed(make: Make, outputs: Path):
     assert "maximize" not in page
 
 
+def test_a_job_that_failed_before_its_validation_takes_no_verdict_from_the_others(make: Make, outputs: Path):
+    folder = outputs / "tiny" / "sweeps" / "lr-abc"
+    runs = [make(seed, 2 + 0.01 * seed - gain, lr=lr) for lr, gain in ((1e-3, 0), (2e-3, 0.3)) for seed in range(3)]
+    broken = make(3, lr=2e-3, last=4, status="failed")
+    (broken / "metrics.jsonl").write_text('{"update": 1, "tokens": 512, "seconds": 0.1, "train/loss": 5.5}\n', encoding="utf-8")
+    jobs = [
+        {"number": number, "values": {"seed.init": str(number), "optim.max_lr": "x"}, "folder": os.path.relpath(run, folder)}
+        for number, run in enumerate([*runs, broken], start=1)
+    ]
+    axes = [{"key": key, "choices": ["x"], "is_log": False} for key in ("seed.init", "optim.max_lr")]
+    settings = {"objective": "val/loss", "direction": "minimize"}
+    folder.mkdir(parents=True)
+    (folder / "sweep.json").write_text(json.dumps({"jobs": jobs, "axes": axes, "settings": settings}), encoding="utf-8")
+    page = report_sweep(folder).read_text(encoding="utf-8")
+    assert "max_lr=0.002 is better than max_lr=0.001" in page and "is not finished (failed" in page
+
+
 def test_points_that_were_stopped_early_are_averaged_with_nothing(make: Make, outputs: Path):
     folder = outputs / "tiny" / "sweeps" / "lr-abc"
     ends = ((1e-3, 0, 2.0, 20), (1e-3, 1, 2.2, 20), (2e-3, 0, 1.9, 20), (2e-3, 1, 1.0, 8), (3e-3, 0, 1.0, 8), (3e-3, 1, 1.0, 4))

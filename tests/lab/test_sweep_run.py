@@ -22,6 +22,7 @@ import yaml
 from rich.console import Console
 
 from llama_lab import train
+from llama_lab.cli import main
 from llama_lab.config.compose import compose
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import load_config, save_config
@@ -91,6 +92,41 @@ def meanwhile(act: Callable[[], None]) -> Iterator[None]:
         thread.join()
     if raised:
         raise raised[0]
+
+
+def test_what_is_gone_of_a_sweeps_folder_is_said_or_made_anew(make: Make, capsys: pytest.CaptureFixture[str]):
+    words = ("seed.init=0,1", "optim.max_lr=0.001,0.002")
+    sweep = make(*words)
+    freeze(sweep)
+    before = (sweep.folder / "jobs" / "0002" / "config.yaml").read_text(encoding="utf-8")
+    shutil.rmtree(sweep.folder / "jobs" / "0002")
+    with pytest.raises(ConfigError, match="the frozen config of job 2, is gone; type the sweep's command again"):
+        load_sweep(sweep.folder)
+    capsys.readouterr()
+    assert run_sweep_command([]) == 0
+    said = capsys.readouterr().out
+    assert "Not read: " in said and "the frozen config of job 2, is gone" in said and "There is no sweep" not in said
+    again = make(*words)
+    freeze(again)
+    assert [job.number for job in again.jobs] == [1, 2, 3, 4]
+    assert (sweep.folder / "jobs" / "0002" / "config.yaml").read_text(encoding="utf-8") == before
+    assert load_sweep(sweep.folder).jobs[1].values == sweep.jobs[1].values
+    # A run that was made has its config itself.
+    shutil.copytree(sweep.folder / "jobs" / "0002", sweep.jobs[1].folder)
+    shutil.rmtree(sweep.folder / "jobs" / "0002")
+    assert load_sweep(sweep.folder).jobs[1].run == sweep.jobs[1].run
+
+
+def test_a_damaged_sweep_is_named(make: Make, capsys: pytest.CaptureFixture[str]):
+    sweep = make("seed.init=0,1")
+    freeze(sweep)
+    text = (sweep.folder / "sweep.json").read_text(encoding="utf-8")
+    (sweep.folder / "sweep.json").write_text(text[: len(text) // 2], encoding="utf-8")
+    for command in (["sweep"], ["sweep", str(sweep.folder)], ["report", str(sweep.folder)], ["runs", str(sweep.folder)]):
+        code = main(command)
+        output = capsys.readouterr()
+        assert code == (0 if command == ["sweep"] else 2)
+        assert "sweep.json is damaged: " in (output.out if code == 0 else output.err), command
 
 
 def test_a_failed_job_stops_no_other_and_is_tried_again_from_frozen_configs(make: Make, tmp_path: Path, capsys):

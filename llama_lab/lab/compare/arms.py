@@ -105,7 +105,7 @@ def choose_metric(arms: Sequence[Arm], asked: str | None) -> str:
     """
     metric = asked or LOSS
     runs = [run for arm in arms for run in arm.runs]
-    if asked is None and len(_tokenizers(runs)) > 1:
+    if asked is None and len(set(_tokenizers(runs))) > 1:
         metric = BITS
     problems = _missing(runs, metric, is_asked=asked is not None) or _incomparable(runs, metric)
     if problems:
@@ -137,11 +137,10 @@ def notes(arms: Sequence[Arm]) -> list[str]:
     """What a reader should know about runs that may be compared all the same."""
     found: list[str] = []
     for arm in arms:
-        codes = {(run.meta.get("code") or {}).get("sha256") for run in arm.runs}
-        if len(codes) > 1:
-            found.append(f"{arm.label}: its runs were made with {len(codes)} versions of the code; llama-lab diff shows them")
+        if (codes := _codes(arm.runs)) > 1:
+            found.append(f"{arm.label}: its runs were made with {codes} versions of the code; llama-lab diff shows them")
     runs = [run for arm in arms for run in arm.runs]
-    if len({(run.meta.get("code") or {}).get("sha256") for run in runs}) > 1 and not found:
+    if _codes(runs) > 1 and not found:
         found.append("the arms were made with different versions of the code; llama-lab diff shows what changed")
     if len({run.run.data.max_seq_len for run in runs if run.run is not None}) > 1:
         found.append("the contexts are of different length: a longer one alone lowers the loss on the same text")
@@ -153,6 +152,11 @@ def notes(arms: Sequence[Arm]) -> list[str]:
         found += _all_apart(arms)
         found.append("a CSV does not say what its runs were validated on; it is taken to be the same text")
     return found
+
+
+def _codes(runs: Sequence[RunRecord]) -> int:
+    """How many versions of the code runs say that they were made with."""
+    return len({(run.meta.get("code") or {}).get("sha256") for run in runs} - {None})
 
 
 def _all_apart(arms: Sequence[Arm]) -> list[str]:
@@ -219,7 +223,8 @@ def _missing(runs: list[RunRecord], metric: str, *, is_asked: bool) -> list[Prob
     found: list[Problem] = []
     known = sorted({key for run in runs for key in run.metrics if not key.startswith("_") and key not in PROGRESS})
     if known and metric not in known and not is_asked:
-        other = TRAINING_LOSS if TRAINING_LOSS in known else next((key for key in known if "loss" in key), known[0])
+        losses = sorted((key for key in known if "loss" in key), key=lambda key: "val" not in key)
+        other = TRAINING_LOSS if TRAINING_LOSS in known else next(iter(losses), known[0])
         rule = "was measured in none of these runs: train them as far as a validation, or"
         if all(run.folder is None for run in runs):
             rule = "is no column of this table;"
@@ -244,8 +249,9 @@ def _incomparable(runs: list[RunRecord], metric: str) -> list[Problem]:
     first = runs[0]
     if not metric.startswith(("val/", "train/loss", "train/perplexity")):
         return []
-    if len(_tokenizers(runs)) > 1 and not metric.endswith("bits_per_byte"):
-        other = next(run for run in runs if _tokenizer(run) != _tokenizer(first))
+    tokenizers = _tokenizers(runs)
+    if len(set(tokenizers)) > 1 and not metric.endswith("bits_per_byte"):
+        other = next(run for run, own in zip(runs, tokenizers, strict=True) if own != tokenizers[0])
         rule = f"has another tokenizer than {first.name}: a nat a token is not the same for both"
         if metric.startswith("val/"):
             partly = next((f"{run.name} {reason}" for run in runs if (reason := _other_text(first, run, BITS))), None)
@@ -277,7 +283,7 @@ def _other_text(first: RunRecord, run: RunRecord, metric: str) -> str | None:
         return f"was trained on other data ({_told(run, first)}) than {first.name} ({_told(first, run)}), {why}; {EVALUATE}"
     if texts[0] != texts[1]:
         return f"was validated on another text ({_told(run, first)}) than {first.name} ({_told(first, run)}); {EVALUATE}"
-    if asked[0] is not None and _tokenizer(first) != _tokenizer(run):
+    if asked[0] is not None and len(set(_tokenizers([first, run]))) > 1:
         said = f"was validated on eval.max_tokens={asked[0]} of another tokenizer than {first.name}, which is not the same text"
         return f"{said}; {whole}"
     return None
@@ -300,15 +306,12 @@ def _other_text_by_values(first: RunRecord, run: RunRecord) -> str | None:
     return f"{why}; --ignore {differing[0]} if it was"
 
 
-def _tokenizers(runs: list[RunRecord]) -> set[str]:
-    return {_tokenizer(run) for run in runs}
-
-
-def _tokenizer(run: RunRecord) -> str:
-    """What stands for its tokenizer: the hash, or what a CSV says of it."""
-    if run.folder is None:
-        return json.dumps({key: value for key, value in sorted(run.values.items()) if key.partition(".")[0] == "tokenizer"})
-    return str(run.meta.get("data", {}).get("tokenizer"))
+def _tokenizers(runs: list[RunRecord]) -> list[str]:
+    """What stands for the tokenizer of each run: its hash; what their configs say of it where one comes from a table."""
+    if all(run.folder is not None for run in runs):
+        return [str(run.meta.get("data", {}).get("tokenizer")) for run in runs]
+    kinds = [{key: value for key, value in run.values.items() if key.partition(".")[0] == "tokenizer"} for run in runs]
+    return [json.dumps(kind, sort_keys=True) for kind in kinds]
 
 
 def together(problems: Sequence[Problem]) -> list[Problem]:

@@ -41,11 +41,13 @@ def read_question(asked: argparse.Namespace) -> Question:
     """The question that flags make.
 
     Raises:
-        ConfigError: `--at` names no axis or no number, or `--worth` is not above 0.
+        ConfigError: `--at` names no axis or no number, or `--worth` or `--price` is not above 0.
     """
     at, place = _place(asked.at)
     if asked.worth is not None and not asked.worth > 0:
         raise ConfigError([(f"--worth {asked.worth:g}", "is not above 0; type a difference, such as 0.01")], scope="this request")
+    if asked.price is not None and not 0 < asked.price < math.inf:
+        raise ConfigError([(f"--price {asked.price:g}", "is no price above 0; type one, such as 2.5")], scope="this request")
     return Question(
         metric=asked.metric,
         at=at,

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.identity import SCIENCE, load_config, science
+from llama_lab.config.identity import SCIENCE, former_values, load_config, science
 from llama_lab.config.paths import or_meant
 from llama_lab.config.schema import Origin, Problem, RunConfig, SeedConfig
-from llama_lab.lab.compare.csv_table import Line, is_about, read_lines, result_columns
+from llama_lab.lab.compare.csv_table import Line, in_terms_of, is_about, read_lines, result_columns
 from llama_lab.lab.patterns import is_aside, matches
 from llama_lab.lab.runs.listing import status_of
 from llama_lab.lab.runs.sweeps import STOPPED_EARLY, has_typed_order
@@ -83,7 +83,7 @@ class RunRecord:
     def seed(self) -> tuple[int, ...]:
         """What pairs it with a run of another arm: the seeds of weights and of data; a CSV's own."""
         ours = [self.seeds[key] for key in SEEDS[:2] if key in self.seeds]
-        return tuple(ours or self.seeds.values())
+        return tuple(ours or (value for key, value in self.seeds.items() if key not in SEEDS))
 
     @property
     def seed_said(self) -> str:
@@ -153,12 +153,13 @@ def load_records(words: Iterable[str], *, metric: str | None = None) -> list[Run
         ConfigError: a word names no run, or a file cannot be read; all of them at once.
     """
     found: dict[Path, RunRecord] = {}
-    others: list[RunRecord] = []
+    others: dict[tuple[Path, int], RunRecord] = {}
     problems: list[Problem] = []
     for word in words:
         try:
             folders, table = _named(word, metric)
-            others += table
+            for number, line in enumerate(table):
+                others.setdefault((Path(word).expanduser().resolve(), number), line)
             new = [folder for folder in folders if folder.resolve() not in found]
             records = [load_record(folder) for folder in new]
             for record in records if has_typed_order(_sweep_of(Path(word).expanduser())) else in_order(records):
@@ -168,7 +169,8 @@ def load_records(words: Iterable[str], *, metric: str | None = None) -> list[Run
             problems += error.problems
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)), scope="this request")
-    return [*_one_path(found.values()), *_told_apart(others)]
+    runs = _one_path(found.values())
+    return [*runs, *_in_terms_of(runs, _told_apart(list(others.values())))]
 
 
 def _one_path(runs: Iterable[RunRecord]) -> list[RunRecord]:
@@ -180,6 +182,26 @@ def _one_path(runs: Iterable[RunRecord]) -> list[RunRecord]:
         data = run.meta.get("data", {}).get("data")
         known = paths.setdefault(data, own) if data is not None else own
         found.append(replace(run, values=run.values | known) if known.keys() == own.keys() and known != own else run)
+    return found
+
+
+def _in_terms_of(runs: list[RunRecord], lines: list[RunRecord]) -> list[RunRecord]:
+    """Runs of tables with their configs as those of folders have them."""
+    if not runs or not lines:
+        return lines
+    former = {key: value for run in runs if run.run is not None for key, value in former_values(run.run).items()}
+    known = {key: [value] for key, value in former.items()}
+    for run in runs:
+        for key, value in run.values.items():
+            if value not in (there := known.setdefault(key, [])):
+                there.append(value)
+    found = []
+    for line in lines:
+        values = in_terms_of(known, line.values)
+        # What is off in all runs of a table has no column there.
+        off = [(run, key) for run in runs for key, value in run.values.items() if value is None and key not in values]
+        values |= {key: None for run, key in off if values.get(part := key.partition(".")[0]) == run.values.get(part)}
+        found.append(replace(line, values={key: values[key] for key in values if former.get(key, ...) != values[key]}))
     return found
 
 
@@ -340,8 +362,9 @@ def _of_line(line: Line, number: int, path: Path, results: Collection[str]) -> R
         if is_about(column):
             continue
         if _is_seed(column):
-            if isinstance(value, int):
-                seeds[column] = value
+            # Libraries write a column of whole numbers as 0.0, 1.0 where one of its cells is empty.
+            if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+                seeds[column] = int(value)
         elif column in results:
             row[column] = value if not isinstance(value, float) or math.isfinite(value) else None
         elif column.partition(".")[0] not in OURS or column.partition(".")[0] in SCIENCE:

@@ -291,7 +291,8 @@ def _other_length(first: RunRecord, run: RunRecord) -> str | None:
 
 def _tokens(run: RunRecord) -> float | None:
     found = [row["tokens"] for row in run.rows if isinstance(row.get("tokens"), int | float)]
-    return max(found) if found else run.values.get("training_tokens")
+    said = run.values.get("training_tokens")
+    return max(found) if found else said if isinstance(said, int | float) else None
 
 
 def _shortened(arms: Sequence[Arm], metric: str, place: float | None, question: Question) -> list[str]:

@@ -21,6 +21,8 @@ TIME_NOTE = "multiplier: how many times as much the baseline takes; 2 is half th
 
 SHARED = "Pairs that share no seed say more: -m seed.init=0,1,2,3,4 'seed.data=${seed.init}' makes such runs"
 MOST_NAMES = 4
+# Of a difference: what double precision may leave of values a million times as large.
+ROUNDING_ERROR = 1e-9
 
 
 def sentence(study: Study, one: Comparison) -> str:
@@ -159,7 +161,10 @@ def _span(found: Estimate, digits: int) -> str:
 
 def _digits(found: Estimate) -> int:
     """Decimals that show two significant digits of half the interval."""
-    half = (found.high - found.low) / 2 or abs(found.effect)
+    half = (found.high - found.low) / 2
+    # Pairs that all differ by the same leave an interval of nothing but rounding.
+    if half <= ROUNDING_ERROR * abs(found.effect):
+        half = abs(found.effect)
     if not half or not math.isfinite(half):
         return 4
     return max(0, 1 - math.floor(math.log10(half)))
@@ -177,7 +182,8 @@ def _single(study: Study, one: Comparison) -> str:
     if scatter is None or study.place is not None:
         more = "" if one.baseline.runs[0].folder is None else "; llama-lab noise measures what one seed hides"
         return f"{said}. Two seeds an arm are the least, five are usual{more}"
-    runs = 1 / len(one.baseline.runs) + 1 / len(one.arm.runs)
+    without = (*one.left_out, *one.sharing)
+    runs = sum(1 / sum(run not in without for run in arm.runs) for arm in (one.baseline, one.arm))
     bound = float(special.stdtrit(scatter.degrees_of_freedom, 1 - LEVEL / 2)) * scatter.sd * math.sqrt(runs)
     place = "inside" if abs(one.difference) < bound else "beyond"
     return f"{said}. The noise floor of this config lets such runs differ by {bound:.2g} in 95 of 100 cases; this is {place} it"

@@ -16,7 +16,7 @@ from llama_lab.lab.compare.question import baseline_first
 from llama_lab.lab.compare.records import SEEDS, RunRecord, in_order, load_records
 from llama_lab.lab.compare.study import Question, Study, compare_arms, reads_higher
 from llama_lab.lab.compare.verdicts import times_to_loss
-from llama_lab.lab.runs.sweeps import SWEEP_FILE, has_typed_order
+from llama_lab.lab.runs.sweeps import SWEEP_FILE, has_typed_order, read_sweep
 from llama_lab.lab.sweep.space import as_meant
 from llama_lab.training.scrub import scrub_command
 
@@ -231,10 +231,14 @@ def _brief(key: str, value: Any) -> str:
 def _metric(arms: list[Arm], question: Question) -> tuple[str, list[Problem], bool]:
     """The metric, why nothing can be compared by it, and whether what there is of it means the same in all runs.
 
-    Runs that have none of it yet do not make the others incomparable. Where nobody has validated, the training loss is shown.
+    Runs that have none of it yet do not make the others incomparable, nor, where finished runs alone are compared, those that ended
+    before they had any. Where nobody has validated, the training loss is shown.
     """
     metric = question.metric or LOSS
-    measured = [replace(arm, runs=runs) for arm in arms if (runs := tuple(run for run in arm.runs if run.rows))]
+    begun = [run for arm in arms for run in arm.runs if run.rows]
+    if question.finished_only and any(metric in row for run in begun for row in run.rows):
+        begun = [run for run in begun if counts(run) or any(metric in row for row in run.rows)]
+    measured = [replace(arm, runs=runs) for arm in arms if (runs := tuple(run for run in arm.runs if run in begun))]
     if not measured:
         runs = [run for arm in arms for run in arm.runs]
         return metric, together([(run.name, LOST if lost_rows(run) else "has no metrics yet; train it") for run in runs]), True
@@ -254,7 +258,7 @@ def _read_sweep(words: Sequence[str]) -> SweepPoints | None:
     if len(words) != 1 or not (folder / SWEEP_FILE).is_file():
         return None
     folder = folder.absolute()
-    known: dict[str, Any] = json.loads((folder / SWEEP_FILE).read_text(encoding="utf-8"))
+    known = read_sweep(folder)
     values: dict[Path, dict[str, str]] = {}
     missing: list[Problem] = []
     for job in known["jobs"]:

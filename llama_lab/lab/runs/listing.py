@@ -19,7 +19,7 @@ from llama_lab.config.paths import or_meant
 from llama_lab.config.schema import Problem
 from llama_lab.lab.labels import differences_of
 from llama_lab.lab.patterns import is_aside, matches
-from llama_lab.lab.runs.sweeps import STOPPED_EARLY, was_stopped_early
+from llama_lab.lab.runs.sweeps import STOPPED_EARLY, read_sweep, was_stopped_early
 from llama_lab.training.run_folder import relative
 
 LINE = re.compile(r"^( *)([\w.]+):(?: (.*))?$")
@@ -195,9 +195,8 @@ def _inside(path: Path) -> list[Path]:
     """Runs of a folder: itself, those of a sweep, those in it, those one folder further down."""
     if (path / "config.yaml").is_file():
         return [path]
-    if (path / "sweep.json").is_file():
-        jobs = json.loads((path / "sweep.json").read_text(encoding="utf-8"))["jobs"]
-        folders = [Path(os.path.normpath(path / job["folder"])) for job in jobs]
+    if sweep := read_sweep(path):
+        folders = [Path(os.path.normpath(path / job["folder"])) for job in sweep["jobs"]]
         return [folder for folder in folders if folder.is_dir()]
     if any((path / name).is_file() for name in ("meta.json", *FILES)):
         return [path]

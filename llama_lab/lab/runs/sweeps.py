@@ -5,9 +5,26 @@ import os
 from pathlib import Path
 from typing import Any
 
+from llama_lab.config.errors import ConfigError
+from llama_lab.training.run_folder import relative
+
 SWEEP_FILE = "sweep.json"
 STOPPED_EARLY = "stopped early"
 """What a sweep says, with the update behind it, of a run that it left before its end."""
+
+
+def read_sweep(folder: Path) -> dict[str, Any]:
+    """What a sweep's folder says of it; nothing if the folder is no sweep's.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    path = folder / SWEEP_FILE
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        rule = f"is damaged: {error}; move the sweep's folder away and type its command again, which skips runs that are finished"
+        raise ConfigError([(relative(path.absolute()), rule)], scope="this sweep") from None
 
 
 def was_stopped_early(run: Path) -> bool:

@@ -56,19 +56,24 @@ def _parser() -> argparse.ArgumentParser:
 
 def _list_sweeps() -> None:
     outputs = outputs_folder()
-    rows = []
+    rows, unread = [], []
     for path in sorted(outputs.glob("*/sweeps/*/sweep.json"), key=lambda path: path.stat().st_mtime, reverse=True):
         try:
             sweep = load_sweep(path.parent)
-        except (ConfigError, OSError):  # of another version, or being removed
+        except OSError:  # being removed
+            continue
+        except ConfigError as error:
+            unread += [f"{subject} {rule}" for subject, rule in error.problems[:1]]
             continue
         rows.append([relative(path.parent), *_counts(sweep)])
     if rows:
         title = counted(len(rows), "sweep") + (", the newest first" if len(rows) > 1 else "")
         show = print_list if sys.stdout.isatty() else print_table
         show(title, ["sweep", "jobs", "finished", "failed", "left"], rows)
-    else:
+    elif not unread:
         print(f"There is no sweep in {outputs}; llama-lab train -m seed.init=0,1,2 starts one")
+    for line in unread:
+        print(f"Not read: {line}")
 
 
 def _counts(sweep: Sweep) -> list[str]:

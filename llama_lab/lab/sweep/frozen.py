@@ -15,8 +15,8 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,11 @@ from llama_lab.config.identity import former_run_id, load_config, run_id, save_c
 from llama_lab.config.paths import or_meant
 from llama_lab.config.schema import Direction, Launcher, Search, SlurmConfig, SweepConfig
 from llama_lab.lab.runs.listing import RUNNING
+from llama_lab.lab.runs.sweeps import SWEEP_FILE, read_sweep
 from llama_lab.lab.sweep.jobs import BEFORE_START, Job, Outcome, Sweep
 from llama_lab.lab.sweep.ranking import unranked
 from llama_lab.lab.sweep.space import Axis
-from llama_lab.training.run_folder import RunFolder, hold_run, write_json
+from llama_lab.training.run_folder import RunFolder, hold_run, relative, write_json
 from llama_lab.training.scrub import scrub_command
 
 FORMAT_VERSION = 1
@@ -61,7 +62,7 @@ def freeze(sweep: Sweep) -> None:
     Where the same overrides are typed again, its jobs keep their frozen configs, whatever has become of the YAML since. Where
     others are, which make the same runs (another micro-batch, say), jobs that are not finished get the configs made of these.
     """
-    known = _read(sweep.folder)
+    known = read_sweep(sweep.folder)
     sweep.folder.mkdir(parents=True, exist_ok=True)
     take_over(sweep)
     for job in sweep.jobs:
@@ -79,12 +80,12 @@ def freeze(sweep: Sweep) -> None:
 
 def take_over(sweep: Sweep) -> None:
     """Put the jobs of an earlier start in the place of those that were composed now, and keep what is new behind them."""
-    known = _read(sweep.folder)
+    known = read_sweep(sweep.folder)
     if not known:
         return
-    frozen = [_load_job(sweep.folder, entry, known["starts"][-1]["time"]) for entry in known["jobs"]]
-    is_same = known["fixed"] == sweep.fixed
     composed = {job.folder: job for job in sweep.jobs}
+    frozen = [_load_job(sweep.folder, entry, known["starts"][-1]["time"], composed) for entry in known["jobs"]]
+    is_same = known["fixed"] == sweep.fixed
     for job in frozen:
         now = composed.get(job.folder)
         if now is not None and not is_same:
@@ -111,21 +112,21 @@ def add_jobs(sweep: Sweep, jobs: list[Job]) -> None:
 
 def save_trials(sweep: Sweep) -> None:
     """Write down which point of Optuna's each job is of."""
-    _write(sweep, _read(sweep.folder).get("starts", []))
+    _write(sweep, read_sweep(sweep.folder).get("starts", []))
 
 
 def is_sweep(folder: Path) -> bool:
     """Whether a folder is a sweep's."""
-    return (folder / "sweep.json").is_file()
+    return (folder / SWEEP_FILE).is_file()
 
 
 def load_sweep(folder: Path) -> Sweep:
     """A sweep as it was frozen.
 
     Raises:
-        ConfigError: the folder holds none.
+        ConfigError: the folder holds none, or files of it are damaged or gone.
     """
-    known = _read(folder)
+    known = read_sweep(folder)
     if not known:
         named = "name outputs/<name>/sweeps/<sweep>"
         rule = f"holds no sweep; {named}" if folder.is_dir() else f"is no folder of a sweep; {or_meant(folder, named)}"
@@ -147,7 +148,7 @@ def load_sweep(folder: Path) -> Sweep:
 
 def directory_of(folder: Path) -> Path:
     """Where a sweep was started last, which is where the relative paths of its jobs lead from; here if that is gone."""
-    directory = Path(_read(folder)["starts"][-1].get("directory", "."))
+    directory = Path(read_sweep(folder)["starts"][-1].get("directory", "."))
     return directory if directory.is_dir() else Path.cwd()
 
 
@@ -168,7 +169,7 @@ def keep_config(sweep: Sweep, job: Job) -> None:
 
 def forget_first_words(sweep: Sweep, job: Job) -> None:
     """Take back what holds for one start of a job once that has begun: the next must not move its run aside again."""
-    since = _read(sweep.folder)["starts"][-1]["time"]
+    since = read_sweep(sweep.folder)["starts"][-1]["time"]
     if (job.run.fresh or job.run.accept_changes) and _has_begun(job.folder, since):
         job.run.fresh = job.run.accept_changes = False
         keep_config(sweep, job)
@@ -217,21 +218,27 @@ def _save_job(sweep: Sweep, job: Job) -> None:
     keep_config(sweep, job)
 
 
-def _load_job(folder: Path, entry: dict[str, Any], since: str) -> Job:
-    """A job as it was frozen, by a sweep that was last started at `since`."""
-    run = load_config(folder / "jobs" / f"{entry['number']:04}" / "config.yaml")
+def _load_job(folder: Path, entry: dict[str, Any], since: str, composed: Mapping[Path, Job] | None = None) -> Job:
+    """A job as it was frozen, by a sweep that was last started at `since`.
+
+    Where its frozen config is gone, its run has it too, and a sweep that is typed again has `composed` it.
+    """
+    path = folder / "jobs" / f"{entry['number']:04}" / "config.yaml"
     where = Path(os.path.normpath(folder / entry["folder"]))
+    if not path.is_file() and (where / "config.yaml").is_file():
+        path = where / "config.yaml"
+    elif not path.is_file():
+        if (now := (composed or {}).get(where)) is not None:
+            return replace(now, number=entry["number"], trial=entry["trial"])
+        rule = f"the frozen config of job {entry['number']}, is gone; type the sweep's command again, which freezes it anew"
+        raise ConfigError([(relative(path.absolute()) + ",", rule)], scope="this sweep")
+    run = load_config(path)
     # A sweep that was frozen when runs had other names: a run that has not begun since gets the one of today.
     if where.name == former_run_id(run, entry["slug"]) and not where.is_dir():
         where = where.with_name(run_id(run, entry["slug"]))
     if run.fresh and _has_begun(where, since):  # and the sweep was killed before it took note
         run.fresh = run.accept_changes = False
     return Job(entry["overrides"], entry["values"], run, entry["slug"], where, number=entry["number"], trial=entry["trial"])
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    path = folder / "sweep.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _write(sweep: Sweep, starts: list[dict[str, Any]]) -> None:
@@ -256,4 +263,4 @@ def _write(sweep: Sweep, starts: list[dict[str, Any]]) -> None:
         ],
         "starts": starts,
     }
-    write_json(sweep.folder / "sweep.json", content)
+    write_json(sweep.folder / SWEEP_FILE, content)
