@@ -85,6 +85,13 @@ def test_undecided_says_how_many_seeds_would_decide(make: Make):
     assert f"{one.need.seeds - 5} more seed" in said and "if the difference is what it looks like" in said
 
 
+def test_arms_that_end_alike_to_the_last_digit_are_said_to(make: Make):
+    folders = [make(seed, 2 + NOISE[seed], lr=lr) for seed in range(3) for lr in (1e-3, 2e-3)]
+    found = compare_arms(group_arms(load_records([str(folders[0].parent)])), Question())
+    said = sentence(found, found.comparisons[0])
+    assert said.endswith("3 pairs of equal seeds. Every pair ended with the same value: what differs changed nothing in these runs")
+
+
 def test_a_difference_that_is_not_worth_having_is_called_that(make: Make):
     found = study(make, gain=0.003, worth=0.05)
     assert found.comparisons[0].verdict == "no difference worth having"

@@ -49,6 +49,8 @@ def needed(need: Need | None, found: Estimate) -> str:
     """How many more seeds would decide, in words."""
     if need is None:
         return ""
+    if found.design.paired and found.effect == found.noise == 0:
+        return "Every pair ended with the same value: what differs changed nothing in these runs"
     have = min(found.design.a, found.design.b)
     if need.seeds is None:
         return f"If the difference is what it looks like, even {MOST_SEEDS} seeds an arm would not decide"
