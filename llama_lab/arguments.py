@@ -7,12 +7,12 @@ from pathlib import Path
 
 FLAGS = {
     "train": ["--multirun", "--cfg", "--config-dir", "--help"],
-    "plan": ["--probe", "--multirun", "--config-dir", "--help"],
+    "plan": ["--gpu", "--probe", "--multirun", "--config-dir", "--help"],
     "prepare": ["--out", "--config-dir", "--help"],
     "fork": ["--update", "--cfg", "--config-dir", "--help"],
     "import": ["--no-training", "--cfg", "--config-dir", "--help"],
 }
-WITH_VALUE = ("--config-dir", "--out", "--update")
+WITH_VALUE = ("--config-dir", "--out", "--update", "--gpu")
 SHORT = {"-m": "--multirun", "-h": "--help"}
 
 
@@ -32,6 +32,7 @@ class Arguments:
     update: str | None = None
     training: bool = True
     probe: bool = False
+    gpu: str | None = None
     help: bool = False
 
 
@@ -69,6 +70,10 @@ def parse(words: list[str], command: str) -> Arguments:
             arguments.update = value or next(rest, "")
             if not arguments.update or "=" in arguments.update:
                 raise UsageError("--update needs the number of an update, or last, or best")
+        elif flag == "--gpu":
+            arguments.gpu = value or next(rest, "")
+            if not arguments.gpu or "=" in arguments.gpu or arguments.gpu.startswith("-"):
+                raise UsageError("--gpu needs what to plan for, such as --gpu H100 or --gpu 8xH100")
         elif equals:
             raise UsageError(f"{flag} takes no value; type it alone, without ={value}")
         elif flag == "--multirun":

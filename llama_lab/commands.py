@@ -128,9 +128,13 @@ def _plan(words: list[str]) -> int:
     if arguments.help:
         print(f"{PLAN_HELP}\n\n{OVERRIDES}")
         return DONE
+    if arguments.gpu is not None and arguments.probe:
+        raise UsageError("--probe measures this machine, and --gpu plans for another; plan without --probe, or probe there")
+    from llama_lab.config.devices import in_place_of, named_gpus
     from llama_lab.lab.plan import show
 
-    show(arguments.overrides, multirun=arguments.multirun, config_dir=arguments.config_dir, probes=arguments.probe)
+    with in_place_of(named_gpus(arguments.gpu) if arguments.gpu is not None else None):
+        show(arguments.overrides, multirun=arguments.multirun, config_dir=arguments.config_dir, probes=arguments.probe)
     return DONE
 
 

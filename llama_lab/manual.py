@@ -21,11 +21,12 @@ Examples:
   llama-lab train -m 'model.n_layers=range(2,9,2)'          the same with Hydra's range, choice and glob"""
 
 PLAN_HELP = """\
-usage: llama-lab plan [overrides...] [--probe] [-m] [--config-dir DIR]
+usage: llama-lab plan [overrides...] [--gpu NAME] [--probe] [-m] [--config-dir DIR]
 
 What `llama-lab train` would do with the same words, without starting it: size, compute, memory, time, price, files; with -m of each
 run of a sweep and of all together. Text is prepared and cached on the way, so that tokens and epochs are counted, not guessed.
 
+  --gpu NAME        as if on a machine with this GPU: H100, 8xH100, "A100 40GB", RTX 4090, …
   --probe           train ten updates first, to find out what the whole takes; it is remembered for such runs on this machine
   -m, --multirun    a sweep, as llama-lab train -m would start it
   --config-dir DIR  further options and presets

@@ -11,8 +11,12 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from llama_lab.config.errors import ConfigError
 
 COMPUTE_CAPABILITY = (75, 76)
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of the driver's interface."""
@@ -46,6 +50,32 @@ BF16_PEAKS = {
 }
 """Multiplications and additions a second in bf16 with sums in fp32, dense, by whole words of the device's name; a name that begins
 with another stands before it. Source: NVIDIA's data sheets; for GeForce cards the appendices of the architecture white papers."""
+GIGABYTES: dict[str, tuple[int, ...]] = {
+    "GB200": (186,),
+    "B200": (180,),
+    "GH200": (96,),
+    "H200 NVL": (141,),
+    "H200": (141,),
+    "H100 NVL": (94,),
+    "H100 PCIe": (80,),
+    "H100": (80,),
+    "A100": (40, 80),
+    "A40": (48,),
+    "A10": (24,),
+    "L40S": (48,),
+    "L40": (48,),
+    "L4": (24,),
+    "RTX 6000 Ada": (48,),
+    "RTX A6000": (48,),
+    "RTX 5090": (32,),
+    "RTX 4090": (24,),
+    "RTX 3090": (24,),
+}
+"""Memory that GPUs are sold with, for plans of machines that are elsewhere."""
+NAMED = re.compile(r"(?:(\d+)\s*x\s*)?(?:NVIDIA\s+)?(?:GeForce\s+)?(.+?)(?:[\s-]+(\d+)\s*GB?.*)?", re.IGNORECASE)
+USABLE = 0.99
+"""Share of so many times 2^30 bytes that the driver offers: 79.2 GiB of an H100's 80, 139.8 of an H200's 141."""
+WITHOUT_FP8 = ("A100", "A40", "A10", "RTX A6000", "RTX 3090")
 OTHER_CHIPS = re.compile(r"\b(?:Laptop|Mobile|Max-Q|Ti|SUPER|D|MIG)\b")
 """Words after which the same name is another chip, or a slice of one (multi-instance GPU)."""
 
@@ -59,6 +89,7 @@ class Cuda:
         has_bf16, has_fp8: whether each of them has bf16, float8 in hardware.
         name, bytes: of the first of them, as the driver says it.
         reason: why there are none.
+        is_here: whether they are in this machine, or were named for a plan.
     """
 
     devices: int = 0
@@ -67,10 +98,54 @@ class Cuda:
     bytes: int = 0
     reason: str = ""
     has_fp8: bool = False
+    is_here: bool = True
+
+
+_named: Cuda | None = None
+
+
+@contextmanager
+def in_place_of(gpus: Cuda | None) -> Iterator[None]:
+    """Answer with these GPUs, whatever this machine has; None leaves it as it is."""
+    global _named
+    before, _named = _named, gpus or _named
+    try:
+        yield
+    finally:
+        _named = before
+
+
+def named_gpus(text: str) -> Cuda:
+    """GPUs by their number and name, such as `H100`, `8xH100`, `A100 40GB`.
+
+    Raises:
+        ConfigError: no such GPU is known, or it comes with different memories.
+    """
+    found = NAMED.fullmatch(text.strip())
+    asked = " ".join(re.split(r"[\s_-]+", found[2].upper())) if found is not None else ""
+    # Of these forms there is but one chip; where there are two, both are in the table.
+    plain = re.sub(r" (SXM\d?|PCIE)$", "", asked)
+    names = {known.upper().removeprefix("RTX "): known for known in GIGABYTES} | {known.upper(): known for known in GIGABYTES}
+    name = names.get(asked) or names.get(plain)
+    if found is None or name is None or found[1] == "0":
+        rule = f"is no GPU that is known here; there are {', '.join(sorted(GIGABYTES))}, also several: 8xH100"
+        raise ConfigError([(f"--gpu {text}", rule)], scope="this plan")
+    sizes = GIGABYTES[name]
+    size = int(found[3]) if found[3] else sizes[0]
+    if size not in sizes or (len(sizes) > 1 and not found[3]):
+        several = f"{found[1]}x" if found[1] else ""
+        rule = f"comes with {' or '.join(map(str, sizes))} GB; type --gpu '{several}{name} {sizes[-1]}GB'"
+        raise ConfigError([(f"--gpu {text}", rule)], scope="this plan")
+    # As the driver calls the one whose speed was measured.
+    said = f"NVIDIA {name} {size}GB{' HBM3' if name == 'H100' else ''}"
+    memory = int(USABLE * size * 2**30)
+    return Cuda(int(found[1] or 1), True, said, memory, has_fp8=name not in WITHOUT_FP8, is_here=False)
 
 
 def probe_cuda() -> Cuda:
     """Visible GPUs, or why there are none."""
+    if _named is not None:
+        return _named
     if not torch_has_cuda():
         return Cuda(reason="the installed torch is a build without CUDA; install one with it (pytorch.org/get-started)")
     return _driver_devices(os.environ.get("CUDA_VISIBLE_DEVICES"))

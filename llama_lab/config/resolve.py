@@ -50,7 +50,7 @@ def resolve(run: RunConfig) -> RunConfig:
         raise ConfigError(found)
     compiles = run.hardware.compile is Compile.always
     if run.hardware.compile is Compile.auto:
-        compiles = device is Device.cuda and sys.platform == "linux"
+        compiles = device is Device.cuda and (sys.platform == "linux" or not cuda.is_here)
     hardware = replace(
         run.hardware,
         device=device,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from llama_lab.config import devices
 from llama_lab.config.compose import compose
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import run_folder
@@ -157,7 +158,7 @@ def rows(plan: Plan) -> Rows:
         ("training tokens", _count(plan.tokens)),
         *_epochs(plan),
         ("windows an update", f"{batch} x {accumulated}"),
-        ("device", f"{hardware.device.value}, {run.precision.value}"),
+        ("device", f"{hardware.device.value}, {run.precision.value}{_elsewhere(run)}"),
         *_memory(plan),
         *_disk(plan),
         ("run folder", f"{plan.folder} ({plan.status})"),
@@ -211,7 +212,8 @@ def _cost(plans: Sequence[Plan], budget: BudgetConfig, *, at_once: int | None = 
         return [("time", "nothing is left to train")] if whole else []
     if unknown := next((forecast.unknown for forecast in left if forecast.seconds is None), ""):
         over = f"; budget.gpu_hours={budget.gpu_hours:g} needs it" if budget.gpu_hours is not None else ""
-        return [("time", f"{unknown}: --probe measures ten updates{over}")]
+        where = "" if devices.probe_cuda().is_here else " there"
+        return [("time", f"{unknown}: --probe{where} measures ten updates{over}")]
     is_begun = any(plan.left < 1.0 for plan in plans)
     times = [forecast.seconds or 0.0 for forecast in left]
     hours = sum(forecast.gpu_hours or 0.0 for forecast in left)
@@ -220,7 +222,7 @@ def _cost(plans: Sequence[Plan], budget: BudgetConfig, *, at_once: int | None = 
     took = f"{short_time(sum(times))}{' of runs' if len(plans) > 1 else ''}"
     if at_once is not None and len(plans) > 1:
         took = f"{short_time(max(sum(times) / at_once, *times))} with {at_once} at once, {took}"
-    devices = "GPU hours" if plans[0].run.hardware.device is Device.cuda else "hours of processes"
+    hours_of = "GPU hours" if plans[0].run.hardware.device is Device.cuda else "hours of processes"
     said = f"{hours:.3g}"
     if is_begun:
         took += f" for what is left, {short_time(sum(forecast.seconds or 0.0 for forecast in whole))} in all"
@@ -228,7 +230,7 @@ def _cost(plans: Sequence[Plan], budget: BudgetConfig, *, at_once: int | None = 
     if budget.gpu_hours is not None:
         limit = f"budget.gpu_hours={budget.gpu_hours:g}"
         said += f"; more than {limit}: train refuses it" if hours > budget.gpu_hours else f"; {limit} allows it"
-    found = [("time", f"{took} (from {sources}{beside})"), (devices, said)]
+    found = [("time", f"{took} (from {sources}{beside})"), (hours_of, said)]
     if budget.gpu_hour_price is not None:
         found.append(("price", f"{hours * budget.gpu_hour_price:,.2f} at {budget.gpu_hour_price:g} an hour"))
     return found
@@ -239,7 +241,7 @@ def _memory(plan: Plan) -> Rows:
     if plan.forecast is None or plan.forecast.peak_gib is None:
         return []
     assert plan.data is not None
-    text = f"{plan.forecast.peak_gib:.2f} GiB at the peak (from {plan.forecast.peak_from})"
+    text = f"{plan.forecast.peak_gib:.2f} GiB at the peak (from {plan.forecast.peak_from}){_room(plan, plan.data)}"
     if plan.run.hardware.device is Device.cuda:
         run = expected_micro_batch(plan.run, plan.data)
         parts = gpu_memory(run, plan.data.tokenizer.vocab_size, run.micro_batch)
@@ -247,6 +249,33 @@ def _memory(plan: Plan) -> Rows:
         text += "; by the formula " + ", ".join(f"{name} {size / 2**30:.2f}" for name, size in named)
         text += f", activations and the like {parts.passing / 2**30:.2f} {parts.moment}"
     return [("memory", text)]
+
+
+def _room(plan: Plan, data: PreparedData) -> str:
+    """That the peak is more than the GPU has, where it is, and what to type instead."""
+    run, has = plan.run, devices.probe_cuda().bytes / 2**30
+    assert plan.forecast is not None and plan.forecast.peak_gib is not None
+    if run.hardware.device is not Device.cuda or not has or plan.forecast.peak_gib <= has:
+        return ""
+    smaller = expected_micro_batch(replace(run, hardware=replace(run.hardware, micro_batch=AUTO)), data).micro_batch
+    takes = gpu_memory(run, data.tokenizer.vocab_size, smaller).gib
+    fits = takes < min(has, plan.forecast.peak_gib)
+    advice = (
+        f"hardware.micro_batch={smaller} would take {takes:.2f}"
+        if fits
+        else "try optim.state_dtype=bf16, hardware.recompute=full or a smaller model"
+    )
+    return f", more than the {has:.2f} of the GPU: {advice}"
+
+
+def _elsewhere(run: RunConfig) -> str:
+    """The GPUs that a plan is for, where they are not in this machine, and how to take all of them."""
+    cuda = devices.probe_cuda()
+    if cuda.is_here or run.hardware.device is not Device.cuda:
+        return ""
+    several = f"{cuda.devices} " if cuda.devices > 1 else ""
+    idle = f"; hardware=ddp takes all {cuda.devices}" if (run.hardware.processes or 1) < cuda.devices else ""
+    return f", as if on {several}{cuda.name}{idle}"
 
 
 def _truth(plan: Plan) -> Rows:

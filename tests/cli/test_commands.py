@@ -103,6 +103,8 @@ def test_version(llama_lab):
         (["train", "--config-dir", "nowhere"], "'nowhere' is none"),
         (["train", "--config-dir", str(config_folder("conf") / "optim")], "holds no group of options; an option lies one folder"),
         (["plan", "--cfg"], "no flag --cfg"),
+        (["plan", "--gpu"], "--gpu needs what to plan for, such as --gpu H100 or --gpu 8xH100"),
+        (["plan", "--gpu", "H100", "--probe"], "--probe measures this machine, and --gpu plans for another"),
         (["--versoin"], "llama-lab has no flag --versoin; did you mean --version? (llama-lab --help lists commands)"),
         (
             ["generate", "run", "--temperature", "hot"],

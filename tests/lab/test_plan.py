@@ -1,12 +1,16 @@
 """What `llama-lab plan` says, held against what a run then does."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from llama_lab.cli import main
 from llama_lab.config.compose import compose
+from llama_lab.config.devices import in_place_of, named_gpus, probe_cuda
+from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import run_folder
 from llama_lab.config.resolve import resolve
 from llama_lab.data.prepare import prepare
@@ -64,6 +68,86 @@ def test_what_is_known_without_the_data_is_said(capsys: Output):
     assert "1,266,780,160" in printed
     assert "data.path=nowhere" in printed
     assert "epochs" not in printed
+
+
+def test_a_gpu_that_is_elsewhere_is_planned_for(text: Path, capsys: Output):
+    here = probe_cuda()
+    words = [
+        "data=text",
+        f"data.path={text}",
+        "tokenizer=bytes",
+        "model=llama_97m",
+        "data.max_seq_len=64",
+        "training_tokens=40_000",
+    ]
+    words += ["data.tokens_per_update=2048", "schedule.warmup_updates=2", "optim=adamw"]
+    assert main(["plan", "--gpu", "2xH100", *words]) == 0
+    said = shown(capsys)
+    assert said["device"] == "cuda, bf16, as if on 2 NVIDIA H100 80GB HBM3; hardware=ddp takes all 2"
+    assert "more than" not in said["memory"]
+    assert probe_cuda() == here
+    assert main(["plan", *words, "hardware=ddp", "--gpu=2xA100 40GB", "-m", "seed.init=0,1", "budget.gpu_hour_price=2"]) == 0
+    assert "NVIDIA A100 40GB is not known without a probe: --probe there measures ten updates" in capsys.readouterr().out
+    assert main(["plan", *words, "hardware=cpu", "--gpu", "H100"]) == 0
+    assert shown(capsys)["device"].startswith("cpu, ")
+
+
+def test_what_does_not_fit_into_a_gpu_is_said_with_what_does(text: Path, capsys: Output):
+    words = [
+        "data=text",
+        f"data.path={text}",
+        "tokenizer=bytes",
+        "model=seed_1b",
+        "data.max_seq_len=2048",
+        "training_tokens=1_000_000",
+    ]
+    words += ["data.tokens_per_update=32768", "schedule.warmup_updates=2"]
+    advice = {}
+    for asked in ("hardware.micro_batch=8", "model.n_layers=60", "hardware.micro_batch=1"):
+        assert main(["plan", "--gpu", "4090", *words, asked]) == 0
+        advice[asked] = shown(capsys)["memory"]
+    typed = re.search(
+        r"more than the 23\.76 of the GPU: hardware\.micro_batch=(\d) would take 2\d\.\d\d;", advice["hardware.micro_batch=8"]
+    )
+    assert typed is not None and 1 <= int(typed[1]) < 8
+    assert "try optim.state_dtype=bf16, hardware.recompute=full or a smaller model" in advice["model.n_layers=60"]
+    assert "more than" not in advice["hardware.micro_batch=1"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "name", "gib", "has_fp8"),
+    [
+        ("H100", "NVIDIA H100 80GB HBM3", 79.2, True),
+        ("8 x h100 sxm5", "NVIDIA H100 80GB HBM3", 79.2, True),
+        ("NVIDIA H100 80GB HBM3", "NVIDIA H100 80GB HBM3", 79.2, True),
+        ("h100-pcie", "NVIDIA H100 PCIe 80GB", 79.2, True),
+        ("NVIDIA A100-SXM4-40GB", "NVIDIA A100 40GB", 39.6, False),
+        ("4x4090", "NVIDIA RTX 4090 24GB", 23.76, True),
+        ("NVIDIA GeForce RTX 3090", "NVIDIA RTX 3090 24GB", 23.76, False),
+    ],
+)
+def test_gpus_are_known_by_the_names_that_people_and_drivers_give_them(typed: str, name: str, gib: float, has_fp8: bool):
+    found = named_gpus(typed)
+    assert (found.name, found.bytes / 2**30, found.has_fp8) == (name, pytest.approx(gib), has_fp8)
+    assert found.devices == (int(typed[0]) if typed[0].isdigit() else 1)
+    with in_place_of(found):
+        assert probe_cuda() is found
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("4xA100", "comes with 40 or 80 GB; type --gpu '4xA100 80GB'"),
+        ("A100 60GB", "comes with 40 or 80 GB"),
+        ("RTX 4090 Ti", "is no GPU that is known here; there are A10, A100"),
+        ("0xH100", "is no GPU that is known here"),
+        ("GPU", "is no GPU that is known here"),
+    ],
+)
+def test_a_gpu_that_nobody_knows_is_refused_with_those_that_are(typed: str, said: str):
+    with pytest.raises(ConfigError) as caught:
+        named_gpus(typed)
+    assert f"--gpu {typed} {said}" in str(caught.value)
 
 
 def test_a_sweep_is_planned_run_by_run(text: Path, capsys: Output):
