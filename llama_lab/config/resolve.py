@@ -68,7 +68,8 @@ def _device(run: RunConfig, cuda: devices.Cuda) -> tuple[Device, list[Problem]]:
     if asked is Device.auto:
         return (Device.cuda if cuda.devices else Device.mps if devices.has_mps() else Device.cpu), []
     if asked is Device.cuda and not cuda.devices:
-        return asked, [("hardware.device=cuda", f"is not possible: {cuda.reason}; hardware=cpu works without")]
+        rule = f"is not possible: {cuda.reason}; hardware=cpu works without, and llama-lab plan --gpu H100 plans for one elsewhere"
+        return asked, [("hardware.device=cuda", rule)]
     if asked is Device.mps and not devices.has_mps():
         rule = f"needs a Mac with Apple silicon and macOS {devices.MPS_MACOS} or later; hardware=auto takes what is here"
         return asked, [("hardware.device=mps", rule)]

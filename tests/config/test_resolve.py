@@ -188,7 +188,7 @@ def test_cuda_without_a_cuda_build_of_torch_is_refused() -> None:
 def test_cuda_without_cuda_is_refused() -> None:
     line = refusal("hardware.device=cuda", "hardware.processes=1")
     assert line.startswith("hardware.device=cuda is not possible: ")
-    assert line.endswith("hardware=cpu works without")
+    assert line.endswith("hardware=cpu works without, and llama-lab plan --gpu H100 plans for one elsewhere")
 
 
 @without_cuda
