@@ -13,6 +13,7 @@ FLAGS = {
     "import": ["--no-training", "--cfg", "--config-dir", "--help"],
 }
 WITH_VALUE = ("--config-dir", "--out", "--update", "--gpu")
+HYDRA_SHOWS = ("job", "hydra", "all")  # what Hydra's own --cfg takes, so people type it
 SHORT = {"-m": "--multirun", "-h": "--help"}
 
 
@@ -48,6 +49,8 @@ def parse(words: list[str], command: str) -> Arguments:
         flag, equals, value = word.partition("=")
         flag = SHORT.get(flag, flag)
         if not word.startswith("-"):
+            if command == "train" and arguments.show_config and word in HYDRA_SHOWS:
+                raise UsageError(f"--cfg takes no value; type it alone, without {word}")
             arguments.overrides.append(word)
         elif flag not in FLAGS[command]:
             after = next(rest, "")

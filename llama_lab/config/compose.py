@@ -221,15 +221,20 @@ def _build(config: DictConfig, origin: Origin, found: list[Problem]) -> RunConfi
         except OmegaConfBaseException as error:
             key = error.full_key or item.name
             if not (isinstance(error, MissingMandatoryValue) and key in keys_of(found)):
-                found.append((key, f"cannot be read: {str(error).splitlines()[0]}{_as_text(key, error)}"))
+                found.append((key, f"cannot be read: {str(error).splitlines()[0]}{_instead(key, error)}"))
     return RunConfig(**parts, origin=origin) if len(parts) == len(fields(RunConfig)) - 1 else None
 
 
-def _as_text(key: str, error: OmegaConfBaseException) -> str:
-    """How to type `${` in a field of text; nothing for others."""
+def _instead(key: str, error: OmegaConfBaseException) -> str:
+    """What to type in place of an interpolation that leads nowhere; nothing for other errors."""
+    if not isinstance(error, InterpolationResolutionError):
+        return ""
     known = any_shape().get(re.sub(r"\[\d+\]$", "", key))
     is_text = known is not None and known.kind in (str, list[str])
-    return "; where ${ is meant as text, type \\${" if is_text and isinstance(error, InterpolationResolutionError) else ""
+    if unset := re.search(r"Environment variable '(.+?)' not found", str(error)):
+        name = unset[1]
+        return f"; set {name}, or say what to take where it is not set: '${{oc.env:{name},VALUE}}'"
+    return "; where ${ is meant as text, type \\${" if is_text else "; type a value, or the key of another field as '${KEY}'"
 
 
 def _plain_node(node: DictConfig, at: str) -> Any:

@@ -99,6 +99,7 @@ def test_version(llama_lab):
         (["runs", "--sort", "--json"], "--sort needs a value; type --sort KEY"),
         (["train", "optim=muon", "--wrong"], "it takes --multirun, --cfg, --config-dir, --help"),
         (["train", "--cfg=job"], "takes no value"),
+        (["train", "--cfg", "job"], "--cfg takes no value; type it alone, without job"),
         (["train", "--config-dir"], "needs a folder"),
         (["train", "--config-dir", "nowhere"], "'nowhere' is none"),
         (["train", "--config-dir", str(config_folder("conf") / "optim")], "holds no group of options; an option lies one folder"),

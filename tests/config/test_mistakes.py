@@ -147,7 +147,21 @@ ONE_LINE = {
         "sample.prompts=[Hello, I am (not) sure cannot be read; "
         'each text of the list goes in quotes: \'sample.prompts=["Hello","I am (not) sure"]\'',
     ),
-    "interpolation": (["optim.max_lr=${optim.lr}"], "optim.max_lr cannot be read: Interpolation key 'optim.lr' not found"),
+    "interpolation": (
+        ["optim.max_lr=${optim.lr}"],
+        "optim.max_lr cannot be read: Interpolation key 'optim.lr' not found; "
+        "type a value, or the key of another field as '${KEY}'",
+    ),
+    "interpolation of itself": (
+        ["model.dim=${model.dim}"],
+        "model.dim cannot be read: Recursive interpolation detected; type a value, or the key of another field as '${KEY}'",
+    ),
+    "interpolation of an unset variable": (
+        ["model.dim=${oc.env:LLAMA_LAB_UNSET}"],
+        "model.dim cannot be read: KeyError raised while resolving interpolation: "
+        "\"Environment variable 'LLAMA_LAB_UNSET' not found\"; "
+        "set LLAMA_LAB_UNSET, or say what to take where it is not set: '${oc.env:LLAMA_LAB_UNSET,VALUE}'",
+    ),
     "reference in a text": (
         ["sample.prompts=['echo', 'echo ${HOME}']"],
         r"sample.prompts[1] cannot be read: Interpolation key 'HOME' not found; where ${ is meant as text, type \${",
