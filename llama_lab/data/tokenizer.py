@@ -208,13 +208,14 @@ def _train(backend: tokenizers.Tokenizer, trainer: trainers.BpeTrainer, pieces: 
             ended.set()
 
     thread = threading.Thread(target=work, name="train tokenizer")
-    thread.start()
     try:
+        thread.start()
         ended.wait()  # Thread.join, interrupted, takes the thread for ended
     finally:
         stopped.set()
-        ended.wait()  # at once while it reads; merging, the shorter part, goes on to its end
-        thread.join()
+        if thread.is_alive():  # interrupted in `start`, it may not have begun, and ends with its first piece
+            ended.wait()  # at once while it reads; merging, the shorter part, goes on to its end
+            thread.join()
     if failures:
         raise failures[0]
 

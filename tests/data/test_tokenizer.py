@@ -1,9 +1,11 @@
 """Tokenizers: text survives them, special tokens stay apart from text, and files of others are taken as they are."""
 
+import itertools
 import json
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -241,6 +243,29 @@ def test_ctrl_c_is_heard_while_a_tokenizer_is_trained() -> None:
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=170)
     assert (done.returncode, done.stdout, done.stderr) == (0, "heard\n", "")
+
+
+def test_ctrl_c_while_the_thread_starts_leaves_nothing_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, enough = threading.Event(), threading.Event()
+
+    class Interrupted(threading.Thread):
+        def start(self) -> None:
+            super().start()
+            reading.wait(170)
+            raise KeyboardInterrupt
+
+    def texts() -> Iterator[str]:
+        for number in itertools.takewhile(lambda _: not enough.is_set(), itertools.count()):
+            reading.set()
+            yield f"text number {number}"
+
+    monkeypatch.setattr("llama_lab.data.tokenizer.threading.Thread", Interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train_bpe(texts(), 300)
+        assert "train tokenizer" not in {thread.name for thread in threading.enumerate()}
+    finally:
+        enough.set()
 
 
 def test_an_error_in_the_text_is_that_of_the_training() -> None:
