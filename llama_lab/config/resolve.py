@@ -13,10 +13,16 @@ from llama_lab.config.validate import too_many_processes
 CPU_MICRO_BATCH_TOKENS = 4096
 UNKNOWN_MICRO_BATCH_TOKENS = 16384
 """Where the memory of the device is not known."""
-GPU_MICRO_BATCH_TOKENS = 65536
-GPU_NUMBERS_PER_BYTE = 3 * 2**28 / 80e9
-"""Tokens x channels x blocks at once for each byte of a GPU's memory, in bf16. At 80 GB that leaves room for the weights and states
-of 1.3 billion parameters: 16,384 tokens of seed_1b took 48 GiB in all, 65,536 of llama_97m 18 GiB."""
+GPU_MICRO_BATCH_TOKENS = 131072
+"""More are no faster: at that size an H100 waits for no kernel of llama_97m, and 65,536 tokens were 2 % slower."""
+GPU_STATE_BYTES = 18
+"""A weight, its copy in bf16, its gradient and two moments."""
+BLOCK_WEIGHTS = 12
+"""In a block, as a multiple of its width squared: four for attention, eight for SwiGLU."""
+GPU_NUMBERS_PER_BYTE = 0.0155
+"""Tokens x channels x blocks at once for each byte that weights and states leave of a GPU's memory, in bf16. Training keeps about
+29 bytes of each (`training.foresight.gpu_memory`), so nearly half of those bytes: 16,384 tokens of seed_1b took 42 GiB in all, and
+131,072 of llama_97m 34."""
 
 LEAST_UPDATES_BETWEEN_SAVES, MOST_UPDATES_BETWEEN_SAVES = 100, 200
 """What is written grows with the model, and so does the time of an update: a number of updates costs all models about alike."""
@@ -152,5 +158,7 @@ def tokens_at_once(run: RunConfig, device: Device, cuda: devices.Cuda, precision
         return None
     if device is not Device.cuda or not cuda.bytes:
         return CPU_MICRO_BATCH_TOKENS if device is Device.cpu else UNKNOWN_MICRO_BATCH_TOKENS
-    numbers = cuda.bytes * GPU_NUMBERS_PER_BYTE / (2 if precision is Precision.fp32 else 1)
-    return min(GPU_MICRO_BATCH_TOKENS, int(numbers / (run.model.dim * run.model.n_layers)))
+    channels = run.model.dim * run.model.n_layers
+    states = GPU_STATE_BYTES * BLOCK_WEIGHTS * run.model.dim * channels
+    numbers = max(0, cuda.bytes - states) * GPU_NUMBERS_PER_BYTE / (2 if precision is Precision.fp32 else 1)
+    return min(GPU_MICRO_BATCH_TOKENS, int(numbers / channels))

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from llama_lab import compose, train
+from llama_lab.config.devices import Cuda
 from llama_lab.config.errors import ConfigError
-from llama_lab.config.resolve import resolve
+from llama_lab.config.resolve import resolve, tokens_at_once
 from llama_lab.config.schema import BudgetConfig, Compile, Device, HardwareConfig, Precision, Recompute, RunConfig, Window
 from llama_lab.data.prepare import PreparedData, prepare
 from llama_lab.lab import probe as probe_module
@@ -60,6 +61,17 @@ def on_gpu(*words: str, micro_batch: int, precision: str = "bf16", **hardware: A
         run.hardware, device=Device.cuda, processes=1, micro_batch=micro_batch, compile=Compile.always, **hardware
     )
     return replace(run, precision=Precision[precision], hardware=chosen)
+
+
+@pytest.mark.parametrize("gigabytes", [8, 12, 16, 24, 40, 80, 141])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("preset", sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "model").glob("*.yaml")))
+def test_the_micro_batch_that_a_gpu_is_given_leaves_room(preset: str, precision: str, gigabytes: int) -> None:
+    run = on_gpu(f"model={preset}", "optim=adamw", micro_batch=1, precision=precision)
+    tokens = tokens_at_once(run, Device.cuda, Cuda(devices=1, has_bf16=True, bytes=gigabytes * 10**9), run.precision)
+    assert tokens is not None
+    chosen = max(1, min(64, tokens // 2048))
+    assert chosen == 1 or gpu_memory(run, 8192, chosen).gib < 0.75 * gigabytes * 10**9 / 2**30
 
 
 def test_the_formula_gives_what_was_measured_on_an_h100():

@@ -65,6 +65,21 @@ def test_deterministic_runs_repeat_and_go_on_bitwise(tiny, words):
     assert differences(unbroken, second.folder) == []
 
 
+def test_a_profiled_run_ends_well(outputs, text):
+    batch = "data.max_seq_len=2048 data.tokens_per_update=32768 hardware.micro_batch=16"
+    budget = "training_tokens=655360 schedule.warmup_updates=2"
+    quiet = "wandb=null sample=null eval=null checkpoint.every_tokens=null checkpoint.at_end=false"
+    words = (
+        f"model=llama_97m data=text data.path={text} tokenizer=bytes {batch} {budget} {quiet} hardware=gpu profile=true fresh=true"
+    )
+    command = [sys.executable, "-m", "llama_lab", "train", *words.split()]
+    # One of two once aborted after its last word.
+    for _ in range(4):
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stdout[-500:] + ended.stderr[-2000:]
+        assert "memory.pickle" in ended.stdout
+
+
 def test_one_process_under_torchrun_is_data_parallel_and_gives_the_same_run(tiny, text, outputs):
     alone = train(tiny("optim=adamw", "hardware=gpu", "hardware.micro_batch=4"))
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "-m", "llama_lab", "train"]
