@@ -45,7 +45,7 @@ class HardwareConfig:
     # A whole number, `auto` or null; OmegaConf fails to merge a node with a union of types in it.
     micro_batch: Any = field(default=MISSING, metadata={WORDS: (AUTO,)})
     """Windows that a process runs through the model at once; the last of its share may be fewer. null: the share in the fewest
-    passes of even size that keep to 4,096 tokens on a CPU, and on CUDA to 65,536 or what memory, width and depth suggest. auto: in
+    passes of even size that keep to 4,096 tokens on a CPU, and on CUDA to 131,072 or what memory, width and depth suggest. auto: in
     the fewest that fit into the memory of a CUDA device, found by trying before the run starts, and kept in the cache; elsewhere
     like null. At least 1."""
     compile: Compile = MISSING
