@@ -12,11 +12,15 @@ from llama_lab.data.cache import compiled_root
 
 VARIABLES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 """Environment variable that says where a compiler keeps its files -> folder below the cache's own."""
+SHAPES = 128
+"""How often one function may be compiled: Muon's step once for each shape of matrix. torch's own 8 are fewer than a model has whose
+layers differ in width."""
 
 
 @contextmanager
 def keeping_compiled(hardware: HardwareConfig) -> Iterator[None]:
-    """While the context lasts, compilers keep their files in the cache, unless the variables say otherwise; then all is as before.
+    """While the context lasts, compilers keep their files in the cache, unless the variables say otherwise, and may meet as many
+    shapes as a model has; then all is as before.
 
     It is entered before the compiler is imported: at the first call of torch.compile torch chooses a folder of its own, writes it
     into the environment, and keeps to it.
@@ -32,7 +36,8 @@ def keeping_compiled(hardware: HardwareConfig) -> Iterator[None]:
         if before[name] is None or _is_torchs_choice(before[name] or ""):
             os.environ[name] = str(compiled_root() / folder)
     try:
-        yield
+        with torch._dynamo.config.patch(recompile_limit=SHAPES):
+            yield
     finally:
         # How often one function may be compiled is counted for the process: after models of other shapes the next would fail.
         torch._dynamo.reset()

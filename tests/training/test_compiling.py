@@ -34,7 +34,7 @@ def test_a_run_that_compiles_keeps_what_it_makes_in_the_cache_and_leaves_the_env
     with join(run.hardware, Place()), Compiling(run, 300, WORKER) as compiling:
         compiling.begin()
         assert Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]) == compiled_root() / "inductor"
-        (compiled_root() / "inductor").mkdir(parents=True)
+        (compiled_root() / "inductor").mkdir(parents=True, exist_ok=True)
         (compiled_root() / "inductor" / "kernel.so").write_bytes(b"x" * 5_000)
         compiling.end()
     assert not any(name in os.environ for name in VARIABLES)
@@ -65,9 +65,11 @@ def test_a_folder_that_torch_chose_is_nobodys_choice(run: RunConfig):
 
 def test_one_process_may_train_any_number_of_shapes_and_rates(run: RunConfig):
     """Without code being made, which is not what a process is limited in."""
+    limit = torch._dynamo.config.recompile_limit
     for model in range(4):
         with join(run.hardware, Place()):
-            matrices = [torch.ones(4 + model, 3 + shape, requires_grad=True) for shape in range(3)]
+            # More shapes than torch lets one function be compiled for.
+            matrices = [torch.ones(4 + model, 3 + shape, requires_grad=True) for shape in range(limit + 2)]
             muon = StackedMuon(matrices, dtype=torch.float32, compiles=True, adjust_lr_fn="match_rms_adamw")
             muon._move = torch.compile(muon_module._move, dynamic=False, fullgraph=True, backend="eager")
             for step in range(12):
@@ -75,6 +77,7 @@ def test_one_process_may_train_any_number_of_shapes_and_rates(run: RunConfig):
                 for matrix in matrices:
                     matrix.grad = torch.ones_like(matrix)
                 muon.step()
+    assert torch._dynamo.config.recompile_limit == limit
 
 
 def test_a_run_without_a_compiler_touches_nothing(run: RunConfig):
