@@ -27,55 +27,47 @@ MPS_MACOS = 14
 CPU_BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
-BF16_PEAKS = {
-    "GB200": 2500e12,
-    "B200": 2250e12,
-    "GH200": 989.4e12,
-    "H200 NVL": 835e12,
-    "H200": 989.4e12,
-    "H100 NVL": 835e12,
-    "H100 PCIe": 756e12,
-    "H100": 989.4e12,
-    "A100": 312e12,
-    "A40": 149.7e12,
-    "A10": 125e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "L4": 121e12,
-    "RTX 6000 Ada": 364e12,
-    "RTX A6000": 154.8e12,
-    "RTX 5090": 209.5e12,
-    "RTX 4090": 165.2e12,
-    "RTX 3090": 71e12,
+@dataclass(frozen=True)
+class Gpu:
+    """What a GPU is sold as.
+
+    Attributes:
+        bf16_teraflops: 10^12 multiplications and additions a second in bf16 with sums in fp32, dense.
+        gigabytes: of memory; several where one name comes with several.
+        has_fp8: whether it computes float8 in hardware.
+    """
+
+    bf16_teraflops: float
+    gigabytes: tuple[int, ...]
+    has_fp8: bool = True
+
+
+GPUS = {
+    "GB200": Gpu(2500, (186,)),
+    "B200": Gpu(2250, (180,)),
+    "GH200": Gpu(989.4, (96,)),
+    "H200 NVL": Gpu(835, (141,)),
+    "H200": Gpu(989.4, (141,)),
+    "H100 NVL": Gpu(835, (94,)),
+    "H100 PCIe": Gpu(756, (80,)),
+    "H100": Gpu(989.4, (80,)),
+    "A100": Gpu(312, (40, 80), has_fp8=False),
+    "A40": Gpu(149.7, (48,), has_fp8=False),
+    "A10": Gpu(125, (24,), has_fp8=False),
+    "L40S": Gpu(362, (48,)),
+    "L40": Gpu(181, (48,)),
+    "L4": Gpu(121, (24,)),
+    "RTX 6000 Ada": Gpu(364, (48,)),
+    "RTX A6000": Gpu(154.8, (48,), has_fp8=False),
+    "RTX 5090": Gpu(209.5, (32,)),
+    "RTX 4090": Gpu(165.2, (24,)),
+    "RTX 3090": Gpu(71, (24,), has_fp8=False),
 }
-"""Multiplications and additions a second in bf16 with sums in fp32, dense, by whole words of the device's name; a name that begins
-with another stands before it. Source: NVIDIA's data sheets; for GeForce cards the appendices of the architecture white papers."""
-GIGABYTES: dict[str, tuple[int, ...]] = {
-    "GB200": (186,),
-    "B200": (180,),
-    "GH200": (96,),
-    "H200 NVL": (141,),
-    "H200": (141,),
-    "H100 NVL": (94,),
-    "H100 PCIe": (80,),
-    "H100": (80,),
-    "A100": (40, 80),
-    "A40": (48,),
-    "A10": (24,),
-    "L40S": (48,),
-    "L40": (48,),
-    "L4": (24,),
-    "RTX 6000 Ada": (48,),
-    "RTX A6000": (48,),
-    "RTX 5090": (32,),
-    "RTX 4090": (24,),
-    "RTX 3090": (24,),
-}
-"""Memory that GPUs are sold with, for plans of machines that are elsewhere."""
+"""By whole words of the device's name; a name that begins with another stands before it. Source: NVIDIA's data sheets; for GeForce
+cards the appendices of the architecture white papers."""
 NAMED = re.compile(r"(?:(\d+)\s*x\s*)?(?:NVIDIA\s+)?(?:GeForce\s+)?(.+?)(?:[\s-]+(\d+)\s*GB?.*)?", re.IGNORECASE)
 USABLE = 0.99
 """Share of so many times 2^30 bytes that the driver offers: 79.2 GiB of an H100's 80, 139.8 of an H200's 141."""
-WITHOUT_FP8 = ("A100", "A40", "A10", "RTX A6000", "RTX 3090")
 OTHER_CHIPS = re.compile(r"\b(?:Laptop|Mobile|Max-Q|Ti|SUPER|D|MIG)\b")
 """Words after which the same name is another chip, or a slice of one (multi-instance GPU)."""
 
@@ -125,12 +117,12 @@ def named_gpus(text: str) -> Cuda:
     asked = " ".join(re.split(r"[\s_-]+", found[2].upper())) if found is not None else ""
     # Of these forms there is but one chip; where there are two, both are in the table.
     plain = re.sub(r" (SXM\d?|PCIE)$", "", asked)
-    names = {known.upper().removeprefix("RTX "): known for known in GIGABYTES} | {known.upper(): known for known in GIGABYTES}
+    names = {known.upper().removeprefix("RTX "): known for known in GPUS} | {known.upper(): known for known in GPUS}
     name = names.get(asked) or names.get(plain)
     if found is None or name is None or found[1] == "0":
-        rule = f"is no GPU that is known here; there are {', '.join(sorted(GIGABYTES))}, also several: 8xH100"
+        rule = f"is no GPU that is known here; there are {', '.join(sorted(GPUS))}, also several: 8xH100"
         raise ConfigError([(f"--gpu {text}", rule)], scope="this plan")
-    sizes = GIGABYTES[name]
+    sizes = GPUS[name].gigabytes
     size = int(found[3]) if found[3] else sizes[0]
     if size not in sizes or (len(sizes) > 1 and not found[3]):
         several = f"{found[1]}x" if found[1] else ""
@@ -139,7 +131,7 @@ def named_gpus(text: str) -> Cuda:
     # As the driver calls the one whose speed was measured.
     said = f"NVIDIA {name} {size}GB{' HBM3' if name == 'H100' else ''}"
     memory = int(USABLE * size * 2**30)
-    return Cuda(int(found[1] or 1), True, said, memory, has_fp8=name not in WITHOUT_FP8, is_here=False)
+    return Cuda(int(found[1] or 1), True, said, memory, has_fp8=GPUS[name].has_fp8, is_here=False)
 
 
 def probe_cuda() -> Cuda:
@@ -155,7 +147,7 @@ def bf16_peak_flops(name: str) -> float | None:
     """What a GPU of this name could compute in bf16 at most, in operations a second; None where that is not known."""
     if OTHER_CHIPS.search(name):
         return None
-    return next((peak for words, peak in BF16_PEAKS.items() if re.search(rf"\b{words}\b", name)), None)
+    return next((gpu.bf16_teraflops * 1e12 for words, gpu in GPUS.items() if re.search(rf"\b{words}\b", name)), None)
 
 
 def torch_has_cuda() -> bool:
