@@ -213,7 +213,7 @@ def _cost(plans: Sequence[Plan], budget: BudgetConfig, *, at_once: int | None = 
     if unknown := next((forecast.unknown for forecast in left if forecast.seconds is None), ""):
         over = f"; budget.gpu_hours={budget.gpu_hours:g} needs it" if budget.gpu_hours is not None else ""
         where = "" if devices.probe_cuda().is_here else " there"
-        return [("time", f"{unknown}: --probe{where} measures ten updates{over}")]
+        return [("time", f"{_at_least(left, budget)}{unknown}: --probe{where} measures ten updates{over}")]
     is_begun = any(plan.left < 1.0 for plan in plans)
     times = [forecast.seconds or 0.0 for forecast in left]
     hours = sum(forecast.gpu_hours or 0.0 for forecast in left)
@@ -234,6 +234,20 @@ def _cost(plans: Sequence[Plan], budget: BudgetConfig, *, at_once: int | None = 
     if budget.gpu_hour_price is not None:
         found.append(("price", f"{hours * budget.gpu_hour_price:,.2f} at {budget.gpu_hour_price:g} an hour"))
     return found
+
+
+def _at_least(left: Sequence[Forecast], budget: BudgetConfig) -> str:
+    """What all runs together take at the very least, where that is known of each."""
+    times = [forecast.at_least if forecast.seconds is None else forecast.seconds for forecast in left]
+    if any(seconds is None for seconds in times):
+        return ""
+    hours = sum((seconds or 0.0) * forecast.processes for seconds, forecast in zip(times, left, strict=True)) / 3600
+    price = (
+        f", {hours * budget.gpu_hour_price:,.2f} at {budget.gpu_hour_price:g} an hour" if budget.gpu_hour_price is not None else ""
+    )
+    conditions = " and ".join(dict.fromkeys(forecast.at_least_if for forecast in left if forecast.at_least_if))
+    took = f"{short_time(sum(seconds or 0.0 for seconds in times))}{' of runs' if len(left) > 1 else ''}"
+    return f"at least {took}, {hours:.3g} GPU hours{price} ({conditions}); "
 
 
 def _memory(plan: Plan) -> Rows:

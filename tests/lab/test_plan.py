@@ -92,6 +92,32 @@ def test_a_gpu_that_is_elsewhere_is_planned_for(text: Path, capsys: Output):
     assert shown(capsys)["device"].startswith("cpu, ")
 
 
+def minutes(said: str) -> int:
+    """Of `2h 05m`."""
+    whole, rest = said.split()
+    return 60 * int(whole.removesuffix("h")) + int(rest.removesuffix("m"))
+
+
+def test_what_a_run_takes_at_least_is_said_where_no_more_is_known(text: Path, capsys: Output):
+    words = ["data=text", f"data.path={text}", "tokenizer=bytes", "model=llama_97m", "data.max_seq_len=2048", "hardware=ddp"]
+    words += ["data.tokens_per_update=131072", "training_tokens=10_000_000_000", "budget.gpu_hour_price=2"]
+    said = {}
+    for gpus in ("1xH100", "2xH100", "2xA100 40GB"):
+        assert main(["plan", "--gpu", gpus, *words]) == 0
+        said[gpus] = shown(capsys)
+    (hours,) = map(float, re.findall(r"([\d.]+)", said["1xH100"]["GPU hours"])[:1])
+    flops = float(said["1xH100"]["FLOPs in total"])
+    bounds = {gpus: re.match(r"at least (.+), ([\d.]+) GPU hours, ([\d.]+) at 2 an hour \(", said[gpus]["time"]) for gpus in said}
+    assert bounds.pop("1xH100") is None
+    two, other = (bound.groups() if bound else ("", "0", "0") for bound in bounds.values())
+    assert float(two[1]) == hours
+    assert minutes(two[0]) == pytest.approx(hours * 60 / 2, rel=0.02)
+    assert "(if 2 GPUs are 2 times one); how fast" in said["2xH100"]["time"]
+    assert float(other[1]) == pytest.approx(flops / 312e12 / 3600, rel=0.01)
+    assert float(other[2]) == pytest.approx(2 * flops / 312e12 / 3600, rel=0.01)
+    assert "(at the whole of its peak); how fast" in said["2xA100 40GB"]["time"]
+
+
 def test_what_does_not_fit_into_a_gpu_is_said_with_what_does(text: Path, capsys: Output):
     words = [
         "data=text",

@@ -27,9 +27,11 @@ from llama_lab.training.run_folder import package_version
 
 PROBES = "probes"
 """Under which name the cache keeps probes."""
-UTILISATION = {"H100 80GB HBM3": ((97.5e6, 0.486), (1.267e9, 0.581))}
+UTILISATION = {"H100 80GB HBM3": ((97.5e6, 0.493), (1.267e9, 0.581))}
 """Share of the bf16 peak that training reaches, by a part of the GPU's name: (parameters, share) of models that were measured.
 Source: docs/performance.md, at 2,048 tokens a window and 16,384 or more a micro-batch, compiled, on one GPU."""
+FP8_PEAK = 2
+"""Times its bf16 peak is what a GPU computes in float8."""
 MEASURED_NUMBERS, MEASURED_LENGTHS, MEASURED_POSITIONS = (80e6, 1.5e9), (1024, 4096), 16_384
 FROM_PROBE, FROM_SPEED, FROM_FORMULA = "a probe", "speeds measured on such a GPU", "a formula"
 
@@ -81,6 +83,8 @@ class Forecast:
         peak_gib: of a device's memory, or of the process's on a CPU, as `memory/peak_gib` will say; null likewise.
         processes: of the run; on CUDA each has a GPU.
         unknown: why there are no seconds.
+        at_least: seconds that it takes at the very least, where no more is known; null if not even that is.
+        at_least_if: what would have to be so for it to take no more.
     """
 
     processes: int
@@ -89,10 +93,15 @@ class Forecast:
     peak_gib: float | None = None
     peak_from: str = ""
     unknown: str = ""
+    at_least: float | None = None
+    at_least_if: str = ""
 
     def rest(self, left: float) -> "Forecast":
         """What it will take from where it stands, with this share of its updates left."""
-        return self if self.seconds is None or left == 1.0 else replace(self, seconds=self.seconds * left)
+        if left == 1.0:
+            return self
+        seconds, at_least = (None if value is None else value * left for value in (self.seconds, self.at_least))
+        return replace(self, seconds=seconds, at_least=at_least)
 
     @property
     def gpu_hours(self) -> float | None:
@@ -124,11 +133,21 @@ def foresee(run: RunConfig, data: PreparedData, *, threads: int | None = None) -
     if (probe := known_probe(run, data, threads=threads)) is not None:
         seconds = probe.seconds(occasions(run, vocab_size))
         return replace(known, seconds=seconds, seconds_from=FROM_PROBE, peak_gib=probe.peak_gib, peak_from=FROM_PROBE)
-    share = _utilisation(run, vocab_size)
-    if share is None:
+    if run.hardware.device is not Device.cuda:
         return replace(known, unknown=_unknown(run))
     flops = run.updates * run.data.tokens_per_update * flops_per_token(run.model, vocab_size, run.data.max_seq_len)
-    return replace(known, seconds=flops / share, seconds_from=FROM_SPEED)
+    speed, several = _speed_of_one(run, vocab_size), known.processes
+    if speed is not None and several == 1:
+        return replace(known, seconds=flops / speed, seconds_from=FROM_SPEED)
+    if speed is not None:
+        return replace(
+            known, unknown=_unknown(run), at_least=flops / speed / several, at_least_if=f"if {several} GPUs are {several} times one"
+        )
+    name = devices.probe_cuda().name
+    if (peak := devices.bf16_peak_flops(name)) is None:
+        return replace(known, unknown=_unknown(run))
+    peak *= FP8_PEAK if run.precision is Precision.fp8 else 1
+    return replace(known, unknown=_unknown(run), at_least=flops / peak / several, at_least_if="at the whole of its peak")
 
 
 def kind_of(run: RunConfig, data: PreparedData, *, threads: int | None = None) -> str:
@@ -235,19 +254,19 @@ def validated_tokens(run: RunConfig, data: PreparedData) -> int:
     return sum(tokens if limit is None else min(limit, tokens) for tokens in held_out)
 
 
-def _utilisation(run: RunConfig, vocab_size: int) -> float | None:
-    """Operations a second that training is known to reach on this device with such a model; None if nobody has measured it."""
+def _speed_of_one(run: RunConfig, vocab_size: int) -> float | None:
+    """Operations a second that training is known to reach on one such GPU with such a model; None if nobody has measured it."""
     hardware, cuda = run.hardware, devices.probe_cuda()
     measured = next((points for part, points in UTILISATION.items() if part in cuda.name), None)
     peak = devices.bf16_peak_flops(cuda.name)
-    if hardware.device is not Device.cuda or measured is None or peak is None or hardware.processes != 1:
+    if measured is None or peak is None:
         return None
     if run.precision is not Precision.bf16 or hardware.compile is not Compile.always or hardware.recompute is not Recompute.none:
         return None
     if hardware.deterministic or run.data.window is not Window.contiguous:
         return None
     numbers, length = parameters(run.model, vocab_size), run.data.max_seq_len
-    at_once = min(run.micro_batch, run.windows_per_update) * length
+    at_once = min(run.micro_batch, -(-run.windows_per_update // (hardware.processes or 1))) * length
     within = MEASURED_NUMBERS[0] <= numbers <= MEASURED_NUMBERS[1] and MEASURED_LENGTHS[0] <= length <= MEASURED_LENGTHS[1]
     if not within or at_once < MEASURED_POSITIONS:
         return None
