@@ -24,6 +24,8 @@ def train(
 ) -> "TrainResult":
     """Train a run to its end, or go on with it where it stands.
 
+    A script that trains on several processes does so below `if __name__ == "__main__":`, since each of them imports it.
+
     Args:
         run: what `compose` returned; values that were changed since are checked once more.
         handle_signals: whether SIGTERM, SIGINT and SIGUSR1 end the run politely after the current update, as on the command

@@ -21,14 +21,14 @@ from llama_lab.config.disk import remedy, why
 from llama_lab.config.errors import ConfigError
 from llama_lab.config.identity import run_folder
 from llama_lab.config.resolve import resolve
-from llama_lab.config.schema import RunConfig, Window
+from llama_lab.config.schema import AUTO, RunConfig, Window
 from llama_lab.data.cache import in_use
 from llama_lab.data.prepare import PreparedData, prepare
 from llama_lab.training.errors import RankFailed, SaveFailed
 from llama_lab.training.foresight.forecast import Forecast, correct_probe, foresee, keep_to_budget
 from llama_lab.training.foresight.memory import explained, settle_micro_batch
 from llama_lab.training.processes.board import Board, failure_of
-from llama_lab.training.processes.ranks import end_rank, run_ranks
+from llama_lab.training.processes.ranks import check_script, end_rank, run_ranks
 from llama_lab.training.processes.stop import Stop, stop_on_signals, stop_with_parent
 from llama_lab.training.processes.watchdog import Watchdog
 from llama_lab.training.run_data import MADE_BY, refuse_other_data
@@ -90,6 +90,10 @@ def launch(
     with stop_on_signals(stop, quiet=started and os.environ["RANK"] != "0") if handle_signals else contextlib.nullcontext():
         with stop.at_once():
             run = resolve(run)
+        if run.hardware.micro_batch == AUTO:
+            check_script(f"hardware.micro_batch={AUTO}")
+        elif not started and run.hardware.processes != 1:
+            check_script(f"hardware.processes={run.hardware.processes}")
         # A schedule that has no course yet would be found out where warm-up ends, maybe hours later.
         lr_factor(run.schedule, run.optim.max_lr, run.updates, run.updates)
         return (_follow if started else _lead)(run, load_observers, stop, command, extra_slug)

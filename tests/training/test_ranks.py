@@ -177,6 +177,23 @@ def test_a_torchrun_that_ends_leaves_a_saved_run_and_no_workers(tmp_path: Path, 
     assert [checkpoint.update for checkpoint in list_checkpoints(folder_of(outputs, "preempted") / "checkpoints")] == [20]
 
 
+@pytest.mark.parametrize(
+    "script",
+    ["train(run)", "if '__main__' in __name__ or True: train(run)"],
+    ids=["no guard", "a guard that guards nothing"],
+)
+def test_a_script_that_each_process_would_run_again_is_told_what_to_type(
+    tmp_path: Path, text: Path, outputs: Path, script: str
+) -> None:
+    given = words(text, "hardware=ddp", "hardware.device=cpu", "hardware.processes=2")
+    path = tmp_path / "research.py"
+    path.write_text(f"from llama_lab import compose, train\nrun = compose({given[given.index('train') + 1 :]})\n{script}\n")
+    ended = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=100, check=False)
+    assert ended.returncode == 1
+    rule = "hardware.processes=2 starts processes that begin by running this script; put what it does below"
+    assert f'{rule}  if __name__ == "__main__":' in ended.stderr
+
+
 def test_causes_come_before_consequences(tmp_path: Path) -> None:
     board = Board(tmp_path / "ranks")
     assert board.failures() == []

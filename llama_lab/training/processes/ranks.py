@@ -11,9 +11,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from multiprocessing import connection, parent_process
+from multiprocessing import connection, current_process, parent_process
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
+from pathlib import Path
 from typing import Any, NoReturn
 
 from llama_lab.config.errors import ConfigError
@@ -28,6 +29,28 @@ GRACE_SECONDS = 3.0
 CLOSING_SECONDS = 35.0
 # Within it a process that lost contact learns what became of its partner.
 REPORT_SECONDS = 2.0
+
+
+def check_script(setting: str) -> None:
+    """Refuse to start processes from a script that each of them would run again, down to this call.
+
+    multiprocessing imports the main module in every process that it spawns, for what is defined there. Below
+    `if __name__ == "__main__":` nothing is run by that.
+
+    Args:
+        setting: why there are to be processes.
+
+    Raises:
+        ConfigError: the script has no such line, or this is such a process and the call stands above it.
+    """
+    again = getattr(current_process(), "_inheriting", False)
+    path = getattr(sys.modules["__main__"], "__file__", None)
+    if not again and path is not None:
+        with contextlib.suppress(OSError, UnicodeDecodeError):  # no source: frozen, or in an archive
+            again = "__main__" not in Path(path).read_text(encoding="utf-8")
+    if again:
+        rule = 'starts processes that begin by running this script; put what it does below  if __name__ == "__main__":'
+        raise ConfigError([(setting, rule)], scope="this script")
 
 
 def run_ranks(
