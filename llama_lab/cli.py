@@ -1,6 +1,7 @@
 """The command line: which command, and what its exit code says."""
 
 import difflib
+import errno
 import os
 import shlex
 import sys
@@ -13,6 +14,8 @@ from llama_lab.manual import EXIT_CODES, TRAIN_EXAMPLES
 
 # torchrun looks ten times a second whether a process has failed, and then ends the others; the first may be slower than they are.
 FIRST_SECONDS = 10.0
+# Characters of a word that was no path.
+SHOWN = 40
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,6 +48,11 @@ def main(argv: list[str] | None = None) -> int:
         from llama_lab.config.errors import ConfigError
         from llama_lab.training.errors import RunFailed
 
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            # Paths are asked for in many places, and a text in the place of one is a mistake in the request wherever it is noticed.
+            shown = repr(str(error.filename)[:SHOWN])
+            print(f"{shown}… is too long to name anything; llama-lab {words[0]} --help says what stands where", file=sys.stderr)
+            return CONFIG
         if not isinstance(error, ConfigError | RunFailed):
             raise
         if isinstance(error, ConfigError):

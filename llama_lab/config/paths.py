@@ -4,6 +4,7 @@ Read as plain files, so that every list of options is exactly what `llama-lab` w
 """
 
 import difflib
+import os
 from glob import has_magic
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def or_meant(path: Path, otherwise: str) -> str:
         otherwise: what to say where nothing near is named alike, or the path is there.
     """
     there = next((folder for folder in path.parents if folder.is_dir()), None)
-    if there is None or path.exists():
+    if there is None or os.path.exists(path):  # noqa: PTH110 - a text that is no path at all is answered, not an error
         return otherwise
     mistyped, *rest = path.parts[len(there.parts) :]
     try:

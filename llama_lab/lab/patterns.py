@@ -1,10 +1,12 @@
 """What the paths, patterns and names that a user types mean."""
 
+import os
 import re
 from collections.abc import Sequence
 from glob import has_magic
 from pathlib import Path
 
+from llama_lab.config.identity import outputs_folder
 from llama_lab.training.run_folder import named_run
 
 RUN_HELP = "the run's folder, outputs/<name>/<run id>, its name, or the hash at the end of that"
@@ -15,7 +17,8 @@ BESIDE = ("sweeps", "report")
 
 
 def matches(word: str) -> list[Path]:
-    """Paths that a pattern stands for, sorted, or the run of that name or hash; none if it is neither.
+    """Paths that a pattern stands for, sorted; or the run of that name or hash; or the folder of that name in outputs/, which a
+    run's `name` makes; none if it is nothing of these.
 
     Runs that were moved aside for a fresh start are left out, unless the pattern names their numbers.
 
@@ -28,8 +31,8 @@ def matches(word: str) -> list[Path]:
     except (ValueError, NotImplementedError):
         return []
     if not found and not has_magic(word):
-        called = named_run(Path(word)).absolute()
-        return [called] if called.is_dir() else []
+        called = (named_run(Path(word)).absolute(), outputs_folder().absolute() / word)
+        return [folder for folder in called if os.path.isdir(folder)][:1]  # noqa: PTH112 - a text may be no path at all
     return found if AS_NUMBERED.search(path.name) else [match for match in found if not is_aside(match)]
 
 

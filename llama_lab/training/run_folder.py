@@ -168,7 +168,7 @@ def find_run(path: Path) -> RunFolder:
         ConfigError: there is none, or there are several.
     """
     path = named_run(path)
-    if not (path / "config.yaml").is_file() or (path / MANIFEST).is_file():
+    if not os.path.isfile(path / "config.yaml") or (path / MANIFEST).is_file():  # noqa: PTH113 - as above
         raise ConfigError([(str(path), no_run(path))], scope="this request")
     return RunFolder(path.absolute())
 
@@ -176,7 +176,7 @@ def find_run(path: Path) -> RunFolder:
 def no_run(path: Path) -> str:
     """Why what a user named is no run, and what to name instead."""
     instead = "name a run's folder, outputs/<name>/<run id>"
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110 - as above
         places = ((path.parent, "*"), (path.parent.parent, "*/*"), (outputs_folder(), "*/*"))
         runs = {run.name: run for place, depth in places for run in _runs(place, depth)}
         close = difflib.get_close_matches(path.name, runs, n=1) or [name for name in runs if name.startswith(path.name)]

@@ -1,6 +1,7 @@
 """What words mean that name runs: names and hashes, and what a shell's pattern finds beside runs."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -31,6 +32,26 @@ def test_a_run_may_be_named_by_its_name_or_its_hash(make: Make, tmp_path: Path, 
     monkeypatch.chdir(tmp_path)
     elsewhere = Path(shutil.copytree(second, tmp_path / code))
     assert find_run(Path(code)).path == elsewhere, "a path comes first"
+
+
+def test_runs_may_be_named_by_what_they_are_called_together(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As `name=tiny` has made their folder, from wherever the command is typed."""
+    runs = sorted([make(0), make(1)])
+    assert find_folders(["tiny"]) == runs
+    assert sorted(run.folder for run in load_records(["tiny"])) == runs
+    monkeypatch.chdir(tmp_path)
+    (elsewhere := tmp_path / "tiny").mkdir()
+    shutil.copytree(runs[0], elsewhere / runs[0].name)
+    assert find_folders(["tiny"]) == [elsewhere / runs[0].name], "a path comes first"
+
+
+@pytest.mark.parametrize("command", ["runs", "compare", "serve", "watch", "evaluate", "generate", "verify", "train"])
+def test_a_text_in_the_place_of_a_path_is_answered(outputs: Path, capsys: Output, command: str):
+    assert main([command, "Once upon a time " * 20]) == 2
+    said = capsys.readouterr().err
+    assert re.search(
+        f"is too long to name anything; llama-lab {command} --help|is no run, and RUN is missing|name a run's folder", said
+    )
 
 
 def test_a_name_of_several_runs_names_them_all(make: Make, outputs: Path, capsys: Output):

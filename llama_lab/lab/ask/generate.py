@@ -209,7 +209,7 @@ def _nothing_to_continue(typed: Path) -> list[Problem]:
     """What is wrong where one word alone was typed: a run without a text, or a text without a run."""
     missing = ("no prompt", "was typed; add a text in quotes, --prompts FILE, or --interactive")
     path = named_run(typed)
-    if path.exists():
+    if os.path.exists(path):  # noqa: PTH110 - a text that is no path at all is answered, not an error
         return [missing]
     near = no_run(path)
     if "did you mean" in near:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
@@ -299,6 +300,8 @@ def _named(word: str, metric: str | None) -> tuple[list[Path], list[RunRecord]]:
     if not found:
         instead = or_meant(path, "name runs (outputs/<name>/<run id>), a folder of runs, or a sweep")
         raise _refused(word, f"names no folder or CSV file; {instead}")
+    if not has_magic(word):
+        return _runs_in(found[0], word), []
     runs = [match for match in found if (match / "config.yaml").is_file()]
     inside = [run for match in found if match.is_dir() and match not in runs for run in _children(match)]
     if not runs and not inside:
