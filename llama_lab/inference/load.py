@@ -153,7 +153,7 @@ class LoadedRun:
             several = len(given) > 0 and hasattr(given[0], "__len__") and getattr(given[0], "ndim", 1) > 0
             rows = [list(map(index, row)) for row in (given if several else [given])]
         except (TypeError, LookupError):
-            rule = "is no list of ids; give the numbers of tokens"
+            rule = "is no list of ids; give the numbers of tokens, as tokenizer.encode(text) does"
             raise ConfigError([(f"ids={ids!r}", rule)], scope=SCOPE) from None
         lengths = sorted({len(row) for row in rows})
         if not lengths[0]:
