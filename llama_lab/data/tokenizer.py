@@ -31,9 +31,13 @@ BATCH_CHARS = 250_000
 BATCHES_AHEAD = 3
 # A hundred times as much text moves hardly a merge.
 MAX_TRAIN_BYTES = 10**9
-# Byte-level pre-tokenization joins a space with what follows it, never with what it follows.
-PIECE_END = re.compile(r"\S(?= )")
-
+# Byte-level pre-tokenization joins white space with what follows it, never with what it follows; nor a full stop with a letter. The
+# second half is for scripts that are written without spaces.
+PIECE_END = re.compile(r"\S(?=[ \n\r\t\u3000])|[。、，！？；：](?=[ぁ-ゖァ-ヺ一-鿕])")
+# Of a tokenizer that would put a space before each piece which has none.
+PREFIXED_PIECE_END = re.compile(r"\S(?= )")
+# A merge moves what follows it in its word, so learning from a word takes the square of its length: hours, of two million letters.
+WORD_CHARS = 1_000
 
 Batch = list[tuple[str, bool]]
 """Pieces of texts, each with whether it is its text's last."""
@@ -82,7 +86,7 @@ class Tokenizer:
         self.start_id = self.eos_id
         first = next(_template_beginnings(parsed.get("post_processor")), None)
         self.bos_id = None if first is None else vocabulary.get(first)
-        self._piece_chars = PIECE_CHARS if _is_cuttable(parsed) else None
+        self._piece_end = _piece_end(parsed)
 
     @property
     def content(self) -> str:
@@ -99,14 +103,14 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, (tokens,) unsigned, encoded on all cores."""
-        return list(_joined(map(self._encode_pieces, _batches(_pieces(texts, self._piece_chars)))))
+        return list(_joined(map(self._encode_pieces, _batches(_pieces(texts, self._piece_end)))))
 
     def encode_stream(self, texts: Iterable[str]) -> Generator[np.ndarray]:
         """The same, one text after the other, with a bounded amount of text in memory.
 
         It reads some texts ahead, and encodes them while the caller is busy with the ids of those before.
         """
-        yield from _joined(_ahead(self._encode_pieces, _batches(_pieces(texts, self._piece_chars))))
+        yield from _joined(_ahead(self._encode_pieces, _batches(_pieces(texts, self._piece_end))))
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of ids, special tokens left out; broken UTF-8 becomes U+FFFD, and ids without a meaning are passed over."""
@@ -183,8 +187,8 @@ def train_bpe(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    pieces = (piece for piece, _ in _pieces(_first_bytes(texts, train_bytes or MAX_TRAIN_BYTES), PIECE_CHARS))
-    _train(backend, trainer, pieces)
+    pieces = (piece for piece, _ in _pieces(_first_bytes(texts, train_bytes or MAX_TRAIN_BYTES), PIECE_END))
+    _train(backend, trainer, (part for piece in pieces for part in _without_long_words(piece)))
     return Tokenizer(backend.to_str())
 
 
@@ -258,11 +262,17 @@ def _template_beginnings(processor: Any) -> Iterator[str]:
             yield name
 
 
-def _is_cuttable(parsed: Any) -> bool:
-    """Whether pieces that begin with a space give the tokens of the whole, as in byte-level BPE."""
+def _piece_end(parsed: Any) -> re.Pattern[str] | None:
+    """Where a text may be cut so that its pieces give the tokens of the whole; None if that is not known."""
     before = parsed.get("pre_tokenizer") or {}
     plain = before.get("type") == "ByteLevel" and before.get("use_regex", True)
-    return plain and parsed.get("normalizer") is None and all(token.get("special") for token in parsed.get("added_tokens", []))
+    if (
+        not plain
+        or parsed.get("normalizer") is not None
+        or not all(token.get("special") for token in parsed.get("added_tokens", []))
+    ):
+        return None
+    return PREFIXED_PIECE_END if before.get("add_prefix_space", True) else PIECE_END
 
 
 def _first_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
@@ -275,17 +285,28 @@ def _first_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
             return
 
 
-def _pieces(texts: Iterable[str], piece_chars: int | None) -> Iterator[tuple[str, bool]]:
-    """(piece, whether it is its text's last), cut before a space."""
+def _pieces(texts: Iterable[str], ends: re.Pattern[str] | None) -> Iterator[tuple[str, bool]]:
+    """(piece, whether it is its text's last), cut where a match ends."""
     for text in texts:
         start = 0
-        while piece_chars is not None and len(text) - start > piece_chars:
-            end = PIECE_END.search(text, start + piece_chars)
+        while ends is not None and len(text) - start > PIECE_CHARS:
+            end = ends.search(text, start + PIECE_CHARS)
             if end is None:
                 break
             yield text[start : end.end()], False
             start = end.end()
         yield text[start:] if start else text, True
+
+
+def _without_long_words(piece: str) -> Iterator[str]:
+    """The same text, cut where it would else hold a word, or white space, of more than about 2,000 characters."""
+    start = 0
+    for place in range(0, len(piece) - 2 * WORD_CHARS, WORD_CHARS):
+        window = piece[place : place + WORD_CHARS]
+        if window.isspace() or (" " not in window and len(window.split(maxsplit=1)) == 1):
+            yield piece[start : place + WORD_CHARS]
+            start = place + WORD_CHARS
+    yield piece[start:] if start else piece
 
 
 def _batches(pieces: Iterable[tuple[str, bool]]) -> Iterator[Batch]:

@@ -2,9 +2,11 @@
 
 import itertools
 import json
+import random
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +25,34 @@ TEXTS = [
     for animal in ("dog", "cat")
 ]
 TRICKY = ["", " ", "\n\n\n", "<EOS> and <|endoftext|> and <PAD>", "a  b\t c ", "é\u0301\u200b\x00", "😀" * 3, *TEXTS[:2]]
+
+BOUNDARIES = [
+    "a",
+    "it's",
+    "'s",
+    "don't ",
+    " ",
+    "  ",
+    "\n",
+    "\n\n",
+    "\r\n",
+    "\t",
+    "\u3000",
+    "\xa0",
+    "\x85",
+    "\x1c",
+    "1",
+    "。",
+    "，",
+    "天",
+    "地玄",
+    "ー",
+    "の",
+    "！",
+    "...",
+    "_",
+]
+"""What a pre-tokenizer may join or part, or Python and it may see differently."""
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +134,35 @@ def test_a_long_text_encoded_in_pieces_has_the_tokens_of_the_whole(
     monkeypatch.setattr(module, "PIECE_CHARS", 17)
     monkeypatch.setattr(module, "BATCH_CHARS", 100)
     pieces = Tokenizer(json.dumps(content))
-    assert len(list(module._pieces([text], 17))) > 100
+    assert len(list(module._pieces([text], pieces._piece_end))) > 100
     assert pieces.encode(text) == whole
     assert [ids.tolist() for ids in pieces.encode_batch([text, "", "dog"])] == [whole, [], pieces.encode("dog")]
+
+
+def test_wherever_a_text_is_cut_it_has_the_tokens_of_the_whole(bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(0)
+    texts = ["".join(draw.choices(BOUNDARIES, k=draw.randint(1, 12))) for _ in range(5_000)]
+    whole = bpe.encode_batch(texts)
+    monkeypatch.setattr(module, "PIECE_CHARS", 1)
+    assert [ids.tolist() for ids in bpe.encode_batch(texts)] == [ids.tolist() for ids in whole]
+    assert len(list(module._pieces(texts, bpe._piece_end))) > 2 * len(texts)
+
+
+def test_scripts_without_spaces_and_lines_without_any_are_cut(bpe: Tokenizer) -> None:
+    """Encoding takes a hundred times the memory of a piece."""
+    for text in ("天地玄黄，宇宙洪荒。" * 30_000, "なまえはまだない。" * 30_000, "line\n" * 60_000):
+        assert max(len(piece) for piece, _ in module._pieces([text], bpe._piece_end)) < 1.01 * module.PIECE_CHARS
+
+
+@pytest.mark.parametrize("unit", ["a", " ", "\n", "ACGT", "天地玄黄"], ids=["letter", "spaces", "lines", "DNA", "Chinese"])
+def test_a_word_of_any_length_is_learned_from_in_seconds(unit: str) -> None:
+    """Two million characters took hours; what is cut is no other word where there are such words at all."""
+    start = time.monotonic()
+    tokenizer = train_bpe(iter([unit * (2_000_000 // len(unit)), *TEXTS]), 320)
+    assert time.monotonic() - start < 30
+    assert len(tokenizer.encode(unit * 1000)) < 100
+    short = " word" * 20_000
+    assert list(module._without_long_words(short)) == [short]
 
 
 @pytest.mark.parametrize("name", ["<|endoftext|>", "</s>"])
